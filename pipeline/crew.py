@@ -1,0 +1,395 @@
+"""Ray: the one file that schedules. Actors that stay warm between nodes, calls that survive their worker.
+
+Every actor has two calls in flight, so that one part is read while the stage works on another. An actor that dies
+takes its calls with it: they are tried again, then alone with smaller batches, and then the part is bisected until
+the rows that kill it are found and quarantined.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayError
+
+from pipeline.dag import Node, Workers
+from pipeline.errors import SluiceError
+from pipeline.node import NodeFailed
+from pipeline.records import Record
+from pipeline.stage import Device
+from pipeline.store import Store
+from pipeline.worker import Call, Fault, work
+
+TRIES = 3
+"""How often a part is tried before it is bisected, or given up."""
+IN_FLIGHT = 2
+MAX_POISON = 100
+"""Rows of one part that may be quarantined; with more of them the stage is at fault, not the rows."""
+
+
+class Stopped(SluiceError):
+    """The run was asked to stop."""
+
+
+@ray.remote(max_restarts=0)
+class Worker:
+    """Does one call at a time; the next one's arguments wait beside it."""
+
+    def __init__(self, root: str, device: Device) -> None:
+        self._store = Store(root)
+        self._device = device
+        self._lock = threading.Lock()
+
+    def ready(self) -> int:
+        return os.getpid()
+
+    def work(self, call: Call) -> Record | Fault | None:
+        with self._lock:
+            hints = {**call.task.hints, "device": self._device}
+            return work(self._store, replace(call, task=replace(call.task, hints=hints)))
+
+
+@dataclass(frozen=True)
+class Size:
+    """What an actor needs; actors of one size serve every node of that size."""
+
+    cpus: float
+    gpus: float
+
+
+@dataclass(eq=False)
+class Hand:
+    """An actor and what it is doing."""
+
+    actor: ActorHandle[Any]
+    size: Size
+    starting: Any
+    calls: dict[Any, Order] = field(default_factory=dict)
+    alone: bool = False
+
+
+@dataclass(eq=False)
+class Order:
+    """A call that waits for a worker or is with one."""
+
+    call: Call
+    lane: Lane
+    alone: bool
+    result: Future[Record | Fault | None] = field(default_factory=Future)
+
+
+@dataclass(eq=False)
+class Lane:
+    """The calls of one node; lanes take turns."""
+
+    size: Size
+    limit: int
+    waiting: deque[Order] = field(default_factory=deque)
+    flying: int = 0
+
+
+class Crew:
+    """The actors of a run. `run` may be called from several threads, one per node."""
+
+    def __init__(self, store: Store, address: str | None, report: Callable[[str, int, int, int], None]) -> None:
+        self._store = store
+        self._report = report
+        self._hands: list[Hand] = []
+        self._lanes: list[Lane] = []
+        self._lock = threading.Lock()
+        self._work = threading.Event()
+        self._stopping = threading.Event()
+        self._failure: BaseException | None = None
+        start_ray(address)
+        self._elastic = address is not None
+        self._thread = threading.Thread(target=self._dispatch, name="sluice-dispatch", daemon=True)
+        self._thread.start()
+
+    # -- the node's side -----------------------------------------------------------------------------------------------
+
+    def run(self, node: Node, calls: Sequence[Call], total_rows: int, done_rows: int) -> list[Record]:
+        """The calls' records, in order.
+
+        Raises `NodeFailed` when some calls could not be done, after the others were, and `Stopped`.
+        """
+        lane = self._open_lane(node.workers, len(calls))
+        self._report(node.name, total_rows or len(calls), done_rows, 0)
+        results: dict[str, Record] = {}
+        faults: dict[str, Fault] = {}
+        try:
+            hints = {"batch_rows": node.workers.batch_rows}
+            calls = [replace(c, task=replace(c.task, hints={**c.task.hints, **hints})) for c in calls]
+            tries = {call.work_key: 1 for call in calls}
+            by_future = {self._order(lane, call, alone=False).result: call for call in calls}
+            while by_future:
+                done, _ = wait(by_future, return_when=FIRST_COMPLETED)
+                for future in done:
+                    call = by_future.pop(future)
+                    outcome = future.result()
+                    if isinstance(outcome, Record):
+                        results[call.work_key] = outcome
+                        self._report(node.name, total_rows or len(calls), call.task.rows if total_rows else 1, 1)
+                    elif isinstance(outcome, Fault):
+                        again = self._again(call, outcome, tries)
+                        if again is not None:
+                            by_future[self._order(lane, again, alone=True).result] = again
+                        else:
+                            faults[call.work_key] = outcome
+            records = self._bisect_all(lane, node, calls, faults)
+            results.update({record.work_key: record for record in records})
+        finally:
+            self._close_lane(lane)
+        if faults:
+            raise self._failed(node, calls, faults)
+        return [results[call.work_key] for call in calls]
+
+    def stop(self) -> None:
+        """Kill the actors and fail whatever waits, within a second. Committed work stays."""
+        self._stopping.set()
+        self._work.set()
+        self._thread.join(timeout=10)
+
+    def _again(self, call: Call, fault: Fault, tries: dict[str, int]) -> Call | None:
+        """The call once more, alone, with a quarter of the batch after a crash; None when it had its tries."""
+        if fault.kind == "refused" or tries[call.work_key] >= TRIES or _disk_full(fault):
+            return None
+        tries[call.work_key] += 1
+        rows = int(call.task.hints["batch_rows"])
+        smaller = max(1, rows // 4) if fault.kind == "crash" else rows
+        return replace(call, task=replace(call.task, hints={**call.task.hints, "batch_rows": smaller}))
+
+    # -- poison --------------------------------------------------------------------------------------------------------
+
+    def _bisect_all(self, lane: Lane, node: Node, calls: Sequence[Call], faults: dict[str, Fault]) -> list[Record]:
+        """Records of the parts that hold once their poison rows are quarantined; those leave `faults`."""
+        records = []
+        for call in calls:
+            fault = faults.get(call.work_key)
+            if fault is None or fault.kind not in ("stage", "crash") or not getattr(call.do, "bisectable", False):
+                continue
+            poison = self._poison(lane, call, fault)
+            if not poison:
+                continue
+            entries = [
+                {"row": row, "step": found.step, "error": found.error, "traceback": found.traceback, "attempts": TRIES}
+                for row, found in poison.items()
+            ]
+            healed = replace(call, task=replace(call.task, hints={**call.task.hints, "exclude": sorted(poison), "faults": entries}))
+            outcome = self._order(lane, healed, alone=True).result.result()
+            if isinstance(outcome, Record):
+                records.append(outcome)
+                del faults[call.work_key]
+                self._report(node.name, 0, call.task.rows, 1)
+            elif isinstance(outcome, Fault):
+                faults[call.work_key] = outcome
+        return records
+
+    def _poison(self, lane: Lane, call: Call, fault: Fault) -> dict[int, Fault]:
+        """The rows on which the call fails, each tried twice on its own; empty when no row is to blame."""
+        poison: dict[int, Fault] = {}
+        ranges = [range(call.task.rows)]
+        while ranges:
+            rows = ranges.pop()
+            outcome = self._probe(lane, call, rows)
+            if outcome is None:
+                continue
+            if outcome.kind not in ("stage", "crash"):
+                return {}
+            if len(rows) == 1:
+                confirmed = self._probe(lane, call, rows)
+                if confirmed is not None:
+                    poison[rows[0]] = confirmed
+                if len(poison) > min(MAX_POISON, max(1, call.task.rows // 2)):
+                    return {}
+                continue
+            middle = len(rows) // 2
+            ranges += [rows[middle:], rows[:middle]]
+        return poison
+
+    def _probe(self, lane: Lane, call: Call, rows: range) -> Fault | None:
+        task = replace(call.task, hints={**call.task.hints, "rows": list(rows)})
+        outcome = self._order(lane, replace(call, task=task, probe=True), alone=True).result.result()
+        return outcome if isinstance(outcome, Fault) else None
+
+    def _failed(self, node: Node, calls: Sequence[Call], faults: dict[str, Fault]) -> NodeFailed:
+        for call in calls:
+            if call.work_key in faults:
+                self._store.add_failure(call.node, call.work_key, call.task.part, call.phase, faults[call.work_key])
+        first = next(iter(faults.values()))
+        if _disk_full(first):
+            return NodeFailed(f"{node.name}: the disk is full ({first.error}); free space and run the same command, it resumes")
+        if first.kind == "refused":
+            return NodeFailed(f"{node.name}: {first.error}")
+        return NodeFailed(
+            f"{node.name}: {len(faults)} of {len(calls)} parts failed, the first with {first.error}; "
+            f"see `sluice errors {self._store.root}`"
+        )
+
+    # -- the actors' side ----------------------------------------------------------------------------------------------
+
+    def _open_lane(self, workers: Workers, calls: int) -> Lane:
+        size = Size(workers.cpus, workers.gpus)
+        total = ray.cluster_resources()
+        fits = int(total.get("CPU", 1) // workers.cpus)
+        if workers.gpus:
+            fits = min(fits, int(total.get("GPU", 0) // workers.gpus))
+        if fits < 1 and not self._elastic:
+            raise SluiceError(
+                f"a worker needs {workers.cpus:g} CPUs and {workers.gpus:g} GPUs, this machine has "
+                f"{total.get('CPU', 0):g} and {total.get('GPU', 0):g}; lower `workers` or give --address"
+            )
+        lane = Lane(size, min(workers.count or max(fits, 1), max(calls, 1)))
+        with self._lock:
+            self._lanes.append(lane)
+        return lane
+
+    def _close_lane(self, lane: Lane) -> None:
+        with self._lock:
+            self._lanes.remove(lane)
+
+    def _order(self, lane: Lane, call: Call, alone: bool) -> Order:
+        if self._failure is not None:
+            raise SluiceError(f"the workers failed: {self._failure}")
+        if self._stopping.is_set():
+            raise Stopped("stopped")
+        order = Order(call, lane, alone)
+        with self._lock:
+            lane.waiting.append(order)
+        self._work.set()
+        return order
+
+    def _dispatch(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                with self._lock:
+                    self._hire()
+                    self._hand_out()
+                    references = [r for hand in self._hands for r in ([hand.starting] if hand.starting else hand.calls)]
+                if not references:
+                    self._work.wait(timeout=0.5)
+                    self._work.clear()
+                    continue
+                done, _ = ray.wait(references, num_returns=1, timeout=0.1)
+                more, _ = ray.wait(references, num_returns=len(references), timeout=0) if done else ([], [])
+                for reference in {*done, *more}:
+                    self._settle(reference)
+        except BaseException as error:
+            self._failure = error
+            self._abandon(error if isinstance(error, SluiceError) else SluiceError(f"{type(error).__name__}: {error}"))
+        else:
+            self._abandon(Stopped("stopped"))
+
+    def _hire(self) -> None:
+        """Start actors for the lanes that wait; let idle ones of another size go."""
+        for size in {lane.size for lane in self._lanes if lane.waiting}:
+            lanes = [lane for lane in self._lanes if lane.size == size]
+            have = [hand for hand in self._hands if hand.size == size]
+            wanted = max(lane.limit for lane in lanes)
+            if len(have) < wanted:
+                for hand in [h for h in self._hands if h.size != size and not h.calls and not h.starting]:
+                    if not any(lane.waiting for lane in self._lanes if lane.size == hand.size):
+                        self._dismiss(hand)
+            for _ in range(wanted - len(have)):
+                device = Device("cuda" if size.gpus else "cpu", max(1, int(size.cpus)))
+                options = {"num_cpus": size.cpus, "num_gpus": size.gpus, "max_concurrency": IN_FLIGHT + 1}
+                actor = Worker.options(**options).remote(self._store.root, device)  # type: ignore[attr-defined]
+                self._hands.append(Hand(actor, size, actor.ready.remote()))
+
+    def _hand_out(self) -> None:
+        """Give waiting orders to free actors, one lane after another."""
+        for hand in self._hands:
+            while not hand.starting and not hand.alone and len(hand.calls) < IN_FLIGHT:
+                order = self._next(hand)
+                if order is None:
+                    break
+                reference = hand.actor.work.remote(order.call)
+                hand.calls[reference] = order
+                hand.alone = order.alone
+                order.lane.flying += 1
+
+    def _next(self, hand: Hand) -> Order | None:
+        lanes = [lane for lane in self._lanes if lane.waiting and lane.size == hand.size and lane.flying < lane.limit * IN_FLIGHT]
+        lanes.sort(key=lambda lane: lane.flying)
+        for lane in lanes:
+            if not lane.waiting[0].alone or not hand.calls:
+                return lane.waiting.popleft()
+        return None
+
+    def _settle(self, reference: Any) -> None:
+        hand = next((h for h in self._hands if reference is h.starting or reference in h.calls), None)
+        if hand is None:
+            return  # its actor died, and the call was settled with it
+        try:
+            outcome = ray.get(reference)
+        except RayActorError as error:
+            self._bury(hand, error)
+            return
+        except RayError as error:
+            outcome = Fault("crash", f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        if reference is hand.starting:
+            hand.starting = None
+            return
+        self._finish(hand, reference, outcome)
+
+    def _finish(self, hand: Hand, reference: Any, outcome: Any) -> None:
+        with self._lock:
+            order = hand.calls.pop(reference)
+            order.lane.flying -= 1
+            hand.alone = False
+        order.result.set_result(outcome)
+
+    def _bury(self, hand: Hand, error: RayActorError) -> None:
+        """The actor is dead: its calls failed with it. One that never started is a fault of the set-up."""
+        with self._lock:
+            self._hands.remove(hand)
+        if hand.starting and "CreationTaskError" in type(error).__mro__[0].__name__:
+            raise SluiceError(f"a worker could not start: {str(error).strip().splitlines()[-1]}")
+        reason = str(error).strip().splitlines()
+        cause = next((line.strip() for line in reason if "cause" in line.lower()), reason[0] if reason else "")
+        for reference in list(hand.calls):
+            self._finish(hand, reference, Fault("crash", f"the worker process died: {cause}"[:500], traceback=str(error)))
+
+    def _dismiss(self, hand: Hand) -> None:
+        self._hands.remove(hand)
+        ray.kill(hand.actor)
+
+    def _abandon(self, error: SluiceError) -> None:
+        with self._lock:
+            orders = [order for lane in self._lanes for order in lane.waiting]
+            for lane in self._lanes:
+                lane.waiting.clear()
+            for hand in self._hands:
+                orders += hand.calls.values()
+                ray.kill(hand.actor)
+            self._hands = []
+        for order in orders:
+            if not order.result.done():
+                order.result.set_exception(error)
+
+
+def _disk_full(fault: Fault) -> bool:
+    return any(sign in fault.error for sign in ("[Errno 28]", "[Errno 122]", "No space left"))
+
+
+def start_ray(address: str | None) -> None:
+    """Join the cluster at `address`, or start a private one on the loopback interface, without a dashboard."""
+    if ray.is_initialized():  # type: ignore[no-untyped-call]
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "sluice"}
+    if address is None:
+        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "num_cpus": os.cpu_count()}
+    else:
+        options |= {"address": address}
+    try:
+        ray.init(**options)
+    except ConnectionError as error:
+        raise SluiceError(f"no Ray cluster answers at {address!r}: {error}; start one, or leave --address out") from None

@@ -1,0 +1,281 @@
+"""A node on its way to a generation: which tasks it consists of, which of them are committed, and the seal.
+
+The same code plans and runs. A plan has no executor: it stops at the first phase that is not wholly committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pipeline.attempt import Attempt
+from pipeline.dag import Dag, Node
+from pipeline.errors import SluiceError
+from pipeline.identity import Resources, find_resources, generation_key, node_identity, resource_fields, work_key
+from pipeline.partwork import PartWork, PoolWork
+from pipeline.records import Generation, Record, in_order
+from pipeline.stage import NodeRef, PartStage, Stage, TableStage, Task
+from pipeline.store import Store
+from pipeline.worker import Call
+
+
+class Executor(Protocol):
+    """Whatever does calls: Ray actors, or this process in a test."""
+
+    def run(self, node: Node, calls: Sequence[Call], total_rows: int, done_rows: int) -> list[Record]:
+        """The calls' records, in order. Raises `NodeFailed` after having done what could be done."""
+
+
+class NodeFailed(SluiceError):
+    """Some parts of a node ended without a record."""
+
+
+class Unfinished(Exception):
+    """A plan met a phase that is not wholly committed."""
+
+    def __init__(self, phase: str, parts: Sequence[tuple[str, bool]]) -> None:
+        super().__init__(phase)
+        self.phase = phase
+        self.parts = list(parts)
+        """(part, whether it is committed)."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A node with all that decides its identity."""
+
+    node: Node
+    stages: tuple[Stage, ...]
+    """The stages with their references filled in."""
+    seed: int
+    identity: dict[str, Any]
+    resources: Resources
+    inputs: dict[str, Generation]
+    references: dict[str, Generation]
+    exact: bool
+    sources: tuple[Mapping[str, Any], ...]
+
+    @property
+    def key(self) -> str:
+        inputs = {name: _read_hash(generation, self.exact) for name, generation in self.inputs.items()}
+        references = {name: generation.content_hash for name, generation in self.references.items()}
+        return generation_key(self.identity, self.resources, inputs, references)
+
+    def task_identity(self) -> dict[str, Any]:
+        """What every task of the node shares. The `files` of a table stage are named by its tasks one by one."""
+        table = isinstance(self.stages[0], TableStage)
+        by_task = {name for name, mark in resource_fields(self.stages[0]) if table and mark.kind == "files"}
+        digests = {name: [d for _, d in files] for name, files in self.resources.items() if name not in by_task}
+        return {
+            **self.identity,
+            "resources": digests,
+            "references": sorted(generation.content_hash for generation in self.references.values()),
+        }
+
+
+def _read_hash(generation: Generation, exact: bool) -> str:
+    if not exact:
+        return generation.content_hash
+    return generation.content_hash + "".join(record.bytes_hash() for record in generation.records)
+
+
+def prepare(dag: Dag, name: str, store: Store, generations: Mapping[str, Generation]) -> Prepared:
+    """Everything that decides what `name` would do, given its inputs' generations.
+
+    Raises `SluiceError` for a missing resource.
+    """
+    node = dag.nodes[name]
+    references = {parameter: generations[reference.node] for parameter, reference in node.references.items()}
+    try:
+        resources = find_resources(node.stages)
+    except SluiceError as error:
+        raise SluiceError(f"{name}: {error}") from None
+    return Prepared(
+        node=node,
+        stages=tuple(_with_references(stage, store, generations) for stage in node.stages),
+        seed=dag.seed,
+        identity=node_identity(node.stages, dag.seed),
+        resources=resources,
+        inputs={other: generations[other] for other in node.inputs},
+        references=references,
+        exact=dag.exact(name),
+        sources=tuple(dag.sources(name)),
+    )
+
+
+def _with_references(stage: Stage, store: Store, generations: Mapping[str, Generation]) -> Stage:
+    filled = {}
+    for name in type(stage).model_fields:
+        value = getattr(stage, name)
+        if isinstance(value, NodeRef):
+            records = generations[value.node].records
+            addresses = tuple(store.url(store.place(record, file)) for record in records for file in record.files)
+            filled[name] = value.model_copy(update={"files": addresses})
+    return stage.model_copy(update=filled) if filled else stage
+
+
+class NodeWork:
+    """The `Work` of a node. Without an executor it only looks."""
+
+    def __init__(
+        self, prepared: Prepared, store: Store, previous: Generation | None, executor: Executor | None, retry: bool = False
+    ) -> None:
+        self.prepared = prepared
+        self.store = store
+        self.executor = executor
+        self.retry = retry
+        self.seed = prepared.seed
+        self.inputs = prepared.inputs
+        self.resources = prepared.resources
+        self.previous = previous
+        self.done: list[tuple[str, bool]] = []
+        self._identity = prepared.task_identity()
+        self._known = {record.work_key: record for record in previous.records} if previous else {}
+        self._committed: set[str] | None = None
+
+    def map(
+        self, phase: str, tasks: Iterable[Task], do: Callable[[Task, Attempt], None], final: bool = True
+    ) -> list[Record]:
+        """See `pipeline.stage.Work`. Raises `Unfinished` in a plan."""
+        tasks = list(tasks)
+        keys = [work_key(self._identity, phase, task, self.prepared.exact) for task in tasks]
+        if len(set(keys)) != len(keys):
+            raise SluiceError(f"{self.prepared.node.name}: two tasks of phase {phase!r} are the same; name their parts apart")
+        found = self._find(keys)
+        if all(key in found for key in keys):
+            self.done += [(task.part, True) for task in tasks]
+            return [found[key] for key in keys]
+        if self.executor is None:
+            raise Unfinished(phase, [(task.part, key in found) for task, key in zip(tasks, keys, strict=True)])
+        calls = [
+            Call(self.prepared.node.name, phase, task, key, do)
+            for task, key in zip(tasks, keys, strict=True)
+            if key not in found
+        ]
+        rows = sum(task.rows for task in tasks)
+        done_rows = rows - sum(call.task.rows for call in calls)
+        for record in self.executor.run(self.prepared.node, calls, rows, done_rows):
+            found[record.work_key] = record
+        return [found[key] for key in keys]
+
+    def _find(self, keys: Sequence[str]) -> dict[str, Record]:
+        """The records that exist; those of the previous generation without asking the store again."""
+        found = {key: self._known[key] for key in keys if key in self._known}
+        missing = [key for key in keys if key not in found]
+        if missing:
+            if self._committed is None:
+                self._committed = self.store.committed(self.prepared.node.name)
+            listed = [key for key in missing if key in self._committed]
+            records = self.store.records(self.prepared.node.name, listed)
+            found.update({key: record for key, record in zip(listed, records, strict=True) if record is not None})
+        return found
+
+    def assemble(self) -> list[Record]:
+        """The node's records, done or found."""
+        stage = self.prepared.stages[0]
+        if isinstance(stage, TableStage):
+            return in_order(stage.assemble(self))
+        if isinstance(stage, PartStage):
+            steps = tuple(step for step in self.prepared.stages if isinstance(step, PartStage))
+            do = PartWork(steps, self.prepared.sources)
+            return in_order(self.map("parts", self._part_tasks(), do))
+        return self._assemble_pool()
+
+    def _part_tasks(self) -> list[Task]:
+        first, *others = self.inputs.values()
+        tasks = []
+        for record in first.records:
+            inputs = {first.node: (record,)}
+            for other in others:
+                match = other.for_part(record.part)
+                if match is None:
+                    raise SluiceError(f"{other.node} has no part {record.part}, which {first.node} has; run the whole DAG again")
+                inputs[other.node] = (match,)
+            rows = record.rows.get("image") or record.rows.get("caption", 0)
+            tasks.append(Task(record.part, inputs=inputs, supersedes=record.supersedes, rows=rows))
+        return tasks
+
+    def _assemble_pool(self) -> list[Record]:
+        stage: Any = self.prepared.stages[0]
+        do = PoolWork(stage)
+        base = self.map("parts", self._part_tasks(), do)
+        earlier = self._earlier_tries(base)
+        records = [record for tries in earlier.values() for record in tries]
+        if self.retry:
+            records += self.map("retry", self._retry_tasks(earlier, stage.retryable), do)
+        return in_order(records)
+
+    def _earlier_tries(self, base: Sequence[Record]) -> dict[str, list[Record]]:
+        """Every part's record, then those of its retries and repairs that the previous generation has, oldest first."""
+        tries = {record.part: [record] for record in base}
+        keys = {record.work_key for record in base}
+        before = self.previous.records if self.previous else ()
+        lasting = {record.part for record in before if record.work_key in keys}
+        for record in before:
+            if record.part != record.base and record.base in lasting:
+                tries[record.base].append(record)
+        return {part: [found[0], *sorted(found[1:], key=_try_number)] for part, found in tries.items()}
+
+    def _retry_tasks(self, earlier: Mapping[str, Sequence[Record]], retryable: frozenset[str]) -> list[Task]:
+        (source,) = self.inputs.values()
+        tasks = []
+        for part, tries in earlier.items():
+            rows = 0
+            for record in reversed(tries):
+                rows += sum(count for status, count in record.statuses.items() if status in retryable)
+                if record.phase == "retry":  # it took along whatever could be retried before it
+                    break
+            match = source.for_part(part)
+            if rows and match is not None:
+                number = _try_number(tries[-1]) + 1
+                superseded = tuple(record.part for record in tries) + tries[0].supersedes
+                inputs = {source.node: (match,), self.prepared.node.name: tuple(tries)}
+                tasks.append(Task(f"{part}.r{number}", {"retry": number}, inputs, superseded, rows))
+        return tasks
+
+
+def _try_number(record: Record) -> int:
+    """0 for the first try at a part, 1 for `000-00003.r1`."""
+    return int(record.part.partition(".r")[2] or 0)
+
+
+def seal(prepared: Prepared, store: Store, records: Sequence[Record]) -> Generation:
+    """The node's generation: the newest one where it says the same, else a new one.
+
+    Raises `SluiceError` where a record's statuses do not add up to its input rows, or a file has another size.
+    """
+    name = prepared.node.name
+    generation = Generation(
+        node=name,
+        number=0,
+        key=prepared.key,
+        identity=prepared.identity,
+        resources=prepared.resources,
+        inputs={other: g.content_hash for other, g in prepared.inputs.items()},
+        records=tuple(records),
+    )
+    newest = store.newest(name)
+    if newest is not None and _same(newest, generation):
+        return newest
+    known = {record.work_key for record in newest.records} if newest else set()
+    if not isinstance(prepared.stages[0], TableStage):
+        _check_every_row(prepared, records)
+    store.check_sizes([record for record in records if record.work_key not in known])
+    return store.seal(generation)
+
+
+def _check_every_row(prepared: Prepared, records: Sequence[Record]) -> None:
+    """Every input row has one status."""
+    source = next(iter(prepared.inputs.values()))
+    for record in records:
+        match = source.for_part(record.part)
+        expected = match.rows.get("image", record.rows.get("image")) if match and match.part == record.part else record.rows.get("image")
+        total = sum(record.statuses.values())
+        if expected is not None and total != expected:
+            raise SluiceError(f"{prepared.node.name} part {record.part}: the statuses of its rows add up to {total}, not {expected}")
+
+
+def _same(one: Generation, other: Generation) -> bool:
+    """Equal but for the number and the names of the resource files."""
+    return one.key == other.key and one.records == other.records

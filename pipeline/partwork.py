@@ -1,0 +1,261 @@
+"""What the engine does with one part: batches through the steps of a node, or a part of URLs into a pool."""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.attempt import Attempt
+from pipeline.errors import SluiceError
+from pipeline.records import digest
+from pipeline.rows import GRAIN_KEYS, Decoder, PartRows, RowBatch, ahead, cut, group_of
+from pipeline.stage import KEYS, PIXELS, Column, Device, PartStage, PoolStage, Stage, Task
+
+ERRORS = pa.schema(
+    [
+        ("uid", pa.string()),
+        ("row", pa.int64()),
+        ("step", pa.string()),
+        ("error", pa.string()),
+        ("traceback", pa.string()),
+        ("attempts", pa.int32()),
+    ]
+)
+"""The table of kind `errors`: rows that ended without a result, and why."""
+
+QUARANTINED = "quarantined"
+OPEN_AT_ONCE = 4
+
+
+class StageFault(Exception):
+    """A stage's own code failed on some rows of a part: worth bisecting."""
+
+    def __init__(self, step: str, cause: str, trace: str) -> None:
+        super().__init__(step, cause, trace)
+        self.step, self.cause, self.trace = step, cause, trace
+
+
+_opened: dict[str, Callable[[Any], pa.Table]] = {}
+
+
+def opened(stage: PartStage | PoolStage, device: Device) -> Callable[[Any], pa.Table]:
+    """The stage's function, loaded once per worker; the least recently used is dropped."""
+    key = digest([type(stage).__module__, type(stage).__qualname__, stage.model_dump(mode="json"), device.kind])
+    function = _opened.pop(key, None) or stage.open(device)
+    _opened[key] = function
+    while len(_opened) > OPEN_AT_ONCE:
+        _opened.pop(next(iter(_opened)))
+    return function
+
+
+def guarded(stage: Stage, function: Callable[[], Any]) -> Any:
+    """Call a stage's code; what it raises becomes a `StageFault`, but for errors that name their own remedy."""
+    try:
+        return function()
+    except SluiceError:
+        raise
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise StageFault(type(stage).path(), cause, traceback.format_exc()) from None
+
+
+@dataclass(frozen=True)
+class PartWork:
+    """The steps of a node over one part, batch by batch; what each name in `reads` means stands in `sources`."""
+
+    steps: tuple[PartStage, ...]
+    sources: tuple[Mapping[str, Column], ...]
+
+    bisectable = True
+
+    def __call__(self, task: Task, attempt: Attempt) -> None:
+        rows = self._load(task, attempt)
+        every = np.arange(rows.image.num_rows)
+        quarantined = list(task.hints.get("exclude", ()))
+        kept = np.setdiff1d(every, quarantined)
+        added = self._run(rows, kept, task, attempt)
+        for grain, columns in added.items():
+            key_table = (rows.image if grain == "image" else rows.caption).select(GRAIN_KEYS[grain])
+            present = kept if grain == "image" else rows.captions_of(kept)
+            attempt.write(grain, _with_keys(key_table, columns, present, self._schema(grain)))
+        write_quarantined(attempt, rows.uids, task)
+        attempt.count({"ok": len(kept), QUARANTINED: len(quarantined)} if quarantined else {"ok": len(kept)})
+
+    def probe(self, task: Task, attempt: Attempt) -> None:
+        """The steps over `task.hints['rows']` alone, nothing written: does it hold?"""
+        self._run(self._load(task, attempt), np.asarray(task.hints["rows"]), task, attempt)
+
+    def _load(self, task: Task, attempt: Attempt) -> PartRows:
+        columns = [c for source in self.sources for c in source.values() if c.node]
+        rows = PartRows.load(attempt.store, task.inputs, columns)
+        if rows.caption is None and any(step.grain == "caption" for step in self.steps):
+            raise SluiceError(f"{attempt.node}: no input has captions; add the ingest or pool node to `from`")
+        return rows
+
+    def _schema(self, grain: str) -> pa.Schema:
+        return pa.schema([field for step in self.steps if step.grain == grain for field in step.gives()])
+
+    def _run(self, rows: PartRows, images: np.ndarray, task: Task, attempt: Attempt) -> dict[str, dict[str, list[pa.Array]]]:
+        """grain -> column -> arrays in row order."""
+        device: Device = task.hints.get("device", Device())
+        functions = [opened(step, device) for step in self.steps]
+        looks = any(PIXELS in source for source in self.sources)
+        decoder = Decoder(attempt.store, rows, device.threads) if looks else None
+        added: dict[str, dict[str, list[pa.Array]]] = {
+            grain: {field.name: [] for field in self._schema(grain)} for grain in ("image", "caption") if self._schema(grain)
+        }
+        try:
+            for chosen, pictures in ahead(decoder, cut(images, task.hints.get("batch_rows", 256))):
+                if pictures is not None:
+                    guarded(self.steps[0], pictures.result)
+                self._batch(rows, chosen, pictures, functions, added)
+        finally:
+            if decoder is not None:
+                decoder.close()
+        return added
+
+    def _batch(self, rows: PartRows, chosen: np.ndarray, pictures: Any, functions: Sequence[Any], added: Any) -> None:
+        images = {name: rows.image.column(name).take(chosen) for name in rows.image.column_names}
+        captions: dict[str, pa.ChunkedArray] = {}
+        image_of = np.zeros(0, dtype=np.int64)
+        if rows.caption is not None:
+            caption_rows = rows.captions_of(chosen)
+            captions = {name: rows.caption.column(name).take(caption_rows) for name in rows.caption.column_names}
+            image_of = np.searchsorted(chosen, rows.image_of[caption_rows])
+        for step, source, function in zip(self.steps, self.sources, functions, strict=True):
+            own, keys = (images, ["uid"]) if step.grain == "image" else (captions, ["uid", "caption_id"])
+            table = {key: own[key] for key in keys}
+            for name, column in source.items():
+                if name != PIXELS:
+                    same = column.grain == step.grain
+                    table[name] = own[column.name] if same else images[column.name].take(image_of)
+            batch = RowBatch(pa.table(table), pictures if PIXELS in source else None)
+            result = guarded(step, lambda function=function, batch=batch: function(batch))
+            checked = _checked(step, result, batch.table.num_rows)
+            for name in checked.column_names:
+                own[name] = checked.column(name)
+                added[step.grain][name].append(checked.column(name))
+
+
+def _checked(step: PartStage, result: pa.Table, rows: int) -> pa.Table:
+    expected = step.gives()
+    if result.num_rows != rows or result.schema.names != expected.names:
+        raise SluiceError(
+            f"{type(step).path()} gave {result.num_rows} rows of {result.schema.names} for {rows} rows; "
+            f"it must give one row each of {expected.names}"
+        )
+    return result.cast(expected)
+
+
+def _with_keys(keys: pa.Table, columns: Mapping[str, list[pa.Array]], present: np.ndarray, schema: pa.Schema) -> pa.Table:
+    """Keys and added columns, with nulls where a row was quarantined."""
+    places = np.full(keys.num_rows, -1, dtype=np.int64)
+    places[present] = np.arange(len(present))
+    index = pa.array(places, mask=places < 0)
+    for field in schema:
+        chunks = [chunk for array in columns[field.name] for chunk in _chunks(array)]
+        column = pa.chunked_array(chunks, type=field.type)
+        keys = keys.append_column(field, column if len(present) == keys.num_rows else column.combine_chunks().take(index))
+    return keys
+
+
+def _chunks(array: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
+    return array.chunks if isinstance(array, pa.ChunkedArray) else [array]
+
+
+def write_quarantined(attempt: Attempt, uids: pa.ChunkedArray, task: Task) -> None:
+    """The `errors` table of a part, where rows of it were quarantined."""
+    faults = task.hints.get("faults", ())
+    if faults:
+        table = [{"uid": uids[fault["row"]].as_py(), **fault} for fault in faults]
+        attempt.write("errors", pa.Table.from_pylist(table, schema=ERRORS.remove_metadata()))
+
+
+# -- pools -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Part:
+    """The `PoolPart` of an attempt."""
+
+    image: pa.Table
+    caption: pa.Table
+    attempt: Attempt
+
+    def create(self, suffix: str) -> BinaryIO:
+        return self.attempt.create(suffix.partition(".")[0], suffix)
+
+
+@dataclass(frozen=True)
+class PoolWork:
+    """One part of URLs into one part of a pool: the input's columns, and the stage's beside them.
+
+    A retry works on the rows whose newest status may change; their uids supersede the older rows.
+    """
+
+    stage: PoolStage
+
+    bisectable = True
+
+    def __call__(self, task: Task, attempt: Attempt) -> None:
+        image, caption = self._input(task, attempt)
+        quarantined = sorted(task.hints.get("exclude", ()))
+        kept = np.setdiff1d(np.arange(image.num_rows), quarantined)
+        result = self._fetch(image, caption, kept, task, attempt)
+        added = _with_keys(image.select(["uid"]), {n: [result.column(n)] for n in result.column_names}, kept, self.stage.adds)
+        added = added.drop_columns(["uid"])
+        if quarantined:
+            place = added.column_names.index("status")
+            status = pc.fill_null(added.column("status"), QUARANTINED)
+            added = added.set_column(place, self.stage.adds.field("status"), status)
+        for name in added.column_names:
+            image = image.append_column(added.schema.field(name), added.column(name))
+        attempt.write("image", image, suffix="parquet")
+        attempt.write("caption", caption, suffix="captions.parquet")
+        write_quarantined(attempt, image.column("uid"), task)
+        attempt.count(Counter(image.column("status").to_pylist()))
+
+    def probe(self, task: Task, attempt: Attempt) -> None:
+        """The stage over `task.hints['rows']` alone; what it writes is thrown away."""
+        image, caption = self._input(task, attempt)
+        self._fetch(image, caption, np.asarray(task.hints["rows"]), task, attempt)
+
+    def _input(self, task: Task, attempt: Attempt) -> tuple[pa.Table, pa.Table]:
+        inputs = list(task.inputs.values())
+        record = inputs[0][0]
+        image, caption = attempt.store.read_table(record, "image"), attempt.store.read_table(record, "caption")
+        if "retry" in task.payload:
+            retry = self._retryable(inputs[1], attempt)
+            image = image.filter(pc.is_in(image.column("uid"), value_set=retry))
+            caption = caption.filter(pc.is_in(caption.column("uid"), value_set=retry))
+        return image, caption
+
+    def _retryable(self, earlier: Sequence[Any], attempt: Attempt) -> pa.Array:
+        newest: dict[str, str] = {}
+        for record in earlier:
+            table = attempt.store.read_table(record, "image", ["uid", "status"])
+            newest.update(zip(table.column("uid").to_pylist(), table.column("status").to_pylist(), strict=True))
+        return pa.array([uid for uid, status in newest.items() if status in self.stage.retryable], pa.string())
+
+    def _fetch(self, image: pa.Table, caption: pa.Table, rows: np.ndarray, task: Task, attempt: Attempt) -> pa.Table:
+        chosen = image.take(rows)
+        groups = group_of(image, caption)
+        part = _Part(chosen, caption.take(np.flatnonzero(np.isin(groups, rows))), attempt)
+        function = opened(self.stage, task.hints.get("device", Device()))
+        result = guarded(self.stage, lambda: function(part))
+        if result.num_rows != chosen.num_rows or result.schema.names != self.stage.adds.names:
+            raise SluiceError(
+                f"{type(self.stage).path()} gave {result.num_rows} rows of {result.schema.names} for {chosen.num_rows}; "
+                f"it must give one row each of {self.stage.adds.names}"
+            )
+        return result.cast(self.stage.adds)
+
+
+__all__ = ["ERRORS", "KEYS", "PartWork", "PoolWork", "StageFault"]

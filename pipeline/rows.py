@@ -1,0 +1,246 @@
+"""The rows of one part, put together from the tables of several nodes, and the pixels behind them.
+
+Tables of one pool zip by position. A node that lacks a retried part is read through the part that was retried, by uid.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import sha256
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from pipeline.errors import SluiceError
+from pipeline.records import Record
+from pipeline.stage import PIXELS, Column
+from pipeline.store import Store
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+MAX_PIXELS = 50_000_000
+
+
+class PartRows:
+    """Image rows and caption rows of one part with the columns that were asked for.
+
+    `image_of` maps a caption row to its image row; captions are grouped by image, and every image has at least one.
+    """
+
+    def __init__(self, image: pa.Table, caption: pa.Table | None, pool: Record | None) -> None:
+        self.image = image
+        self.caption = caption
+        self.pool = pool
+        self.image_of = group_of(image, caption) if caption is not None else np.arange(image.num_rows)
+
+    @classmethod
+    def load(cls, store: Store, inputs: Mapping[str, Sequence[Record]], columns: Sequence[Column]) -> PartRows:
+        """Read what `columns` name. The first input decides rows and order.
+
+        Raises `SluiceError` where two tables of one part do not have the same rows.
+        """
+        records = {node: found[0] for node, found in inputs.items()}
+        first = next(iter(records.values()))
+        pixels = next((c.node for c in columns if c.name == PIXELS), None)
+        base = {grain: store.read_table(first, grain, keys) for grain, keys in GRAIN_KEYS.items() if first.file(grain)}
+        if "image" not in base:
+            base["image"] = _images_of(base["caption"])
+        tables = dict(base)
+        for node, record in records.items():
+            for grain in ("image", "caption"):
+                wanted = [c.name for c in columns if c.node == node and c.grain == grain and c.name != PIXELS]
+                if grain == "image" and node == pixels:
+                    wanted += [name for name in ("offset", "nbytes", "stored_sha256") if name not in wanted]
+                if wanted:
+                    found = store.read_table(record, grain, GRAIN_KEYS[grain] + wanted)
+                    if grain not in tables:
+                        tables[grain] = base[grain] = found.select(GRAIN_KEYS[grain])
+                    tables[grain] = _beside(tables[grain], base[grain], found, wanted, record, GRAIN_KEYS[grain])
+        return cls(tables["image"], tables.get("caption"), records[pixels] if pixels else None)
+
+    @property
+    def uids(self) -> pa.ChunkedArray:
+        return self.image.column("uid")
+
+    def captions_of(self, images: np.ndarray) -> np.ndarray:
+        """The caption rows of the given image rows, in order."""
+        chosen = np.zeros(self.image.num_rows, dtype=bool)
+        chosen[images] = True
+        return np.flatnonzero(chosen[self.image_of])
+
+
+GRAIN_KEYS = {"image": ["uid"], "caption": ["uid", "caption_id"]}
+
+
+def group_of(image: pa.Table, caption: pa.Table) -> np.ndarray:
+    """int64 (captions,): the image row of every caption row.
+
+    Raises `SluiceError` where captions are not grouped by image in the order of the images, one or more each.
+    """
+    uids = caption.column("uid").combine_chunks()
+    if len(uids) == 0 and image.num_rows == 0:
+        return np.zeros(0, dtype=np.int64)
+    changes = np.ones(len(uids), dtype=bool)
+    if len(uids) > 1:
+        changes[1:] = np.asarray(pc.not_equal(uids[1:], uids[:-1]))
+    groups = np.cumsum(changes) - 1
+    firsts = uids.filter(pa.array(changes))
+    if not firsts.equals(image.column("uid").combine_chunks().cast(firsts.type)):
+        raise SluiceError("captions are not grouped by image in the order of the image table; the input was not written by sluice")
+    return groups
+
+
+def _images_of(caption: pa.Table) -> pa.Table:
+    uids = caption.column("uid").combine_chunks()
+    changes = np.ones(len(uids), dtype=bool)
+    if len(uids) > 1:
+        changes[1:] = np.asarray(pc.not_equal(uids[1:], uids[:-1]))
+    return pa.table({"uid": uids.filter(pa.array(changes))})
+
+
+def _beside(
+    table: pa.Table, base: pa.Table, found: pa.Table, wanted: list[str], record: Record, keys: list[str]
+) -> pa.Table:
+    """`table` with the wanted columns of `found`: by position where the keys agree, by key where a part was retried."""
+    if not all(found.column(key).equals(base.column(key)) for key in keys):
+        found = _by_key(base, found, keys, record)
+    for name in wanted:
+        if name not in table.column_names:
+            table = table.append_column(found.schema.field(name), found.column(name))
+    return table
+
+
+def _by_key(base: pa.Table, found: pa.Table, keys: list[str], record: Record) -> pa.Table:
+    def key_of(table: pa.Table) -> pa.Array:
+        return pc.binary_join_element_wise(*(table.column(key).combine_chunks() for key in keys), " ")
+
+    places = pc.index_in(key_of(base), value_set=key_of(found))
+    if places.null_count:
+        missing = base.column("uid").combine_chunks().filter(pc.is_null(places))[0]
+        raise SluiceError(f"{record.node} part {record.part} has no row for uid {missing}; its tables are of different pools")
+    return found.take(places)
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+
+class RowBatch:
+    """The `Batch` that stages see: a table, and pixels decoded once for all steps."""
+
+    def __init__(self, table: pa.Table, images: Future[list[np.ndarray | None]] | None) -> None:
+        self.table = table
+        self._images = images
+
+    def matrix(self, column: str) -> np.ndarray:
+        values = self.table.column(column).combine_chunks()
+        if not len(values):
+            return np.zeros((0, 0), dtype=np.float32)
+        width = values.type.list_size if pa.types.is_fixed_size_list(values.type) else None
+        flat = np.asarray(values.flatten(), dtype=np.float32)
+        present = np.asarray(values.is_valid())
+        count = int(present.sum())
+        width = width or (len(flat) // count if count else 0)
+        matrix = np.full((len(values), width), np.nan, dtype=np.float32)
+        matrix[present] = flat.reshape(count, width)
+        return matrix
+
+    def images(self) -> list[np.ndarray | None]:
+        if self._images is None:
+            raise SluiceError(f"this step did not say in `reads` that it looks at {PIXELS!r}")
+        return self._images.result()
+
+    def pixels(self, side: int) -> np.ndarray:
+        images = self.images()
+        squares = np.zeros((len(images), side, side, 3), dtype=np.uint8)
+        for row, image in enumerate(images):
+            if image is not None:
+                squares[row] = centre_square(image, side)
+        return squares
+
+
+def centre_square(image: np.ndarray, side: int) -> np.ndarray:
+    """uint8 (side, side, 3): the shorter side resized to `side` (bicubic), the centre cut out."""
+    height, width = image.shape[:2]
+    scale = side / min(height, width)
+    resized = Image.fromarray(image).resize(
+        (max(side, round(width * scale)), max(side, round(height * scale))), Image.Resampling.BICUBIC
+    )
+    left, top = (resized.width - side) // 2, (resized.height - side) // 2
+    return np.asarray(resized.crop((left, top, left + side, top + side)))
+
+
+class Decoder:
+    """Reads a batch's images from the pool's tar in one range, and decodes them in a bounded pool of threads."""
+
+    def __init__(self, store: Store, rows: PartRows, threads: int) -> None:
+        assert rows.pool is not None
+        tar = rows.pool.file("tar")
+        if tar is None:
+            raise SluiceError(f"{rows.pool.node} part {rows.pool.part} has no tar; run its download again")
+        self._store = store
+        self._place = store.place(rows.pool, tar)
+        self._rows = rows
+        self._ahead = ThreadPoolExecutor(max_workers=1)
+        self._threads = ThreadPoolExecutor(max_workers=max(1, threads))
+
+    def start(self, images: np.ndarray) -> Future[list[np.ndarray | None]]:
+        return self._ahead.submit(self._decode, images)
+
+    def close(self) -> None:
+        self._ahead.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _decode(self, images: np.ndarray) -> list[np.ndarray | None]:
+        table = self._rows.image.take(images)
+        offsets, sizes = table.column("offset").to_pylist(), table.column("nbytes").to_pylist()
+        shas, uids = table.column("stored_sha256").to_pylist(), table.column("uid").to_pylist()
+        present = [row for row, offset in enumerate(offsets) if offset is not None]
+        decoded: list[np.ndarray | None] = [None] * len(offsets)
+        if not present:
+            return decoded
+        start = min(offsets[row] for row in present)
+        data = memoryview(self._store.get_range(self._place, start, max(offsets[row] + sizes[row] for row in present)))
+
+        def one(row: int) -> None:
+            member = data[offsets[row] - start : offsets[row] - start + sizes[row]]
+            if sha256(member).hexdigest() != shas[row]:
+                raise SluiceError(
+                    f"{self._store.url(self._place)}: image {uids[row]} is corrupt; `sluice verify {self._store.root} --repair`"
+                )
+            decoded[row] = decode(member)
+
+        list(self._threads.map(one, present))
+        return decoded
+
+
+def decode(data: bytes | memoryview) -> np.ndarray:
+    """uint8 (height, width, 3), RGB, of a JPEG, PNG, WebP or GIF of at most 50 megapixels.
+
+    Raises what Pillow raises, and `ValueError` for too many pixels.
+    """
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels; at most {MAX_PIXELS} are decoded")
+        return np.asarray(image.convert("RGB"))
+
+
+def ahead(decoder: Decoder | None, slices: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, Future[list[np.ndarray | None]] | None]]:
+    """Every slice with its images, the next one's already being decoded."""
+    if decoder is None:
+        yield from ((rows, None) for rows in slices)
+        return
+    waiting = [decoder.start(rows) for rows in slices[:2]]
+    for place, rows in enumerate(slices):
+        yield rows, waiting.pop(0)
+        if place + 2 < len(slices):
+            waiting.append(decoder.start(slices[place + 2]))
+
+
+def cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """Consecutive slices of at most `size` rows."""
+    bounds = [*range(0, len(rows), size), len(rows)]
+    return [rows[a:b] for a, b in pairwise(bounds)] if len(rows) else []
