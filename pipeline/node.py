@@ -5,7 +5,7 @@ The same code plans and runs. A plan has no executor: it stops at the first phas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +18,10 @@ from pipeline.records import Generation, Record, in_order
 from pipeline.stage import NodeRef, PartStage, Stage, TableStage, Task
 from pipeline.store import Store
 from pipeline.worker import Call
+
+
+REPAIRS = "repairs"
+"""The note by which a record says whose place it takes: the work key of one whose files were lost."""
 
 
 class Executor(Protocol):
@@ -119,7 +123,8 @@ class NodeWork:
     """The `Work` of a node. Without an executor it only looks."""
 
     def __init__(
-        self, prepared: Prepared, store: Store, previous: Generation | None, executor: Executor | None, retry: bool = False
+        self, prepared: Prepared, store: Store, previous: Generation | None, executor: Executor | None, retry: bool = False,
+        forget: Collection[str] = (),
     ) -> None:
         self.prepared = prepared
         self.store = store
@@ -131,7 +136,9 @@ class NodeWork:
         self.previous = previous
         self.done: list[tuple[str, bool]] = []
         self._identity = prepared.task_identity()
-        self._known = {record.work_key: record for record in previous.records} if previous else {}
+        before = [record for record in previous.records if record.work_key not in forget] if previous else []
+        self._known = {str(record.notes.get(REPAIRS, record.work_key)): record for record in before}
+        self._forget = forget
         self._committed: set[str] | None = None
 
     def map(
@@ -166,7 +173,7 @@ class NodeWork:
         if missing:
             if self._committed is None:
                 self._committed = self.store.committed(self.prepared.node.name)
-            listed = [key for key in missing if key in self._committed]
+            listed = [key for key in missing if key in self._committed and key not in self._forget]
             records = self.store.records(self.prepared.node.name, listed)
             found.update({key: record for key, record in zip(listed, records, strict=True) if record is not None})
         return found

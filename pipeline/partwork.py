@@ -16,16 +16,16 @@ from pipeline.attempt import Attempt
 from pipeline.errors import SluiceError
 from pipeline.records import digest
 from pipeline.rows import GRAIN_KEYS, Decoder, PartRows, RowBatch, ahead, cut, group_of
-from pipeline.stage import KEYS, PIXELS, Column, Device, PartStage, PoolStage, Stage, Task
+from pipeline.stage import OBSERVED, PIXELS, Column, Device, PartStage, PoolStage, Stage, Task
 
 ERRORS = pa.schema(
     [
         ("uid", pa.string()),
         ("row", pa.int64()),
-        ("step", pa.string()),
-        ("error", pa.string()),
-        ("traceback", pa.string()),
-        ("attempts", pa.int32()),
+        pa.field("step", pa.string(), metadata=OBSERVED),
+        pa.field("error", pa.string(), metadata=OBSERVED),
+        pa.field("traceback", pa.string(), metadata=OBSERVED),
+        pa.field("attempts", pa.int32(), metadata=OBSERVED),
     ]
 )
 """The table of kind `errors`: rows that ended without a result, and why."""
@@ -175,7 +175,7 @@ def write_quarantined(attempt: Attempt, uids: pa.ChunkedArray, task: Task) -> No
     faults = task.hints.get("faults", ())
     if faults:
         table = [{"uid": uids[fault["row"]].as_py(), **fault} for fault in faults]
-        attempt.write("errors", pa.Table.from_pylist(table, schema=ERRORS.remove_metadata()))
+        attempt.write("errors", pa.Table.from_pylist(table, schema=ERRORS))
 
 
 # -- pools -------------------------------------------------------------------------------------------------------------
@@ -256,6 +256,3 @@ class PoolWork:
                 f"it must give one row each of {self.stage.adds.names}"
             )
         return result.cast(self.stage.adds)
-
-
-__all__ = ["ERRORS", "KEYS", "PartWork", "PoolWork", "StageFault"]

@@ -75,10 +75,13 @@ def plan_node(prepared: Prepared, store: Store, newest: Generation | None, retry
 
 def last_alike(prepared: Prepared, store: Store, newest: Generation | None) -> Generation | None:
     """The newest generation of the node with the same identity, whatever its inputs and resources were."""
-    generation = newest
-    while generation is not None and generation.identity != prepared.identity:
-        generation = store.generation(generation.node, generation.number - 1) if generation.number > 1 else None
-    return generation
+    if newest is None or newest.identity == prepared.identity:
+        return newest
+    for number in reversed(store.generation_numbers(newest.node)):
+        generation = store.generation(newest.node, number)
+        if generation is not None and generation.identity == prepared.identity:
+            return generation
+    return None
 
 
 def _unsealed(plan: NodePlan, prepared: Prepared) -> Generation | None:

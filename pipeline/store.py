@@ -304,11 +304,14 @@ class Store:
         except FileNotFoundError:
             return None
 
+    def generation_numbers(self, node: str) -> list[int]:
+        """Ascending, as far as a listing knows."""
+        return [int(name.removesuffix(".json")) for name in self.names(f"{node}/generations") if name.endswith(".json")]
+
     def newest_number(self, node: str) -> int:
-        """The number of the newest contiguous generation, 0 where there is none. Does not trust the listing's end."""
-        listed = {int(name.removesuffix(".json")) for name in self.names(f"{node}/generations") if name.endswith(".json")}
-        number = 0
-        while number + 1 in listed or self.exists(f"{node}/generations/{number + 1:04d}.json"):
+        """The number of the newest generation, 0 where there is none. A stale listing is walked on from its end."""
+        number = max(self.generation_numbers(node), default=0)
+        while self.exists(f"{node}/generations/{number + 1:04d}.json"):
             number += 1
         return number
 

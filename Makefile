@@ -1,0 +1,34 @@
+# Every target sets up what it needs: a virtual environment in .venv with the versions of constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+WEB := demo/web
+ROOT := demo/root
+
+.PHONY: demo test check bench chaos clean
+
+demo: .venv/installed
+	@$(BIN)/python -m infra.miniweb $(WEB) --pages 2400 -- $(BIN)/sluice run quickstart $(ROOT)
+
+test: .venv/installed
+	$(BIN)/python -m pytest -m "not chaos" $(ARGS)
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/installed
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+chaos: .venv/installed
+	$(BIN)/python -m pytest -m chaos $(ARGS)
+
+clean:
+	rm -rf .venv demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("sluice needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,s3,test]'
+	@touch $@

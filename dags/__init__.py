@@ -1,0 +1,1 @@
+"""The DAGs that sluice ships, as YAML: `sluice run quickstart ROOT`."""

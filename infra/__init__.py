@@ -1,0 +1,1 @@
+"""Where sluice runs, and the small local web that it is tried on."""

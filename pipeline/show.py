@@ -1,0 +1,269 @@
+"""What the commands print: tables for people."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from rich.console import Console
+from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.dag import Dag
+from pipeline.errors import SluiceError, did_you_mean
+from pipeline.records import Generation
+from pipeline.stage import PIXELS
+from pipeline.store import Store
+from pipeline.upkeep import Damage, generations_of, newest_run
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipeline.catalog import Catalog
+    from pipeline.plan import NodePlan
+    from pipeline.run import Result
+
+COLOURS = {"reuse": "green", "resume": "yellow", "run": "cyan", "wait": "dim"}
+BIDI = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], "�")
+CONTROL = {code: "�" for code in [*range(32), *range(0x7F, 0xA0)] if code != 10}
+
+
+def size(count: float) -> str:
+    """Bytes as a person reads them: `1.4 MB`."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def plain(value: Any, width: int = 100) -> Text:
+    """Untrusted text without the characters that move a terminal or turn the writing direction."""
+    if value is None:
+        return Text("null", style="dim")
+    text = value if isinstance(value, str) else _number(value)
+    text = text.translate(BIDI).translate(CONTROL).replace("\n", " ⏎ ")
+    return Text(text if len(text) <= width else text[: width - 1] + "…")
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return str(value)
+    return json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _grid(*headers: str, title: str | None = None) -> Table:
+    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
+    for header in headers:
+        grid.add_column(header.rstrip("#"), justify="right" if header.endswith("#") else "left", overflow="fold")
+    return grid
+
+
+def columns(console: Console, dag: Dag) -> None:
+    """What `check` found: every node with its steps and what it gives."""
+    grid = _grid("node", "from", "steps", "gives")
+    for name, node in dag.nodes.items():
+        steps = " + ".join(type(stage).__name__ for stage in node.stages)
+        gives = ", ".join(column.name for column in dag.columns(name) if column.name != PIXELS)
+        grid.add_row(name, ", ".join(node.inputs), steps, gives if len(gives) < 120 else gives[:117] + "…")
+    console.print(grid)
+    console.print(f"{dag.name}: {len(dag.nodes)} nodes, nothing wrong", highlight=False)
+
+
+def plan(console: Console, plans: dict[str, NodePlan], parts: bool) -> None:
+    grid = _grid("node", "", "parts done#", "of#", "why")
+    for name, node in plans.items():
+        done = sum(committed for _, committed in node.parts)
+        shown = (f"{done:,}", f"{len(node.parts):,}") if node.parts else ("", "")
+        grid.add_row(name, Text(node.state, COLOURS[node.state]), *shown, Text("; ".join(node.reasons)))
+        if parts:
+            for part, committed in node.parts:
+                state = "reuse" if committed else "run"
+                grid.add_row("", Text(f"  {state}", COLOURS[state]), "", "", part)
+    console.print(grid)
+
+
+def result(console: Console, root: str, dag: Dag, done: Result) -> None:
+    """How a run ended, and what to type next."""
+    if not done.worked:
+        console.print(f"nothing to do: run {done.run.id} of {dag.name} is finished", highlight=False)
+    else:
+        console.print(f"run {done.run.id} of {dag.name} is finished; worked on: {', '.join(done.worked)}", highlight=False)
+    _funnels(console, done.generations)
+    console.print("\nNext:")
+    for line in (
+        f"sluice sql {root} 'SELECT status, count(*) AS rows FROM pool GROUP BY ALL ORDER BY rows DESC'",
+        f"sluice status {root}",
+        f"sluice errors {root}",
+    ):
+        console.print(f"  {line}", highlight=False, soft_wrap=True)
+
+
+def _funnels(console: Console, generations: dict[str, Generation]) -> None:
+    for name, generation in generations.items():
+        steps = funnel(generation)
+        if not steps:
+            continue
+        grid = _grid("rule", "pairs in#", "dropped#", "left#", "", title=f"\n{name}")
+        first = max(steps[0][1], 1)
+        for rule, before, dropped in steps:
+            left = before - dropped
+            grid.add_row(rule, f"{before:,}", f"{dropped:,}", f"{left:,}", Text("█" * round(30 * left / first), "cyan"))
+        console.print(grid)
+
+
+def funnel(generation: Generation) -> list[tuple[str, int, int]]:
+    """(rule, pairs that met it, pairs that it dropped), in order; empty where the node is no selection."""
+    order: list[str] = []
+    totals: dict[str, list[int]] = {}
+    for record in generation.records:
+        for step in record.notes.get("funnel", []):
+            if step["rule"] not in totals:
+                order.append(step["rule"])
+                totals[step["rule"]] = [0, 0]
+            totals[step["rule"]][0] += step["in"]
+            totals[step["rule"]][1] += step["dropped"]
+    return [(rule, totals[rule][0], totals[rule][1]) for rule in order]
+
+
+def status(console: Console, store: Store) -> None:
+    newest = newest_run(store)
+    generations = generations_of(store, newest)
+    grid = _grid("node", "generation#", "parts#", "rows#", "bytes#", "statuses", title=f"run {newest.id} of {newest.dag}")
+    for name, generation in generations.items():
+        rows = generation.rows
+        bytes_ = sum(file.bytes for record in generation.records for file in record.files)
+        counts = sorted(generation.statuses.items(), key=lambda item: -item[1])
+        shown = ", ".join(f"{key} {count:,}" for key, count in counts[:8]) + (", …" if len(counts) > 8 else "")
+        count = rows.get("image", rows.get("caption", rows.get("samples", 0)))
+        grid.add_row(name, str(generation.number), f"{len(generation.records):,}", f"{count:,}", size(bytes_), shown)
+    console.print(grid)
+    _funnels(console, generations)
+    failed = {name: len(store.failures(name)) for name in store.nodes()}
+    for name, count in failed.items():
+        if count:
+            console.print(f"{name}: {count} parts failed; see `sluice errors {store.root} --node {name}`", style="red", highlight=False)
+    if store.names("runs/active"):
+        console.print("a run is writing now, or was interrupted; the same `sluice run` resumes it", style="yellow")
+
+
+def runs(console: Console, store: Store) -> None:
+    grid = _grid("run", "dag", "generations")
+    for one in store.runs():
+        grid.add_row(one.id, one.dag, ", ".join(f"{name} {number}" for name, number in one.generations.items()))
+    console.print(grid)
+
+
+def errors(console: Console, store: Store, node: str | None, traceback: bool, rows: int) -> None:
+    """Failed parts first, then quarantined and refused rows."""
+    nodes = store.nodes()
+    if node is not None and node not in nodes:
+        raise SluiceError(f"{store.root} has no node {node!r}{did_you_mean(node, nodes)}")
+    shown = 0
+    for name in [node] if node else nodes:
+        for failure in store.failures(name):
+            console.print(Text(f"{name} part {failure['part']} failed: ", "red") + plain(failure["error"], 400))
+            if traceback and failure["traceback"]:
+                console.print(plain_lines(failure["traceback"]))
+            shown += 1
+    for row in _error_rows(store, node):
+        if shown == rows:
+            console.print(f"… and more; --rows shows them, `sluice sql {store.root} 'FROM errors'` has all", highlight=False)
+            break
+        head = f"{row['node']} part {row['part']} row {row['row']} {row['uid'] or ''}: "
+        console.print(Text(head, "yellow") + plain(row["error"], 400))
+        if traceback and row["traceback"]:
+            console.print(plain_lines(row["traceback"]))
+        shown += 1
+    if not shown:
+        console.print("no errors")
+
+
+def plain_lines(text: str) -> Text:
+    return Text("\n").join(plain(line, 500) for line in text.splitlines())
+
+
+def _error_rows(store: Store, node: str | None) -> Iterator[dict[str, Any]]:
+    newest = next(store.runs(), None)
+    generations = generations_of(store, newest) if newest else {}
+    for name in [node] if node else store.nodes():
+        generation = generations.get(name) or store.newest(name)
+        for record in generation.records if generation else ():
+            if record.file("errors"):
+                for row in store.read_table(record, "errors").to_pylist():
+                    yield {"node": name, "part": record.part, **row}
+
+
+def views(console: Console, catalog: Catalog) -> None:
+    """Every view with its columns."""
+    grid = _grid("view", "columns")
+    table = catalog.sql(
+        "SELECT table_schema AS schema, table_name AS name, string_agg(column_name, ', ' ORDER BY ordinal_position) AS columns "
+        "FROM information_schema.columns GROUP BY ALL ORDER BY ALL"
+    )
+    for row in table.to_pylist():
+        grid.add_row(row["name"], row["columns"])
+    console.print(grid)
+
+
+def table(console: Console, rows: pa.Table, limit: int) -> None:
+    """A query's answer; long cells cut, `limit` rows (0: all)."""
+    shown = rows.slice(0, limit) if limit else rows
+    grid = _grid(*[f"{field.name}{'#' if _numeric(field.type) else ''}" for field in rows.schema])
+    for row in shown.to_pylist():
+        grid.add_row(*[plain(value) for value in row.values()])
+    console.print(grid)
+    if shown.num_rows < rows.num_rows:
+        console.print(f"… {rows.num_rows - shown.num_rows:,} more rows; --rows 0 shows all", style="dim", highlight=False)
+
+
+def _numeric(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def write(rows: pa.Table, form: str, sink: BinaryIO) -> None:
+    """As CSV, as JSON lines, or as Parquet."""
+    if form == "parquet":
+        import pyarrow.parquet as pq
+
+        pq.write_table(rows, sink)
+        return
+    text = io.TextIOWrapper(sink, encoding="utf-8", newline="")
+    if form == "csv":
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(rows.column_names)
+        for row in rows.to_pylist():
+            writer.writerow([json.dumps(v, default=str) if isinstance(v, list | dict) else v for v in row.values()])
+    else:
+        for row in rows.to_pylist():
+            text.write(json.dumps(row, default=str, ensure_ascii=False) + "\n")
+    text.flush()
+    text.detach()
+
+
+def damages(console: Console, root: str, found: Sequence[Damage]) -> None:
+    for damage in found:
+        console.print(f"{damage.path} {damage.problem}", style="red", highlight=False, soft_wrap=True)
+    if found:
+        console.print(f"{len(found)} damaged; `sluice verify {root} --repair` mends what can be mended", highlight=False)
+    else:
+        console.print("every file is what its record says")
+
+
+@contextmanager
+def bytes_bar(console: Console) -> Iterator[Callable[[int], None]]:
+    """A running count of bytes with their rate."""
+    with Progress(TextColumn("reading"), DownloadColumn(), TransferSpeedColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("reading", total=None)
+        yield lambda count: progress.advance(task, count)

@@ -1,0 +1,271 @@
+"""`verify` and `gc`: is every byte what its record says, and what does nobody need any more?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.attempt import Attempt
+from pipeline.dag import Dag, Node
+from pipeline.errors import SluiceError
+from pipeline.node import REPAIRS, NodeFailed, NodeWork, prepare
+from pipeline.records import File, Generation, Record, Run, digest, in_order
+from pipeline.stage import PoolStage, Task
+from pipeline.store import Store
+from pipeline.worker import Call, Fault, work
+
+LOST = "lost"
+"""The status of a pool row whose bytes were damaged in the store."""
+BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file that is not what its record says."""
+
+    node: str
+    part: str
+    path: str
+    problem: str
+    record: Record
+    remedy: str = ""
+
+
+def verify(store: Store, progress: Callable[[int], None] = lambda _: None) -> list[Damage]:
+    """Re-read every file that the newest run's generations name; `progress` gets the bytes read."""
+    damages = []
+    for generation in generations_of(store, newest_run(store)).values():
+        for record in generation.records:
+            for file in record.files:
+                problem = _problem(store, store.place(record, file), file, progress)
+                if problem:
+                    place = store.url(store.place(record, file))
+                    damages.append(Damage(record.node, record.part, place, problem, record))
+    return damages
+
+
+def newest_run(store: Store) -> Run:
+    run = next(store.runs(), None)
+    if run is None:
+        raise SluiceError(f"{store.root} holds no run; `sluice run DAG {store.root}` makes one")
+    return run
+
+
+def generations_of(store: Store, run: Run) -> dict[str, Generation]:
+    """The generations that a run left. Raises `SluiceError` for one that is gone."""
+    found = {}
+    for name, number in run.generations.items():
+        generation = store.generation(name, number)
+        if generation is None:
+            raise SluiceError(f"{store.root}/{name} has no generation {number}, which run {run.id} left; it was collected")
+        found[name] = generation
+    return found
+
+
+def _problem(store: Store, path: str, file: File, progress: Callable[[int], None]) -> str:
+    hasher = sha256()
+    try:
+        with store.fs_of(path).open(store.full(path), "rb") as handle:
+            while block := handle.read(BLOCK):
+                hasher.update(block)
+                progress(len(block))
+    except FileNotFoundError:
+        return "is gone"
+    return "" if hasher.hexdigest() == file.sha256 else "has other bytes than were committed"
+
+
+# -- repair ------------------------------------------------------------------------------------------------------------
+
+
+def repair(store: Store, damages: Sequence[Damage]) -> list[str]:
+    """Rebuild what can be rebuilt to the same hash, mark the pool rows whose bytes are gone `lost`; what was done, a line each.
+
+    Works in this process, node by node from the sources on, and seals a new generation where a record had to change.
+    """
+    run = newest_run(store)
+    dag = Dag.parse(run.text)
+    generations = generations_of(store, run)
+    done = []
+    for name in (name for name in dag.nodes if name in generations):
+        broken = {d.record.work_key: d.record for d in damages if d.node == name}
+        if not broken:
+            continue
+        if dag.nodes[name].pool_stage is not None:
+            records = {key: _salvage(store, dag, record, generations) for key, record in broken.items()}
+            done += [f"{name} part {r.part}: {r.notes[LOST]} rows are lost; fetch them again with --retry-failed {name}" for r in records.values()]
+        else:
+            records = _rebuild(store, dag, name, generations, broken)
+            done += [f"{name} part {record.part}: rebuilt" for record in records.values()]
+        if any(key != record.work_key for key, record in records.items()):
+            old = generations[name]
+            replaced = in_order([records.get(record.work_key, record) for record in old.records])
+            generations[name] = store.seal(old.model_copy(update={"number": 0, "records": tuple(replaced)}))
+    numbers = {name: generation.number for name, generation in generations.items()}
+    store.add_run(run.model_copy(update={"id": "", "generations": numbers}))
+    return done
+
+
+def _rebuild(
+    store: Store, dag: Dag, name: str, generations: dict[str, Generation], broken: dict[str, Record]
+) -> dict[str, Record]:
+    """Do the broken tasks again. The same bytes go where the broken ones were; others become a record of their own."""
+    prepared = prepare(dag, name, store, generations)
+    originals = {str(record.notes.get(REPAIRS, key)): record for key, record in broken.items()}
+    restorer = _Restorer(store, originals)
+    if prepared.key != generations[name].key:
+        raise SluiceError(f"{name} cannot be rebuilt: its inputs or resources changed since; `sluice run` makes it anew")
+    NodeWork(prepared, store, generations[name], restorer, forget=[*originals, *broken]).assemble()
+    return {broken_key: restorer.restored.get(key, record) for key, (broken_key, record) in
+            {str(r.notes.get(REPAIRS, k)): (k, r) for k, r in broken.items()}.items()}
+
+
+class _Restorer:
+    """An executor that puts the bytes of broken records back."""
+
+    def __init__(self, store: Store, broken: dict[str, Record]) -> None:
+        self._store = store
+        self._broken = broken
+        self.restored: dict[str, Record] = {}
+
+    def run(self, node: Node, calls: Sequence[Call], total_rows: int, done_rows: int) -> list[Record]:
+        return [self._one(call) for call in calls]
+
+    def _one(self, call: Call) -> Record:
+        broken = self._broken.get(call.work_key)
+        if broken is None:
+            outcome = work(self._store, call)
+            if not isinstance(outcome, Record):
+                raise NodeFailed(f"{call.node}: part {call.task.part} failed: {outcome.error if isinstance(outcome, Fault) else outcome}")
+            return outcome
+        with Attempt(self._store, call.node, call.phase, call.task, call.work_key) as attempt:
+            call.do(call.task, attempt)
+            record = attempt.restore(broken)
+        self.restored[call.work_key] = record
+        return record.model_copy(update={"work_key": call.work_key})
+
+
+def _salvage(store: Store, dag: Dag, record: Record, generations: dict[str, Generation]) -> Record:
+    """A pool part again from what is whole: its table, and the images whose bytes are what they were."""
+    (source_name,) = dag.nodes[record.node].inputs
+    source = generations[source_name].for_part(record.part)
+    stage = dag.nodes[record.node].pool_stage
+    assert source is not None and stage is not None
+    original = str(record.notes.get(REPAIRS, record.work_key))
+    task = Task(record.part, {"repair": record.work_key}, supersedes=record.supersedes)
+    with Attempt(store, record.node, "repair", task, digest(["repair", record.work_key])) as attempt:
+        image = _readable(store, record, "image") or _all_lost(store.read_table(source, "image"), stage)
+        caption = _readable(store, record, "caption") or store.read_table(source, "caption")
+        caption = caption.filter(pc.is_in(caption.column("uid"), value_set=image.column("uid").combine_chunks()))
+        tar = record.file("tar")
+        image, lost = _copy_members(store, record, tar, image, attempt, stage)
+        attempt.write("image", image, suffix="parquet")
+        attempt.write("caption", caption, suffix="captions.parquet")
+        statuses = image.column("status").value_counts()
+        attempt.count({entry["values"].as_py(): entry["counts"].as_py() for entry in statuses})
+        attempt.note(**{LOST: lost, REPAIRS: original})
+        return attempt.commit()
+
+
+def _readable(store: Store, record: Record, kind: str) -> pa.Table | None:
+    try:
+        return store.read_table(record, kind)
+    except SluiceError:
+        return None
+
+
+def _all_lost(image: pa.Table, stage: PoolStage) -> pa.Table:
+    for field in stage.adds:
+        values = pa.array([LOST] * image.num_rows, pa.string()) if field.name == "status" else pa.nulls(image.num_rows, field.type)
+        image = image.append_column(field, values)
+    return image
+
+
+def _copy_members(
+    store: Store, record: Record, tar: File | None, image: pa.Table, attempt: Attempt, stage: PoolStage
+) -> tuple[pa.Table, int]:
+    """Copy the tar; rows whose member has another sha256 than the table says lose everything but their input columns."""
+    data = b""
+    if tar is not None:
+        try:
+            data = store.get(store.place(record, tar))
+        except FileNotFoundError:
+            data = b""
+        with attempt.create("tar") as sink:
+            sink.write(data)
+    table = image.select(["offset", "nbytes", "stored_sha256", "status"]).to_pydict()
+    whole = [
+        offset is None or sha256(data[offset : offset + size]).hexdigest() == sha
+        for offset, size, sha in zip(table["offset"], table["nbytes"], table["stored_sha256"], strict=True)
+    ]
+    mask = pa.array(whole)
+    for field in stage.adds:
+        column = image.column(field.name)
+        lost_value = pa.scalar(LOST if field.name == "status" else None, field.type)
+        image = image.set_column(image.column_names.index(field.name), field, pc.if_else(mask, column, lost_value))
+    return image, sum(status == LOST for status in image.column("status").to_pylist())
+
+
+# -- garbage -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What no kept run references."""
+
+    paths: list[str]
+    bytes: int
+
+
+def find_garbage(store: Store, keep_runs: int) -> Garbage:
+    """Everything that neither the newest `keep_runs` runs nor a node's newest generation references.
+
+    Raises `SluiceError` while a run is writing, or was interrupted and not resumed.
+    """
+    leases = store.names("runs/active")
+    if leases:
+        raise SluiceError(
+            f"{store.root} has {len(leases)} run(s) that write or were interrupted ({leases[0]}); "
+            "resume with the same `sluice run`, or give --force when none is running"
+        )
+    runs = list(store.runs())
+    kept: set[str] = {f"runs/{run.id}.json" for run in runs[:keep_runs]}
+    for name in store.nodes():
+        numbers = {run.generations[name] for run in runs[:keep_runs] if name in run.generations}
+        for number in numbers | {store.newest_number(name)}:
+            generation = store.generation(name, number) if number else None
+            if generation is not None:
+                kept.add(f"{name}/generations/{number:04d}.json")
+                kept.update(_referenced(generation))
+    paths, size = [], 0
+    for path, bytes_ in _everything(store):
+        if path not in kept:
+            paths.append(path)
+            size += bytes_
+    return Garbage(paths, size)
+
+
+def _referenced(generation: Generation) -> Iterator[str]:
+    for record in generation.records:
+        yield f"{record.node}/commits/{record.work_key}.json"
+        yield from (f"{record.node}/{file.path}" for file in record.files)
+
+
+def _everything(store: Store) -> Iterator[tuple[str, int]]:
+    """(path, bytes) of every file of the nodes and runs; resources and the store's own marker stay."""
+    for folder in [*store.nodes(), "runs"]:
+        store.fs.invalidate_cache()
+        found: dict[str, Any] = store.fs.find(store.full(folder), detail=True)
+        for path, info in found.items():
+            yield str(path)[len(store.path) + 1 :], int(info["size"])
+
+
+def clear_leases(store: Store) -> None:
+    """Forget interrupted runs."""
+    for name in store.names("runs/active"):
+        store.delete(f"runs/active/{name}")
+

@@ -1,0 +1,1 @@
+"""What can be done with pools and tables: one file, or folder, per capability."""

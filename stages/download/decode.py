@@ -1,0 +1,322 @@
+"""The program that meets hostile images: `python decode.py <json options> <socket on file descriptor 0>`.
+
+It imports the standard library and Pillow only, so that it starts fast and has little to attack. It takes an image's
+bytes in a frame and answers with a frame: JSON that says how it ended, and the re-encoded JPEG. Before the first image
+it confines itself: 1 GiB of address space, 10 s of CPU per image, no network, no other programs. `decoders.py` holds
+the other end and kills it when it is late.
+"""
+
+import ctypes
+import errno
+import io
+import json
+import math
+import os
+import platform
+import re
+import resource
+import struct
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from PIL import ExifTags, Image, ImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+MEMORY_BYTES = 1 << 30
+CPU_S = 10
+FRAME = struct.Struct("!II")
+"""Bytes of JSON, bytes of image."""
+MAX_EXIF = 16_384
+"""Characters of EXIF kept as text."""
+
+READERS: dict[str, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImageFile,  # the class and not the factory, which hands over to the reader of MPO
+    "PNG": PngImageFile,
+    "GIF": GifImageFile,
+    "WEBP": WebPImageFile,
+}
+MAGIC = (
+    (re.compile(rb"\xff\xd8\xff"), "JPEG"),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), "PNG"),
+    (re.compile(rb"GIF8[79]a"), "GIF"),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), "WEBP"),
+    (re.compile(rb"II\*\0|MM\0\*|II\+\0|MM\0\+"), "TIFF"),
+    (re.compile(rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL), "BMP"),
+    (re.compile(rb"....ftyp(avi[fs]|hei[cfmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL), "AVIF or HEIF"),
+    (re.compile(rb"\0\0\0\x0cjP {2}\r\n\x87\n|\xff\x4f\xff\x51"), "JPEG 2000"),
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n"), "JPEG XL"),
+    (re.compile(rb"\0\0[\x01\x02]\0[\x01-\xff]\0"), "ICO"),
+    (re.compile(rb"8BPS"), "PSD"),
+    (re.compile(rb"P[1-7][\s#]"), "PNM"),
+    (re.compile(rb"%!PS"), "EPS"),
+    (re.compile(rb"DDS "), "DDS"),
+    (re.compile(rb"qoif"), "QOI"),
+    (re.compile(rb"icns"), "ICNS"),
+    (re.compile(rb"\x76\x2f\x31\x01"), "EXR"),
+    (re.compile(rb"#\?RADIANCE"), "HDR"),
+    (re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:\?xml|svg|!--|!DOCTYPE svg)(?=.*<svg[\s>])", re.DOTALL), "SVG"),
+)
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what makes the picture upright."""
+SYSCALLS = {
+    # socket connect accept(4) bind listen socketpair, execve(at), fork clone(3), kill tkill tgkill, ptrace,
+    # process_vm_writev, io_uring_setup (which can do most of these)
+    "x86_64": (0xC000003E, (41, 42, 43, 288, 49, 50, 53, 59, 322, 56, 57, 58, 435, 62, 200, 234, 101, 311, 425)),
+    "aarch64": (0xC00000B7, (198, 203, 202, 242, 200, 201, 199, 221, 281, 220, 435, 129, 130, 131, 117, 271, 425)),
+}
+"""machine -> (its AUDIT_ARCH, the calls that a decoder has no use for)."""
+
+
+class DecodeError(Exception):
+    """The image ends with `status`; `facts` are what is known of it all the same."""
+
+    def __init__(self, status: str, message: str, **facts: Any) -> None:
+        super().__init__(message)
+        self.status = status
+        self.facts = facts
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to make of an image."""
+
+    max_side: int
+    quality: int
+    max_pixels: int
+
+
+def decode(data: bytes, options: Options) -> tuple[dict[str, Any], bytes]:
+    """(facts, JPEG): frame 0, upright, RGB over white, its longest side at most `max_side`. Raises `DecodeError`."""
+    kind = sniff(data)
+    _check_size(webp_size(data) if kind == "WEBP" else None, options, kind)
+    try:
+        image = READERS[kind](io.BytesIO(data))
+        _check_size(image.size, options, kind)
+        image.load()
+        return _picture(image, kind, options)
+    except DecodeError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DecodeError("too_many_pixels", _said(error), format=kind) from None
+    except MemoryError:
+        raise DecodeError("oom", f"more than {MEMORY_BYTES >> 20} MiB needed", format=kind) from None
+    except Exception as error:  # Pillow's readers raise nearly anything on broken input
+        raise DecodeError(_broken(error, data, kind), _said(error), format=kind) from None
+
+
+def _picture(image: ImageFile.ImageFile, kind: str, options: Options) -> tuple[dict[str, Any], bytes]:
+    exif, orientation = _exif(image)
+    width, height = image.size if orientation < 5 else image.size[::-1]
+    picture = _rgb(_resized(_simple(image), options.max_side))
+    if orientation in UPRIGHT:
+        picture = picture.transpose(UPRIGHT[orientation])
+    facts = {
+        "format": kind,
+        "frames": _frames(image),
+        "width": picture.width,
+        "height": picture.height,
+        "original_width": width,
+        "original_height": height,
+        "exif": exif,
+    }
+    return facts, _encode(picture, options.quality)
+
+
+def sniff(data: bytes) -> str:
+    """JPEG, PNG, GIF or WEBP by the first bytes. Raises `DecodeError` for anything else."""
+    head = data[:1024]
+    kind = next((name for pattern, name in MAGIC if pattern.match(head)), None)
+    if kind is None:
+        raise DecodeError("not_an_image", f"begins with {bytes(head[:16])!r}")
+    if kind not in READERS:
+        raise DecodeError("format_refused", f"{kind}; expected JPEG, PNG, WebP or GIF", format=kind)
+    return kind
+
+
+def webp_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height in a WebP's header (RFC 9649), read here because Pillow's reader makes its canvas first."""
+    if data[12:16] == b"VP8X" and len(data) >= 30:
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if data[12:16] == b"VP8L" and len(data) >= 25:
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if data[12:16] == b"VP8 " and len(data) >= 30:
+        return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+    return None
+
+
+def _check_size(size: tuple[int, int] | None, options: Options, kind: str) -> None:
+    if size is not None and size[0] * size[1] > options.max_pixels:
+        message = f"{size[0]} x {size[1]} is more than max_pixels = {options.max_pixels}"
+        raise DecodeError("too_many_pixels", message, format=kind, original_width=size[0], original_height=size[1])
+
+
+def _broken(error: Exception, data: bytes, kind: str) -> str:
+    """Whether an image ends early (`truncated_image`), is too large for memory (`oom`) or is plainly broken."""
+    said = str(error).lower()
+    if "memory" in said:
+        return "oom"
+    if kind == "WEBP" and len(data) < int.from_bytes(data[4:8], "little") + 8:
+        return "truncated_image"
+    early = isinstance(error, (EOFError, IndexError, struct.error))
+    return "truncated_image" if early or "truncated" in said or "end of file" in said else "decode_error"
+
+
+def _simple(image: Image.Image) -> Image.Image:
+    """The same picture in L, RGB or RGBA."""
+    if image.mode.startswith("I"):  # 16 bit; convert("L") would clip at 255
+        return image.convert("I").point(lambda value: value * (255 / 65535) + 0.5).convert("L")
+    if image.has_transparency_data:
+        return image.convert("RGBA")
+    return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _resized(image: Image.Image, max_side: int) -> Image.Image:
+    scale = max_side / max(image.size)
+    if scale >= 1:
+        return image
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    # The gap averages whole blocks first, down to three times the target: much less work, no visible difference.
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """A new RGB image without any metadata, transparency over white."""
+    picture = Image.new("RGB", image.size, "white")
+    picture.paste(image, mask=image.getchannel("A") if image.mode == "RGBA" else None)
+    return picture
+
+
+def _encode(picture: Image.Image, quality: int) -> bytes:
+    jpeg = io.BytesIO()
+    picture.save(jpeg, "JPEG", quality=quality, subsampling="4:2:0")
+    return jpeg.getvalue()
+
+
+def _frames(image: Image.Image) -> int:
+    """How many frames an animation has; those before the first broken one."""
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # frame 0 was fine, and it is the one that is kept
+        return image.tell() + 1
+
+
+def _exif(image: Image.Image) -> tuple[str | None, int]:
+    """EXIF as JSON text by tag name, and the orientation (1 to 8). Broken EXIF is none: the pixels are what counts."""
+    try:
+        tags = image.getexif()
+        orientation = tags.get(ExifTags.Base.Orientation, 1)
+        named: dict[str, str] = {}
+        for names, values in (
+            (ExifTags.TAGS, dict(tags)),
+            (ExifTags.TAGS, tags.get_ifd(ExifTags.IFD.Exif)),
+            (ExifTags.GPSTAGS, tags.get_ifd(ExifTags.IFD.GPSInfo)),
+        ):
+            kept = {tag: value for tag, value in values.items() if not isinstance(value, bytes)}
+            named |= {names.get(tag, str(tag)): str(value).strip("\0 ")[:500] for tag, value in kept.items()}
+        text = json.dumps(named, sort_keys=True) if named else None
+    except Exception:
+        return None, 1
+    return (text if text and len(text) <= MAX_EXIF else None), (orientation if orientation in UPRIGHT else 1)
+
+
+def _said(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def answer(data: bytes, options: Options) -> tuple[dict[str, Any], bytes]:
+    """`decode`, with its end in words under `status` and `message`."""
+    try:
+        facts, jpeg = decode(data, options)
+    except DecodeError as refused:
+        return {"status": refused.status, "message": str(refused), **refused.facts}, b""
+    return {"status": "success", **facts}, jpeg
+
+
+def read_frame(stream: BinaryIO) -> tuple[bytes, bytes] | None:
+    """(JSON, image bytes); None at the end of the stream."""
+    head = stream.read(FRAME.size)
+    if len(head) < FRAME.size:
+        return None
+    words, image = FRAME.unpack(head)
+    return stream.read(words), stream.read(image)
+
+
+def write_frame(stream: BinaryIO, words: dict[str, Any], image: bytes = b"") -> None:
+    text = json.dumps(words).encode()
+    stream.write(FRAME.pack(len(text), len(image)) + text + image)
+    stream.flush()
+
+
+def confine() -> str:
+    """Give up memory, files, network and other programs. Returns what could not be given up, in words, or nothing."""
+    _lower(resource.RLIMIT_AS, MEMORY_BYTES)
+    _lower(resource.RLIMIT_CORE, 0)
+    _lower(resource.RLIMIT_FSIZE, 1 << 20)  # stderr is a file
+    return _forbid_calls()
+
+
+def _lower(limit: int, value: int) -> None:
+    hard = resource.getrlimit(limit)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(limit, (value, value))
+
+
+def _forbid_calls() -> str:
+    """A seccomp filter (needs no rights, holds for good): the calls in `SYSCALLS` fail with EPERM."""
+    if sys.platform != "linux" or platform.machine() not in SYSCALLS:
+        return f"the network cannot be closed to the decoder on {sys.platform} {platform.machine()}"
+    arch, calls = SYSCALLS[platform.machine()]
+    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
+    program = [(load, 0, 0, 4), (equal, 1, 0, arch), (give, 0, 0, 0x80000000)]  # another architecture's calls: killed
+    program += [(load, 0, 0, 0), (at_least, len(calls) + 1, 0, 0x40000000)]  # x86-64's second numbering: refused
+    program += [(equal, len(calls) - index, 0, call) for index, call in enumerate(calls)]
+    program += [(give, 0, 0, 0x7FFF0000), (give, 0, 0, 0x00050000 | errno.EPERM)]  # allowed; refused
+    packed = b"".join(struct.pack("=HBBI", *step) for step in program)
+    steps = ctypes.create_string_buffer(packed, len(packed))
+    fprog = ctypes.create_string_buffer(struct.pack("@HP", len(program), ctypes.addressof(steps)))
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
+    no_new_privs, set_seccomp, filter_mode = 38, 22, 2
+    if prctl(no_new_privs, 1, 0, 0, 0) or prctl(set_seccomp, filter_mode, ctypes.addressof(fprog), 0, 0):
+        return f"the network could not be closed to the decoder: {os.strerror(ctypes.get_errno())}"
+    return ""
+
+
+def _allow_cpu() -> None:
+    """Start this image's CPU budget; past it the system kills the process (SIGXCPU)."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    soft = math.ceil(used.ru_utime + used.ru_stime) + CPU_S
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+
+def main() -> None:
+    options = Options(**json.loads(sys.argv[1]))
+    Image.MAX_IMAGE_PIXELS = options.max_pixels
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    Image.preinit()  # what `save` would import at the first image
+    requests = os.fdopen(os.dup(0), "rb")
+    answers = os.fdopen(os.dup(0), "wb")
+    write_frame(answers, {"ready": True, "missing": confine()})
+    while (frame := read_frame(requests)) is not None:
+        _allow_cpu()
+        write_frame(answers, *answer(frame[1], options))
+
+
+if __name__ == "__main__":
+    main()

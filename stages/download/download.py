@@ -1,0 +1,103 @@
+"""The stage: a part of URLs becomes a tar of upright JPEGs and a row for every URL.
+
+stages.download.Download: {max_side: 512, timeout_s: 10, max_mb: 20}
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, ClassVar
+
+import pyarrow as pa
+from pydantic import Field, field_validator
+
+from pipeline.errors import SluiceError
+from pipeline.stage import OBSERVED, Column, Device, PoolPart, PoolStage
+from stages.download.addresses import Guard
+from stages.download.decode import Options
+from stages.download.fetch import Limits
+from stages.download.statuses import RETRYABLE
+from stages.download.worker import Worker
+
+
+class Download(PoolStage):
+    """Fetch every URL once, decode it in a confined process, keep it as JPEG (row by row: `statuses.py` has the ends).
+
+    Only public addresses are reached, on ports 80 and 443, and hosts whose headers reserve their images are left alone.
+    What is covered by the content hash follows from the bytes that were served; timings and wording are not covered.
+    """
+
+    promise = "observed"
+    retryable: ClassVar[frozenset[str]] = RETRYABLE
+    adds: ClassVar[pa.Schema] = pa.schema(
+        [
+            pa.field("key", pa.string()),  # the sample's name in the tar: the uid
+            pa.field("status", pa.string()),
+            pa.field("error_message", pa.string(), metadata=OBSERVED),
+            pa.field("width", pa.int32()),  # pixels, as stored
+            pa.field("height", pa.int32()),
+            pa.field("original_width", pa.int32()),  # pixels, as fetched, upright
+            pa.field("original_height", pa.int32()),
+            pa.field("exif", pa.string(), metadata=OBSERVED),  # JSON text; worded by Pillow, so by its version
+            pa.field("sha256", pa.string()),  # of the bytes as fetched
+            pa.field("stored_sha256", pa.string(), metadata=OBSERVED),  # of the JPEG; libjpeg's version decides
+            pa.field("offset", pa.int64(), metadata=OBSERVED),  # bytes from the tar's begin to the JPEG's
+            pa.field("nbytes", pa.int64(), metadata=OBSERVED),  # of the JPEG
+            pa.field("format", pa.string()),  # JPEG, PNG, GIF or WEBP, as fetched
+            pa.field("frames", pa.int32()),  # of an animation; frame 0 is kept
+            pa.field("final_url", pa.string(), metadata=OBSERVED),  # after redirects
+            pa.field("content_type", pa.string(), metadata=OBSERVED),  # what the host claimed
+            pa.field("fetched_at", pa.timestamp("ms", "UTC"), metadata=OBSERVED),
+            pa.field("seconds", pa.float32(), metadata=OBSERVED),  # from the first try to the end of decoding
+        ]
+    )
+
+    max_side: Annotated[int, Field(ge=16, le=16_384)] = 512
+    """Pixels of the longest side after resizing. The ratio is kept and nothing is enlarged."""
+    quality: Annotated[int, Field(ge=1, le=100)] = 95
+    """JPEG quality of what is stored."""
+    timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds for one try, from DNS to the last byte, redirects included."""
+    decode_timeout_s: Annotated[float, Field(gt=0)] = 15.0
+    """Seconds of wall time for decoding one image; it has 10 s of CPU time as well."""
+    max_mb: Annotated[float, Field(gt=0, le=1000)] = 20.0
+    """Megabytes (10^6 bytes) of one body, decompressed."""
+    max_pixels: Annotated[int, Field(gt=0, le=1_000_000_000)] = 50_000_000
+    """Pixels of one image, checked before it is decoded."""
+    concurrency: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Rows in flight per worker."""
+    tries: Annotated[int, Field(ge=1, le=10)] = 3
+    """Tries for 408, 425, 429, 5xx and broken connections."""
+    user_agent: str = "sluice/0.1 (image dataset curation)"
+    """Who we say we are; its first word is the agent that X-Robots-Tag may name."""
+    allow_private_hosts: tuple[str, ...] = ()
+    """host:port pairs, such as `127.0.0.1:8000`, that may be reached although private or on another port."""
+
+    @field_validator("allow_private_hosts")
+    @classmethod
+    def _are_hosts(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        Guard(entries)
+        return entries
+
+    @field_validator("user_agent")
+    @classmethod
+    def _is_a_header(cls, agent: str) -> str:
+        if not agent.strip("/ ") or not (agent.isascii() and agent.isprintable()):
+            raise SluiceError(f"user_agent is {agent!r}; expected ASCII text, such as 'sluice/0.1 (me@example.org)'")
+        return agent
+
+    def check(self, inputs: Sequence[Column]) -> None:
+        """Raise `SluiceError` where `url` is no text."""
+        for column in inputs:
+            if column.name == "url" and column.type not in (pa.string(), pa.large_string()):
+                raise SluiceError(f"{column.node}.url has type {column.type}; stages.download.Download expects string")
+
+    def open(self, device: Device) -> Callable[[PoolPart], pa.Table]:
+        """Start the fetching thread and `device.threads` decoders; raises `SluiceError` when one does not start."""
+        return Worker(
+            schema=self.adds,
+            limits=Limits(self.timeout_s, int(self.max_mb * 1e6), self.tries, self.user_agent),
+            guard=Guard(self.allow_private_hosts),
+            options=Options(self.max_side, self.quality, self.max_pixels),
+            decode_timeout_s=self.decode_timeout_s,
+            concurrency=self.concurrency,
+            threads=max(1, device.threads),
+        )

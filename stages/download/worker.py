@@ -1,0 +1,172 @@
+"""What one worker keeps alive between parts (an event loop that fetches, decoders), and how a part is done."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+from aiohttp.abc import AbstractResolver
+
+from pipeline.stage import PoolPart
+from stages.download.addresses import Guard
+from stages.download.archive import SampleWriter
+from stages.download.decode import Options
+from stages.download.decoders import DecoderPool
+from stages.download.fetch import Fetcher, Limits
+from stages.download.ordered import Ordered
+from stages.download.statuses import IN_DECODING, SUCCESS, FetchError
+
+log = logging.getLogger(__name__)
+
+WAITING_BYTES = 256 << 20
+"""Finished JPEGs that wait for an earlier row; past it no new row starts until that one has ended."""
+DNS_THREADS = 32
+"""`getaddrinfo` blocks a thread; asyncio's own pool would have six of them on two cores."""
+COPIED = ("key", "status", "error_message", "width", "height", "original_width", "original_height", "exif", "sha256")
+"""The columns that img2dataset repeats in a sample's JSON; none of them depends on the clock."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one row ended: its columns by name (those missing are null), and the JPEG when there is one."""
+
+    columns: Mapping[str, Any]
+    jpeg: bytes = field(default=b"", repr=False)
+
+
+class Worker:
+    """Turns parts of URLs into parts of a pool; the whole of `Download` once it is open.
+
+    Memory is bounded by `concurrency` bodies of at most `limits.max_bytes`, `WAITING_BYTES` of finished images and one
+    GiB for each decoder. `close` ends its processes and threads; so does losing the last reference to it.
+    """
+
+    def __init__(
+        self,
+        schema: pa.Schema,
+        limits: Limits,
+        guard: Guard,
+        options: Options,
+        decode_timeout_s: float,
+        concurrency: int,
+        threads: int,
+        resolver: AbstractResolver | None = None,
+    ) -> None:
+        self._schema = schema
+        loop = asyncio.new_event_loop()
+        loop.set_default_executor(ThreadPoolExecutor(DNS_THREADS, thread_name_prefix="sluice-dns"))
+        thread = threading.Thread(target=_run, args=(loop,), name="sluice-fetch", daemon=True)
+        thread.start()
+        self._decoders = DecoderPool(options, decode_timeout_s, threads)
+        self._fetcher = asyncio.run_coroutine_threadsafe(_open(limits, guard, resolver), loop).result()
+        self._rows = Ordered(loop, self._one, lambda outcome: len(outcome.jpeg), concurrency, WAITING_BYTES)
+        self.close = weakref.finalize(self, _close, loop, thread, self._fetcher, self._decoders)
+        self._decoders.wait_ready()
+
+    def __call__(self, part: PoolPart) -> pa.Table:
+        """Fetch every row of a part; its tar and its statistics are written through `part.create`."""
+        started = time.time()
+        captions = _first_captions(part.caption)
+        archive = SampleWriter(part.create("tar"))
+        columns: dict[str, list[Any]] = {name: [] for name in self._schema.names}
+        outcomes = self._rows.run(part.image.column("url").to_pylist())
+        for row, outcome in zip(_dicts(part.image), outcomes, strict=True):
+            values = {**dict.fromkeys(columns), **outcome.columns, "key": row["uid"]}
+            if outcome.jpeg:
+                caption = captions.get(row["uid"])
+                sample = {**row, "caption": caption, **{name: values[name] for name in COPIED}}
+                values["offset"] = archive.write(row["uid"], outcome.jpeg, caption or "", sample)
+                values["nbytes"] = len(outcome.jpeg)
+            for name, column in columns.items():
+                column.append(values[name])
+        archive.finish()
+        part.create("stats.json").write(_stats(columns["status"], started, time.time()))
+        return pa.table(columns, schema=self._schema)
+
+    def decoder_pids(self) -> list[int]:
+        return self._decoders.pids()
+
+    async def _one(self, url: str | None) -> Outcome:
+        started = time.monotonic()
+        facts: dict[str, Any] = {}
+        jpeg = b""
+        try:
+            fetched = await self._fetcher.fetch(url)
+            decoded = await asyncio.wrap_future(self._decoders.submit(fetched.data))
+            facts = {
+                **decoded.facts,
+                "status": decoded.status,
+                "error_message": decoded.message,
+                "sha256": decoded.sha256,
+                "stored_sha256": decoded.stored_sha256,
+                "final_url": fetched.final_url,
+                "content_type": fetched.content_type,
+            }
+            jpeg = decoded.jpeg
+        except FetchError as failure:
+            facts = {"status": failure.status, "error_message": failure.message}
+        facts |= {"fetched_at": datetime.now(UTC), "seconds": time.monotonic() - started}
+        return Outcome(facts, jpeg)
+
+
+async def _open(limits: Limits, guard: Guard, resolver: AbstractResolver | None) -> Fetcher:
+    return Fetcher(limits, guard, resolver)  # aiohttp wants its loop to be running
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    """The fetching thread; it holds no reference to its worker, so that the worker can be collected."""
+    loop.run_forever()
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()  # does not wait for DNS threads: the system's resolver may hold them for a minute
+
+
+def _close(loop: asyncio.AbstractEventLoop, thread: threading.Thread, fetcher: Fetcher, decoders: DecoderPool) -> None:
+    with contextlib.suppress(TimeoutError):  # the process may be ending, and its sockets with it
+        asyncio.run_coroutine_threadsafe(fetcher.close(), loop).result(5)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(5)
+    decoders.close()
+
+
+def _first_captions(table: pa.Table) -> dict[str, str]:
+    first: dict[str, str] = {}
+    for uid, caption in zip(table.column("uid").to_pylist(), table.column("caption").to_pylist(), strict=True):
+        if caption is not None:
+            first.setdefault(uid, caption)
+    return first
+
+
+def _dicts(table: pa.Table) -> Iterator[dict[str, Any]]:
+    for batch in table.to_batches(max_chunksize=256):
+        yield from batch.to_pylist()
+
+
+def _stats(statuses: list[str], started: float, ended: float) -> bytes:
+    """What img2dataset writes to `<shard>_stats.json`; failures of decoding are its `failed_to_resize`."""
+    counts = Counter(statuses)
+    resizing = sum(count for status, count in counts.items() if status in IN_DECODING)
+    stats = {
+        "count": len(statuses),
+        "successes": counts[SUCCESS],
+        "failed_to_download": len(statuses) - counts[SUCCESS] - resizing,
+        "failed_to_resize": resizing,
+        "duration": ended - started,
+        "start_time": started,
+        "end_time": ended,
+        "status_dict": dict(sorted(counts.items())),
+    }
+    return json.dumps(stats, indent=4).encode()
