@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.attempt import Attempt
 from pipeline.errors import SluiceError
-from pipeline.records import digest
+from pipeline.records import SUPERSEDED, Record, digest
 from pipeline.rows import GRAIN_KEYS, Decoder, PartRows, RowBatch, ahead, cut, group_of
 from pipeline.stage import OBSERVED, PIXELS, Column, Device, PartStage, PoolStage, Stage, Task
 
@@ -87,6 +87,9 @@ class PartWork:
             attempt.write(grain, _with_keys(key_table, columns, present, self._schema(grain)))
         write_quarantined(attempt, rows.uids, task)
         attempt.count({"ok": len(kept), QUARANTINED: len(quarantined)} if quarantined else {"ok": len(kept)})
+        first = next(iter(task.inputs.values()))[0]
+        if SUPERSEDED in first.notes:
+            attempt.note(**{SUPERSEDED: {"ok": sum(first.notes[SUPERSEDED].values())}})
 
     def probe(self, task: Task, attempt: Attempt) -> None:
         """The steps over `task.hints['rows']` alone, nothing written: does it hold?"""
@@ -233,16 +236,18 @@ class PoolWork:
         image, caption = attempt.store.read_table(record, "image"), attempt.store.read_table(record, "caption")
         if "retry" in task.payload:
             retry = self._retryable(inputs[1], attempt)
-            image = image.filter(pc.is_in(image.column("uid"), value_set=retry))
-            caption = caption.filter(pc.is_in(caption.column("uid"), value_set=retry))
+            image = image.filter(pc.is_in(image.column("uid"), value_set=pa.array(list(retry), pa.string())))
+            caption = caption.filter(pc.is_in(caption.column("uid"), value_set=pa.array(list(retry), pa.string())))
+            attempt.note(**{SUPERSEDED: Counter(retry.values())})
         return image, caption
 
-    def _retryable(self, earlier: Sequence[Any], attempt: Attempt) -> pa.Array:
+    def _retryable(self, earlier: Sequence[Record], attempt: Attempt) -> dict[str, str]:
+        """uid -> status of the rows that another try may change."""
         newest: dict[str, str] = {}
         for record in earlier:
             table = attempt.store.read_table(record, "image", ["uid", "status"])
             newest.update(zip(table.column("uid").to_pylist(), table.column("status").to_pylist(), strict=True))
-        return pa.array([uid for uid, status in newest.items() if status in self.stage.retryable], pa.string())
+        return {uid: status for uid, status in newest.items() if status in self.stage.retryable}
 
     def _fetch(self, image: pa.Table, caption: pa.Table, rows: np.ndarray, task: Task, attempt: Attempt) -> pa.Table:
         chosen = image.take(rows)

@@ -7,7 +7,8 @@
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any, Self
 
@@ -17,6 +18,10 @@ from pydantic import BaseModel, ConfigDict
 def digest(value: object) -> str:
     """32 hex characters of BLAKE2b-128 over the canonical JSON of `value` (sorted keys, no spaces)."""
     return blake2b(json.dumps(value, sort_keys=True, separators=(",", ":")).encode(), digest_size=16).hexdigest()
+
+
+SUPERSEDED = "superseded"
+"""The note in which a record counts, by status, the older rows that its own take the place of."""
 
 
 class Stored(BaseModel):
@@ -97,12 +102,19 @@ class Generation(Stored):
         return digest(sorted((record.part, record.content_hash) for record in self.records))
 
     @property
-    def rows(self) -> dict[str, int]:
-        return _add(record.rows for record in self.records)
+    def statuses(self) -> dict[str, int]:
+        """Rows by the status that counts: what a retry took the place of is not counted."""
+        total = Counter[str]()
+        for record in self.records:
+            total.update(record.statuses)
+            total.subtract(record.notes.get(SUPERSEDED, {}))
+        return {status: count for status, count in total.items() if count}
 
     @property
-    def statuses(self) -> dict[str, int]:
-        return _add(record.statuses for record in self.records)
+    def images(self) -> int:
+        """Image rows that count."""
+        superseded = sum(sum(record.notes.get(SUPERSEDED, {}).values()) for record in self.records)
+        return sum(record.rows.get("image", 0) for record in self.records) - superseded
 
     def superseding(self, part: str) -> list[Record]:
         """The records whose uids no longer count in `part`."""
@@ -122,14 +134,6 @@ class Run(Stored):
     text: str
     """The DAG as YAML, overrides applied: enough to run it again."""
     generations: dict[str, int]
-
-
-def _add(counts: Iterable[dict[str, int]]) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for one in counts:
-        for name, count in one.items():
-            total[name] = total.get(name, 0) + count
-    return total
 
 
 def in_order(records: Sequence[Record]) -> list[Record]:

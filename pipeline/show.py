@@ -140,11 +140,10 @@ def status(console: Console, store: Store) -> None:
     generations = generations_of(store, newest)
     grid = _grid("node", "generation#", "parts#", "rows#", "bytes#", "statuses", title=f"run {newest.id} of {newest.dag}")
     for name, generation in generations.items():
-        rows = generation.rows
         bytes_ = sum(file.bytes for record in generation.records for file in record.files)
         counts = sorted(generation.statuses.items(), key=lambda item: -item[1])
         shown = ", ".join(f"{key} {count:,}" for key, count in counts[:8]) + (", …" if len(counts) > 8 else "")
-        count = rows.get("image", rows.get("caption", rows.get("samples", 0)))
+        count = sum(generation.statuses.values())
         grid.add_row(name, str(generation.number), f"{len(generation.records):,}", f"{count:,}", size(bytes_), shown)
     console.print(grid)
     _funnels(console, generations)

@@ -189,7 +189,7 @@ class Store:
             self.fs.invalidate_cache(full)
             try:
                 return [str(name).rstrip("/").rpartition("/")[2] for name in self.fs.ls(full, detail=False)]
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return []
 
         return sorted(name for name in patiently(listing) if not name.startswith("."))

@@ -1,6 +1,7 @@
 """The pool's tar: `{key}.jpg`, `{key}.json` and `{key}.txt` per image, as img2dataset lays it out.
 
-The same samples give the same bytes. Headers are written by hand so that the offset of every image is known and no clock or user enters the file.
+The same samples give the same bytes. Headers are written by hand so that the offset of every image is known and no
+clock or user enters the file.
 """
 
 import json

@@ -23,7 +23,7 @@ class Body:
         self._inflater = None if self._encoding in ("", "identity") else zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
 
     def feed(self, chunk: bytes) -> None:
-        """Add what the network gave. Raises `FetchError`: `too_large` past the limit, `bad_encoding` for broken gzip."""
+        """Add what the network gave. Raises `FetchError`: `too_large` past the limit, `bad_encoding` if broken."""
         self._data += chunk if self._inflater is None else self._inflate(chunk)
         if len(self._data) > self._limit:
             raise too_large(self._limit)

@@ -69,7 +69,7 @@ class Decoder:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `kill`
         self._socket, theirs = socket.socketpair()
         with theirs:
-            self.process = subprocess.Popen(
+            self.process = subprocess.Popen(  # noqa: S603 - our own program, no shell
                 [sys.executable, "-P", str(PROGRAM), json.dumps(vars(options))],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,

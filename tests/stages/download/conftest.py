@@ -1,0 +1,38 @@
+"""One hostile server and one open stage for all tests here: a stage is made to be kept open."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.stage import Device
+from stages.download import Download
+from stages.download.worker import Worker
+from tests.stages.download.hostile import HostileServer
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[HostileServer]:
+    with HostileServer() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def canary() -> Iterator[HostileServer]:
+    """A second server that nobody allowed: whoever connects to it has broken out."""
+    with HostileServer() as running:
+        yield running
+
+
+def opened(server: HostileServer, threads: int = 2, **parameters: object) -> Worker:
+    defaults: dict[str, object] = {"timeout_s": 1.5, "max_mb": 1, "concurrency": 16}
+    stage = Download(**{"allow_private_hosts": (f"127.0.0.1:{server.port}",), **defaults, **parameters})  # type: ignore[arg-type]
+    worker = stage.open(Device(threads=threads))
+    assert isinstance(worker, Worker)
+    return worker
+
+
+@pytest.fixture(scope="session")
+def worker(server: HostileServer) -> Iterator[Worker]:
+    running = opened(server)
+    yield running
+    running.close()
