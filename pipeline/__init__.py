@@ -1,9 +1,9 @@
 """The engine: artifacts committed exactly once, DAGs of stages over Ray, SQL over what they leave.
 
-    from pipeline import Catalog, Dag, run
+from pipeline import Catalog, Dag, run
 
-    run(Dag.load("quickstart"), "runs/demo")
-    Catalog("runs/demo").sql("SELECT status, count(*) FROM pool GROUP BY status")
+run(Dag.load("quickstart"), "runs/demo")
+Catalog("runs/demo").sql("SELECT status, count(*) FROM pool GROUP BY status")
 """
 
 from typing import TYPE_CHECKING, Any

@@ -37,7 +37,9 @@ class Commands(click.Group):
             command: click.Command = point.load()
             return command
         near = get_close_matches(name, self.list_commands(ctx), n=1)
-        raise click.UsageError(f"no command {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; see `sluice --help`"))
+        raise click.UsageError(
+            f"no command {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; see `sluice --help`")
+        )
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -68,7 +70,9 @@ def main() -> None:
 
 dag_argument = click.argument("dag", metavar="DAG")
 root_argument = click.argument("root", metavar="ROOT")
-set_option = click.option("--set", "overrides", multiple=True, metavar="NODE.PARAM=VALUE", help="Lay a value over the DAG.")
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="NODE.PARAM=VALUE", help="Lay a value over the DAG."
+)
 limit_option = click.option("--limit", type=click.IntRange(min=1), help="Take only the first N rows of every input.")
 
 
@@ -110,7 +114,13 @@ def check(dag: str, overrides: Sequence[str]) -> None:
 @click.option("--retry-failed", "retry", multiple=True, metavar="POOL", help="Try the failed rows of a pool again.")
 @click.option("--parts", is_flag=True, help="Show every part.")
 def plan(
-    dag: str, root: str, overrides: Sequence[str], limit: int | None, until: str | None, retry: Sequence[str], parts: bool
+    dag: str,
+    root: str,
+    overrides: Sequence[str],
+    limit: int | None,
+    until: str | None,
+    retry: Sequence[str],
+    parts: bool,
 ) -> None:
     """Say what `run` would do, and why: per node and part reuse, resume or run.
 
@@ -140,7 +150,13 @@ def plan(
 @click.option("--retry-failed", "retry", multiple=True, metavar="POOL", help="Try the failed rows of a pool again.")
 @click.option("--address", help="A Ray cluster to join, such as auto; by default a private one on this machine.")
 def run(
-    dag: str, root: str, overrides: Sequence[str], limit: int | None, until: str | None, retry: Sequence[str], address: str | None
+    dag: str,
+    root: str,
+    overrides: Sequence[str],
+    limit: int | None,
+    until: str | None,
+    retry: Sequence[str],
+    address: str | None,
 ) -> None:
     """Bring every node of DAG to a finished state under ROOT.
 
@@ -176,7 +192,9 @@ def status(root: str, runs: bool) -> None:
 @root_argument
 @click.argument("query", required=False)
 @click.option("--run", "run_id", help="Ask an older run, such as 0003.")
-@click.option("--format", "form", type=click.Choice(["table", "csv", "json", "parquet"]), default="table", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["table", "csv", "json", "parquet"]), default="table", show_default=True
+)
 @click.option("--out", "target", type=click.Path(dir_okay=False), help="Write there instead of to the terminal.")
 @click.option("--rows", default=40, show_default=True, help="Rows shown by --format table; 0 shows all.")
 def sql(root: str, query: str | None, run_id: str | None, form: str, target: str | None, rows: int) -> None:
@@ -238,7 +256,9 @@ def verify(root: str, mend: bool) -> None:
 @example("sluice gc runs/demo", "sluice gc runs/demo --keep-runs 1 --yes")
 @main.command()
 @root_argument
-@click.option("--keep-runs", default=3, show_default=True, type=click.IntRange(min=1), help="Keep what the newest N runs use.")
+@click.option(
+    "--keep-runs", default=3, show_default=True, type=click.IntRange(min=1), help="Keep what the newest N runs use."
+)
 @click.option("--yes", is_flag=True, help="Delete; without it only what would go is said.")
 @click.option("--force", is_flag=True, help="Forget interrupted runs. Only when no run is writing.")
 def gc(root: str, keep_runs: int, yes: bool, force: bool) -> None:

@@ -2,14 +2,10 @@
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
 
 
 def covered(schema: pa.Schema) -> list[str]:
@@ -30,7 +26,7 @@ def content_hash(table: pa.Table, columns: Sequence[str] | None = None) -> str:
     return hasher.hexdigest()
 
 
-def _feed(hasher: "_Hash", array: pa.Array) -> None:
+def _feed(hasher: blake2b, array: pa.Array) -> None:
     if isinstance(array, pa.ChunkedArray):  # combine_chunks keeps chunks where one would overflow 32-bit offsets
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
     kind = array.type
@@ -59,7 +55,7 @@ def _feed(hasher: "_Hash", array: pa.Array) -> None:
         raise TypeError(f"content_hash has no form for a column of type {kind}; cast it to a plain type first")
 
 
-def _feed_bytes(hasher: "_Hash", array: pa.Array) -> None:
+def _feed_bytes(hasher: blake2b, array: pa.Array) -> None:
     hasher.update(np.asarray(pc.binary_length(array)).astype(np.int64).tobytes())
     compact = _compact(array)
     _, offsets, data = compact.buffers()

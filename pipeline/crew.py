@@ -175,14 +175,16 @@ class Crew:
             fault = faults.get(call.work_key)
             if fault is None or fault.kind not in ("stage", "crash") or not getattr(call.do, "bisectable", False):
                 continue
-            poison = self._poison(lane, call, fault)
+            poison = self._poison(lane, call)
             if not poison:
-                continue
+                break  # the stage is at fault, not the rows: the other parts would tell the same
             entries = [
                 {"row": row, "step": found.step, "error": found.error, "traceback": found.traceback, "attempts": TRIES}
                 for row, found in poison.items()
             ]
-            healed = replace(call, task=replace(call.task, hints={**call.task.hints, "exclude": sorted(poison), "faults": entries}))
+            healed = replace(
+                call, task=replace(call.task, hints={**call.task.hints, "exclude": sorted(poison), "faults": entries})
+            )
             outcome = self._order(lane, healed, alone=True).result.result()
             if isinstance(outcome, Record):
                 records.append(outcome)
@@ -192,9 +194,12 @@ class Crew:
                 faults[call.work_key] = outcome
         return records
 
-    def _poison(self, lane: Lane, call: Call, fault: Fault) -> dict[int, Fault]:
+    def _poison(self, lane: Lane, call: Call) -> dict[int, Fault]:
         """The rows on which the call fails, each tried twice on its own; empty when no row is to blame."""
         poison: dict[int, Fault] = {}
+        last = call.task.rows - 1
+        if last > 1 and all(self._probe(lane, call, range(row, row + 1)) for row in (0, last // 2, last)):
+            return {}
         ranges = [range(call.task.rows)]
         while ranges:
             rows = ranges.pop()
@@ -225,7 +230,9 @@ class Crew:
                 self._store.add_failure(call.node, call.work_key, call.task.part, call.phase, faults[call.work_key])
         first = next(iter(faults.values()))
         if _disk_full(first):
-            return NodeFailed(f"{node.name}: the disk is full ({first.error}); free space and run the same command, it resumes")
+            return NodeFailed(
+                f"{node.name}: the disk is full ({first.error}); free space and run the same command, it resumes"
+            )
         if first.kind == "refused":
             return NodeFailed(f"{node.name}: {first.error}")
         return NodeFailed(
@@ -237,7 +244,7 @@ class Crew:
 
     def _open_lane(self, workers: Workers, calls: int) -> Lane:
         size = Size(workers.cpus, workers.gpus)
-        total = ray.cluster_resources()
+        total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         fits = int(total.get("CPU", 1) // workers.cpus)
         if workers.gpus:
             fits = min(fits, int(total.get("GPU", 0) // workers.gpus))
@@ -310,13 +317,17 @@ class Crew:
                 order = self._next(hand)
                 if order is None:
                     break
-                reference = hand.actor.work.remote(order.call)
+                reference: Any = hand.actor.work.remote(order.call)
                 hand.calls[reference] = order
                 hand.alone = order.alone
                 order.lane.flying += 1
 
     def _next(self, hand: Hand) -> Order | None:
-        lanes = [lane for lane in self._lanes if lane.waiting and lane.size == hand.size and lane.flying < lane.limit * IN_FLIGHT]
+        lanes = [
+            lane
+            for lane in self._lanes
+            if lane.waiting and lane.size == hand.size and lane.flying < lane.limit * IN_FLIGHT
+        ]
         lanes.sort(key=lambda lane: lane.flying)
         for lane in lanes:
             if not lane.waiting[0].alone or not hand.calls:
@@ -355,7 +366,9 @@ class Crew:
         reason = str(error).strip().splitlines()
         cause = next((line.strip() for line in reason if "cause" in line.lower()), reason[0] if reason else "")
         for reference in list(hand.calls):
-            self._finish(hand, reference, Fault("crash", f"the worker process died: {cause}"[:500], traceback=str(error)))
+            self._finish(
+                hand, reference, Fault("crash", f"the worker process died: {cause}"[:500], traceback=str(error))
+            )
 
     def _dismiss(self, hand: Hand) -> None:
         self._hands.remove(hand)
@@ -381,7 +394,7 @@ def _disk_full(fault: Fault) -> bool:
 
 def start_ray(address: str | None) -> None:
     """Join the cluster at `address`, or start a private one on the loopback interface, without a dashboard."""
-    if ray.is_initialized():  # type: ignore[no-untyped-call]
+    if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -396,4 +409,6 @@ def start_ray(address: str | None) -> None:
     try:
         ray.init(**options)
     except ConnectionError as error:
-        raise SluiceError(f"no Ray cluster answers at {address!r}: {error}; start one, or leave --address out") from None
+        raise SluiceError(
+            f"no Ray cluster answers at {address!r}: {error}; start one, or leave --address out"
+        ) from None

@@ -1,7 +1,7 @@
 """YAML -> a typed graph, with everything that can be wrong found before anything starts.
 
-    dag = Dag.load("dags/quickstart.yaml", overrides=["kept.rules=[{all: 'true'}]"])
-    dag.check()
+dag = Dag.load("dags/quickstart.yaml", overrides=["kept.rules=[{all: 'true'}]"])
+dag.check()
 """
 
 from __future__ import annotations
@@ -91,9 +91,13 @@ class Dag:
         self.seed = seed
         self.text = text
         try:
-            order = list(TopologicalSorter({node.name: sorted(node.depends_on) for node in nodes.values()}).static_order())
+            order = list(
+                TopologicalSorter({node.name: sorted(node.depends_on) for node in nodes.values()}).static_order()
+            )
         except CycleError as error:
-            raise SluiceError(f"the nodes form a cycle: {' -> '.join(reversed(error.args[1]))}; remove one `from`") from None
+            raise SluiceError(
+                f"the nodes form a cycle: {' -> '.join(reversed(error.args[1]))}; remove one `from`"
+            ) from None
         self.nodes = {name: nodes[name] for name in order}
         self._columns: dict[str, list[Column]] = {}
 
@@ -110,7 +114,9 @@ class Dag:
             shipped = package_files("dags")
             names = sorted(item.name.removesuffix(".yaml") for item in shipped.iterdir() if item.name.endswith(".yaml"))
             if str(source) not in names:
-                raise SluiceError(f"no DAG file {str(source)!r}, and sluice ships none of that name{did_you_mean(str(source), names)}")
+                raise SluiceError(
+                    f"no DAG file {str(source)!r}, and sluice ships none of that name{did_you_mean(str(source), names)}"
+                )
             text = (shipped / f"{source}.yaml").read_text()
         else:
             text = path.read_text()
@@ -122,7 +128,9 @@ class Dag:
         document = _read_yaml(text)
         _only(document, {"dag", "seed", "nodes"}, "the DAG")
         if not isinstance(document.get("nodes"), dict) or not document["nodes"]:
-            raise SluiceError("the DAG has no `nodes`; it needs at least one, such as `urls: {steps: [stages.ingest.UrlTables: …]}`")
+            raise SluiceError(
+                "the DAG has no `nodes`; it needs at least one, such as `urls: {steps: [stages.ingest.UrlTables: …]}`"
+            )
         for override in overrides:
             _override(document["nodes"], override)
         name, seed = document.get("dag"), document.get("seed", 0)
@@ -183,7 +191,9 @@ class Dag:
         for stage in node.stages:
             available.append(list(seen))
             if isinstance(stage, PartStage):
-                seen += [Column(f.name, "", stage.grain, f.type, f.name in covered(stage.gives())) for f in stage.gives()]
+                seen += [
+                    Column(f.name, "", stage.grain, f.type, f.name in covered(stage.gives())) for f in stage.gives()
+                ]
         return available
 
     def sources(self, node: str) -> list[dict[str, Column]]:
@@ -212,7 +222,9 @@ class Dag:
             shown = ", ".join(f"{name} (of {root})" for name, root in roots.items())
             raise SluiceError(f"{node.name} takes from different pools: {shown}; its inputs must come from one")
         if not node.inputs and not isinstance(node.stages[0], TableStage):
-            raise SluiceError(f"{node.name} has no `from`; {type(node.stages[0]).__name__} needs a node to read, such as `from: pool`")
+            raise SluiceError(
+                f"{node.name} has no `from`; {type(node.stages[0]).__name__} needs a node to read, such as `from: pool`"
+            )
 
 
 def resolve(name: str, columns: Sequence[Column]) -> Column:
@@ -230,7 +242,9 @@ def resolve(name: str, columns: Sequence[Column]) -> Column:
         raise SluiceError(f"reads {name!r}, which no node in `from` has{did_you_mean(name, known)}")
     if len(nodes) > 1:
         ways = " or ".join(f"'{n}.{short}'" for n in nodes if n)
-        raise SluiceError(f"reads {short!r}, which {' and '.join(nodes)} both have; write {ways}, or leave one out of `from`")
+        raise SluiceError(
+            f"reads {short!r}, which {' and '.join(nodes)} both have; write {ways}, or leave one out of `from`"
+        )
     return next((c for c in found if c.grain == "caption"), found[0])  # in pairs a caption column shadows the image's
 
 
@@ -266,7 +280,8 @@ def _no_column_twice(node: Node, inputs: Sequence[Column]) -> None:
     for stage in node.stages:
         for name in (stage.adds if isinstance(stage, PoolStage) else stage.gives()).names:  # type: ignore[attr-defined]
             if name in KEY_COLUMNS or name in seen:
-                raise SluiceError(f"{node.name}: {type(stage).__name__} adds {name!r}, which {seen.get(name, 'every table')} has already")
+                owner = seen.get(name, "every table")
+                raise SluiceError(f"{node.name}: {type(stage).__name__} adds {name!r}, which {owner} has already")
             seen[name] = type(stage).__name__
 
 
@@ -279,7 +294,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
-            name = self.construct_object(key, deep=True)  # type: ignore[no-untyped-call]
+            name = self.construct_object(key, deep=True)
             if name in seen:
                 raise SluiceError(f"line {key.start_mark.line + 1}: {name!r} stands twice; keep one of them")
             seen.add(name)
@@ -291,7 +306,9 @@ def _read_yaml(text: str) -> dict[str, Any]:
         document = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise SluiceError(f"line {line}: not YAML: {error.problem}; check the indentation and the quotes there") from None
+        raise SluiceError(
+            f"line {line}: not YAML: {error.problem}; check the indentation and the quotes there"
+        ) from None
     if not isinstance(document, dict):
         raise SluiceError("the DAG is no mapping; it begins with `dag: <name>`, then `nodes:`")
     return document
@@ -314,7 +331,9 @@ def _node(name: str, body: Any) -> Node:
     inputs = (inputs,) if isinstance(inputs, str) else tuple(inputs or ())
     steps = body.get("steps")
     if not isinstance(steps, list) or not steps:
-        raise SluiceError(f"{name}: `steps` must be a list of stages, such as `steps: [{{stages.download.Download: {{}}}}]`")
+        raise SluiceError(
+            f"{name}: `steps` must be a list of stages, such as `steps: [{{stages.download.Download: {{}}}}]`"
+        )
     stages = tuple(_stage(name, step) for step in steps)
     if len(stages) > 1 and not all(isinstance(stage, PartStage) for stage in stages):
         alone = next(type(stage).__name__ for stage in stages if not isinstance(stage, PartStage))
@@ -346,7 +365,11 @@ def import_stage(path: str, node: str = "") -> type[Stage]:
         raise SluiceError(f"{where}no module {module_name!r}{did_you_mean(module_name, _stage_modules())}") from None
     found = getattr(module, class_name, None)
     if not (inspect.isclass(found) and issubclass(found, Stage)):
-        stages = [n for n, c in vars(module).items() if inspect.isclass(c) and issubclass(c, Stage) and not inspect.isabstract(c)]
+        stages = [
+            n
+            for n, c in vars(module).items()
+            if inspect.isclass(c) and issubclass(c, Stage) and not inspect.isabstract(c)
+        ]
         raise SluiceError(f"{where}{module_name} has no {class_name!r}{did_you_mean(class_name, stages)}")
     return found
 

@@ -139,7 +139,7 @@ def node_identity(stages: Sequence[Stage], seed: int) -> dict[str, Any]:
 def generation_key(
     identity: Mapping[str, Any], resources: Resources, inputs: Mapping[str, str], references: Mapping[str, str]
 ) -> str:
-    """Same key, same work: identity, digests of the resources, content hashes of the inputs and of what is referred to."""
+    """Same key, same work: identity, digests of resources, content hashes of inputs and of what is referred to."""
     digests = {name: [found for _, found in files] for name, files in resources.items()}
     return digest([identity, digests, list(inputs.values()), sorted(references.values())])
 

@@ -19,7 +19,6 @@ from pipeline.stage import NodeRef, PartStage, Stage, TableStage, Task
 from pipeline.store import Store
 from pipeline.worker import Call
 
-
 REPAIRS = "repairs"
 """The note by which a record says whose place it takes: the work key of one whose files were lost."""
 
@@ -123,7 +122,12 @@ class NodeWork:
     """The `Work` of a node. Without an executor it only looks."""
 
     def __init__(
-        self, prepared: Prepared, store: Store, previous: Generation | None, executor: Executor | None, retry: bool = False,
+        self,
+        prepared: Prepared,
+        store: Store,
+        previous: Generation | None,
+        executor: Executor | None,
+        retry: bool = False,
         forget: Collection[str] = (),
     ) -> None:
         self.prepared = prepared
@@ -131,8 +135,8 @@ class NodeWork:
         self.executor = executor
         self.retry = retry
         self.seed = prepared.seed
-        self.inputs = prepared.inputs
-        self.resources = prepared.resources
+        self.inputs: Mapping[str, Generation] = prepared.inputs
+        self.resources: Mapping[str, Sequence[tuple[str, str]]] = prepared.resources
         self.previous = previous
         self.done: list[tuple[str, bool]] = []
         self._identity = prepared.task_identity()
@@ -148,7 +152,9 @@ class NodeWork:
         tasks = list(tasks)
         keys = [work_key(self._identity, phase, task, self.prepared.exact) for task in tasks]
         if len(set(keys)) != len(keys):
-            raise SluiceError(f"{self.prepared.node.name}: two tasks of phase {phase!r} are the same; name their parts apart")
+            raise SluiceError(
+                f"{self.prepared.node.name}: two tasks of phase {phase!r} are the same; name their parts apart"
+            )
         found = self._find(keys)
         if all(key in found for key in keys):
             self.done += [(task.part, True) for task in tasks]
@@ -197,7 +203,9 @@ class NodeWork:
             for other in others:
                 match = other.for_part(record.part)
                 if match is None:
-                    raise SluiceError(f"{other.node} has no part {record.part}, which {first.node} has; run the whole DAG again")
+                    raise SluiceError(
+                        f"{other.node} has no part {record.part}, which {first.node} has; run the whole DAG again"
+                    )
                 inputs[other.node] = (match,)
             rows = record.rows.get("image") or record.rows.get("caption", 0)
             tasks.append(Task(record.part, inputs=inputs, supersedes=record.supersedes, rows=rows))
@@ -277,10 +285,16 @@ def _check_every_row(prepared: Prepared, records: Sequence[Record]) -> None:
     source = next(iter(prepared.inputs.values()))
     for record in records:
         match = source.for_part(record.part)
-        expected = match.rows.get("image", record.rows.get("image")) if match and match.part == record.part else record.rows.get("image")
+        expected = (
+            match.rows.get("image", record.rows.get("image"))
+            if match and match.part == record.part
+            else record.rows.get("image")
+        )
         total = sum(record.statuses.values())
         if expected is not None and total != expected:
-            raise SluiceError(f"{prepared.node.name} part {record.part}: the statuses of its rows add up to {total}, not {expected}")
+            raise SluiceError(
+                f"{prepared.node.name} part {record.part}: the statuses of its rows add up to {total}, not {expected}"
+            )
 
 
 def _same(one: Generation, other: Generation) -> bool:

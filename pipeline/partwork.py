@@ -6,6 +6,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 from pipeline.attempt import Attempt
 from pipeline.errors import SluiceError
 from pipeline.records import SUPERSEDED, Record, digest
-from pipeline.rows import GRAIN_KEYS, Decoder, PartRows, RowBatch, ahead, cut, group_of
+from pipeline.rows import Decoder, PartRows, RowBatch, ahead, cut, group_of, qualified
 from pipeline.stage import OBSERVED, PIXELS, Column, Device, PartStage, PoolStage, Stage, Task
 
 ERRORS = pa.schema(
@@ -82,9 +83,8 @@ class PartWork:
         kept = np.setdiff1d(every, quarantined)
         added = self._run(rows, kept, task, attempt)
         for grain, columns in added.items():
-            key_table = (rows.image if grain == "image" else rows.caption).select(GRAIN_KEYS[grain])
             present = kept if grain == "image" else rows.captions_of(kept)
-            attempt.write(grain, _with_keys(key_table, columns, present, self._schema(grain)))
+            attempt.write(grain, _with_keys(rows.keys(grain), columns, present, self._schema(grain)))
         write_quarantined(attempt, rows.uids, task)
         attempt.count({"ok": len(kept), QUARANTINED: len(quarantined)} if quarantined else {"ok": len(kept)})
         first = next(iter(task.inputs.values()))[0]
@@ -105,14 +105,18 @@ class PartWork:
     def _schema(self, grain: str) -> pa.Schema:
         return pa.schema([field for step in self.steps if step.grain == grain for field in step.gives()])
 
-    def _run(self, rows: PartRows, images: np.ndarray, task: Task, attempt: Attempt) -> dict[str, dict[str, list[pa.Array]]]:
+    def _run(
+        self, rows: PartRows, images: np.ndarray, task: Task, attempt: Attempt
+    ) -> dict[str, dict[str, list[pa.Array]]]:
         """grain -> column -> arrays in row order."""
         device: Device = task.hints.get("device", Device())
         functions = [opened(step, device) for step in self.steps]
         looks = any(PIXELS in source for source in self.sources)
         decoder = Decoder(attempt.store, rows, device.threads) if looks else None
         added: dict[str, dict[str, list[pa.Array]]] = {
-            grain: {field.name: [] for field in self._schema(grain)} for grain in ("image", "caption") if self._schema(grain)
+            grain: {field.name: [] for field in self._schema(grain)}
+            for grain in ("image", "caption")
+            if self._schema(grain)
         }
         try:
             for chosen, pictures in ahead(decoder, cut(images, task.hints.get("batch_rows", 256))):
@@ -138,13 +142,12 @@ class PartWork:
             for name, column in source.items():
                 if name != PIXELS:
                     same = column.grain == step.grain
-                    table[name] = own[column.name] if same else images[column.name].take(image_of)
+                    table[name] = own[qualified(column)] if same else images[qualified(column)].take(image_of)
             batch = RowBatch(pa.table(table), pictures if PIXELS in source else None)
-            result = guarded(step, lambda function=function, batch=batch: function(batch))
-            checked = _checked(step, result, batch.table.num_rows)
-            for name in checked.column_names:
-                own[name] = checked.column(name)
-                added[step.grain][name].append(checked.column(name))
+            result = _checked(step, guarded(step, partial(function, batch)), batch.table.num_rows)
+            for name in result.column_names:
+                own[f".{name}"] = result.column(name)
+                added[step.grain][name].append(result.column(name))
 
 
 def _checked(step: PartStage, result: pa.Table, rows: int) -> pa.Table:
@@ -157,7 +160,9 @@ def _checked(step: PartStage, result: pa.Table, rows: int) -> pa.Table:
     return result.cast(expected)
 
 
-def _with_keys(keys: pa.Table, columns: Mapping[str, list[pa.Array]], present: np.ndarray, schema: pa.Schema) -> pa.Table:
+def _with_keys(
+    keys: pa.Table, columns: Mapping[str, list[pa.Array]], present: np.ndarray, schema: pa.Schema
+) -> pa.Table:
     """Keys and added columns, with nulls where a row was quarantined."""
     places = np.full(keys.num_rows, -1, dtype=np.int64)
     places[present] = np.arange(len(present))
@@ -165,7 +170,9 @@ def _with_keys(keys: pa.Table, columns: Mapping[str, list[pa.Array]], present: n
     for field in schema:
         chunks = [chunk for array in columns[field.name] for chunk in _chunks(array)]
         column = pa.chunked_array(chunks, type=field.type)
-        keys = keys.append_column(field, column if len(present) == keys.num_rows else column.combine_chunks().take(index))
+        keys = keys.append_column(
+            field, column if len(present) == keys.num_rows else column.combine_chunks().take(index)
+        )
     return keys
 
 
@@ -212,7 +219,9 @@ class PoolWork:
         quarantined = sorted(task.hints.get("exclude", ()))
         kept = np.setdiff1d(np.arange(image.num_rows), quarantined)
         result = self._fetch(image, caption, kept, task, attempt)
-        added = _with_keys(image.select(["uid"]), {n: [result.column(n)] for n in result.column_names}, kept, self.stage.adds)
+        added = _with_keys(
+            image.select(["uid"]), {n: [result.column(n)] for n in result.column_names}, kept, self.stage.adds
+        )
         added = added.drop_columns(["uid"])
         if quarantined:
             place = added.column_names.index("status")
@@ -257,7 +266,7 @@ class PoolWork:
         result = guarded(self.stage, lambda: function(part))
         if result.num_rows != chosen.num_rows or result.schema.names != self.stage.adds.names:
             raise SluiceError(
-                f"{type(self.stage).path()} gave {result.num_rows} rows of {result.schema.names} for {chosen.num_rows}; "
-                f"it must give one row each of {self.stage.adds.names}"
+                f"{type(self.stage).path()} gave {result.num_rows} rows of {result.schema.names} "
+                f"for {chosen.num_rows}; it must give one row each of {self.stage.adds.names}"
             )
         return result.cast(self.stage.adds)

@@ -26,7 +26,7 @@ MAX_PIXELS = 50_000_000
 
 
 class PartRows:
-    """Image rows and caption rows of one part with the columns that were asked for.
+    """Image rows and caption rows of one part with the columns that were asked for, each named `node.column`.
 
     `image_of` maps a caption row to its image row; captions are grouped by image, and every image has at least one.
     """
@@ -54,13 +54,19 @@ class PartRows:
             for grain in ("image", "caption"):
                 wanted = [c.name for c in columns if c.node == node and c.grain == grain and c.name != PIXELS]
                 if grain == "image" and node == pixels:
-                    wanted += [name for name in ("offset", "nbytes", "stored_sha256") if name not in wanted]
+                    wanted += MEMBER
+                wanted = list(dict.fromkeys(wanted))
                 if wanted:
                     found = store.read_table(record, grain, GRAIN_KEYS[grain] + wanted)
                     if grain not in tables:
                         tables[grain] = base[grain] = found.select(GRAIN_KEYS[grain])
                     tables[grain] = _beside(tables[grain], base[grain], found, wanted, record, GRAIN_KEYS[grain])
         return cls(tables["image"], tables.get("caption"), records[pixels] if pixels else None)
+
+    def keys(self, grain: str) -> pa.Table:
+        """The key columns of a grain."""
+        table = self.image if grain == "image" or self.caption is None else self.caption
+        return table.select(GRAIN_KEYS[grain])
 
     @property
     def uids(self) -> pa.ChunkedArray:
@@ -74,6 +80,13 @@ class PartRows:
 
 
 GRAIN_KEYS = {"image": ["uid"], "caption": ["uid", "caption_id"]}
+MEMBER = ["offset", "nbytes", "stored_sha256"]
+"""The columns of a pool that find an image's bytes in its tar and prove them."""
+
+
+def qualified(column: Column) -> str:
+    """`node.column`, by which a part's tables keep columns of the same name apart."""
+    return f"{column.node}.{column.name}"
 
 
 def group_of(image: pa.Table, caption: pa.Table) -> np.ndarray:
@@ -90,7 +103,9 @@ def group_of(image: pa.Table, caption: pa.Table) -> np.ndarray:
     groups = np.cumsum(changes) - 1
     firsts = uids.filter(pa.array(changes))
     if not firsts.equals(image.column("uid").combine_chunks().cast(firsts.type)):
-        raise SluiceError("captions are not grouped by image in the order of the image table; the input was not written by sluice")
+        raise SluiceError(
+            "captions are not grouped by image in the order of the image table; the input was not written by sluice"
+        )
     return groups
 
 
@@ -109,8 +124,7 @@ def _beside(
     if not all(found.column(key).equals(base.column(key)) for key in keys):
         found = _by_key(base, found, keys, record)
     for name in wanted:
-        if name not in table.column_names:
-            table = table.append_column(found.schema.field(name), found.column(name))
+        table = table.append_column(f"{record.node}.{name}", found.column(name))
     return table
 
 
@@ -121,7 +135,9 @@ def _by_key(base: pa.Table, found: pa.Table, keys: list[str], record: Record) ->
     places = pc.index_in(key_of(base), value_set=key_of(found))
     if places.null_count:
         missing = base.column("uid").combine_chunks().filter(pc.is_null(places))[0]
-        raise SluiceError(f"{record.node} part {record.part} has no row for uid {missing}; its tables are of different pools")
+        raise SluiceError(
+            f"{record.node} part {record.part} has no row for uid {missing}; its tables are of different pools"
+        )
     return found.take(places)
 
 
@@ -195,9 +211,10 @@ class Decoder:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _decode(self, images: np.ndarray) -> list[np.ndarray | None]:
+        assert self._rows.pool is not None
         table = self._rows.image.take(images)
-        offsets, sizes = table.column("offset").to_pylist(), table.column("nbytes").to_pylist()
-        shas, uids = table.column("stored_sha256").to_pylist(), table.column("uid").to_pylist()
+        uids = table.column("uid").to_pylist()
+        offsets, sizes, shas = (table.column(f"{self._rows.pool.node}.{name}").to_pylist() for name in MEMBER)
         present = [row for row, offset in enumerate(offsets) if offset is not None]
         decoded: list[np.ndarray | None] = [None] * len(offsets)
         if not present:
@@ -208,9 +225,9 @@ class Decoder:
         def one(row: int) -> None:
             member = data[offsets[row] - start : offsets[row] - start + sizes[row]]
             if sha256(member).hexdigest() != shas[row]:
-                raise SluiceError(
-                    f"{self._store.url(self._place)}: image {uids[row]} is corrupt; `sluice verify {self._store.root} --repair`"
-                )
+                place = self._store.url(self._place)
+                remedy = f"`sluice verify {self._store.root} --repair`"
+                raise SluiceError(f"{place}: image {uids[row]} is corrupt; {remedy}")
             decoded[row] = decode(member)
 
         list(self._threads.map(one, present))
@@ -228,7 +245,9 @@ def decode(data: bytes | memoryview) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def ahead(decoder: Decoder | None, slices: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, Future[list[np.ndarray | None]] | None]]:
+def ahead(
+    decoder: Decoder | None, slices: Sequence[np.ndarray]
+) -> Iterator[tuple[np.ndarray, Future[list[np.ndarray | None]] | None]]:
     """Every slice with its images, the next one's already being decoded."""
     if decoder is None:
         yield from ((rows, None) for rows in slices)

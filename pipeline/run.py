@@ -1,7 +1,7 @@
 """Run a DAG: what is committed is reused, the rest goes to the workers, independent nodes at the same time.
 
-    from pipeline import Dag, run
-    result = run(Dag.load("quickstart"), "runs/demo")
+from pipeline import Dag, run
+result = run(Dag.load("quickstart"), "runs/demo")
 """
 
 from __future__ import annotations

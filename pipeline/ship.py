@@ -5,6 +5,7 @@ Single files (a blocklist, a list of phrases) always go there; the input tables 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -37,7 +38,7 @@ def ship(prepared: Prepared, store: Store) -> Prepared:
     return replace(prepared, stages=tuple(stages), resources=resources)
 
 
-def _moved(stage: Stage, changed: dict[str, object]) -> Stage:
+def _moved(stage: Stage, changed: Mapping[str, object]) -> Stage:
     return stage.model_copy(update=changed) if changed else stage
 
 

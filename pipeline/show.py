@@ -97,11 +97,13 @@ def result(console: Console, root: str, dag: Dag, done: Result) -> None:
     if not done.worked:
         console.print(f"nothing to do: run {done.run.id} of {dag.name} is finished", highlight=False)
     else:
-        console.print(f"run {done.run.id} of {dag.name} is finished; worked on: {', '.join(done.worked)}", highlight=False)
+        console.print(
+            f"run {done.run.id} of {dag.name} is finished; worked on: {', '.join(done.worked)}", highlight=False
+        )
     _funnels(console, done.generations)
     console.print("\nNext:")
     for line in (
-        f"sluice sql {root} 'SELECT status, count(*) AS rows FROM pool GROUP BY ALL ORDER BY rows DESC'",
+        f"sluice sql {root} 'SELECT status, count(*) AS rows FROM pool GROUP BY ALL ORDER BY rows DESC'",  # noqa: S608 - shown, not run
         f"sluice status {root}",
         f"sluice errors {root}",
     ):
@@ -138,7 +140,9 @@ def funnel(generation: Generation) -> list[tuple[str, int, int]]:
 def status(console: Console, store: Store) -> None:
     newest = newest_run(store)
     generations = generations_of(store, newest)
-    grid = _grid("node", "generation#", "parts#", "rows#", "bytes#", "statuses", title=f"run {newest.id} of {newest.dag}")
+    grid = _grid(
+        "node", "generation#", "parts#", "rows#", "bytes#", "statuses", title=f"run {newest.id} of {newest.dag}"
+    )
     for name, generation in generations.items():
         bytes_ = sum(file.bytes for record in generation.records for file in record.files)
         counts = sorted(generation.statuses.items(), key=lambda item: -item[1])
@@ -150,7 +154,11 @@ def status(console: Console, store: Store) -> None:
     failed = {name: len(store.failures(name)) for name in store.nodes()}
     for name, count in failed.items():
         if count:
-            console.print(f"{name}: {count} parts failed; see `sluice errors {store.root} --node {name}`", style="red", highlight=False)
+            console.print(
+                f"{name}: {count} parts failed; see `sluice errors {store.root} --node {name}`",
+                style="red",
+                highlight=False,
+            )
     if store.names("runs/active"):
         console.print("a run is writing now, or was interrupted; the same `sluice run` resumes it", style="yellow")
 
@@ -176,7 +184,9 @@ def errors(console: Console, store: Store, node: str | None, traceback: bool, ro
             shown += 1
     for row in _error_rows(store, node):
         if shown == rows:
-            console.print(f"… and more; --rows shows them, `sluice sql {store.root} 'FROM errors'` has all", highlight=False)
+            console.print(
+                f"… and more; --rows shows them, `sluice sql {store.root} 'FROM errors'` has all", highlight=False
+            )
             break
         head = f"{row['node']} part {row['part']} row {row['row']} {row['uid'] or ''}: "
         console.print(Text(head, "yellow") + plain(row["error"], 400))
@@ -206,8 +216,8 @@ def views(console: Console, catalog: Catalog) -> None:
     """Every view with its columns."""
     grid = _grid("view", "columns")
     table = catalog.sql(
-        "SELECT table_schema AS schema, table_name AS name, string_agg(column_name, ', ' ORDER BY ordinal_position) AS columns "
-        "FROM information_schema.columns GROUP BY ALL ORDER BY ALL"
+        "SELECT table_schema AS schema, table_name AS name, "
+        "string_agg(column_name, ', ' ORDER BY ordinal_position) AS columns FROM information_schema.columns GROUP BY ALL ORDER BY ALL"
     )
     for row in table.to_pylist():
         grid.add_row(row["name"], row["columns"])
@@ -222,7 +232,9 @@ def table(console: Console, rows: pa.Table, limit: int) -> None:
         grid.add_row(*[plain(value) for value in row.values()])
     console.print(grid)
     if shown.num_rows < rows.num_rows:
-        console.print(f"… {rows.num_rows - shown.num_rows:,} more rows; --rows 0 shows all", style="dim", highlight=False)
+        console.print(
+            f"… {rows.num_rows - shown.num_rows:,} more rows; --rows 0 shows all", style="dim", highlight=False
+        )
 
 
 def _numeric(kind: pa.DataType) -> bool:
@@ -255,7 +267,9 @@ def damages(console: Console, root: str, found: Sequence[Damage]) -> None:
     for damage in found:
         console.print(f"{damage.path} {damage.problem}", style="red", highlight=False, soft_wrap=True)
     if found:
-        console.print(f"{len(found)} damaged; `sluice verify {root} --repair` mends what can be mended", highlight=False)
+        console.print(
+            f"{len(found)} damaged; `sluice verify {root} --repair` mends what can be mended", highlight=False
+        )
     else:
         console.print("every file is what its record says")
 
@@ -263,6 +277,8 @@ def damages(console: Console, root: str, found: Sequence[Damage]) -> None:
 @contextmanager
 def bytes_bar(console: Console) -> Iterator[Callable[[int], None]]:
     """A running count of bytes with their rate."""
-    with Progress(TextColumn("reading"), DownloadColumn(), TransferSpeedColumn(), console=console, transient=True) as progress:
+    with Progress(
+        TextColumn("reading"), DownloadColumn(), TransferSpeedColumn(), console=console, transient=True
+    ) as progress:
         task = progress.add_task("reading", total=None)
         yield lambda count: progress.advance(task, count)

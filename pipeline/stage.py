@@ -98,7 +98,7 @@ class Batch(Protocol):
         """Every row's image as uint8 (height, width, 3), RGB; None where there is none. Decoded once for all steps."""
 
     def pixels(self, side: int) -> np.ndarray:
-        """uint8 (rows, side, side, 3): the shorter side resized to `side`, the centre cut out; zeros where there is none."""
+        """uint8 (rows, side, side, 3): the shorter side resized to `side`, the centre cut out; zeros for none."""
 
 
 class Stage(BaseModel):
@@ -109,7 +109,7 @@ class Stage(BaseModel):
     revision: ClassVar[int] = 1
     """Raised when the meaning of the output changes; a golden output per stage catches a forgotten one."""
     promise: ClassVar[Promise]
-    """What a rerun gives: the same bytes (`pure`), the same up to float noise (`numeric`), or new facts (`observed`)."""
+    """What a rerun gives: the same bytes (`pure`), the same up to float noise (`numeric`), new facts (`observed`)."""
     seeded: ClassVar[bool] = False
     """Whether the DAG's seed is part of what is done."""
 
@@ -236,7 +236,7 @@ class TableStage(Stage):
 
     @abstractmethod
     def assemble(self, work: Work) -> list[Record]:
-        """Map the phases, and return the records that make the generation. Cheap but for `work.map`: a plan calls it too."""
+        """Map the phases; the records that make the generation. Cheap but for `work.map`: a plan calls it too."""
 
 
 class Job(TableStage):

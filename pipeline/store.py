@@ -148,7 +148,7 @@ class Store:
         return patiently(create)
 
     def spool_folder(self, node: str) -> str | None:
-        """Where to spool a file that `put_file` will store: beside its place on a local disk, so that it is moved, not copied."""
+        """Where to spool a file for `put_file`: beside its place on a local disk, so that it is moved, not copied."""
         if not self.local:
             return None
         folder = f"{self.path}/{node}/data"
@@ -179,10 +179,12 @@ class Store:
             return True
 
         if not patiently(create) and sha256(self.get(path)).hexdigest() != sha:
-            raise SluiceError(f"{self.url(path)} exists with other bytes than this work gives; `sluice verify --repair` rebuilds it")
+            raise SluiceError(
+                f"{self.url(path)} exists with other bytes than this work gives; `sluice verify --repair` rebuilds it"
+            )
 
     def names(self, folder: str) -> list[str]:
-        """The file names in a folder, sorted; empty where there is no folder. For planning only: a listing may be stale."""
+        """The file names in a folder, sorted; none where there is no folder. Only for planning: it may be stale."""
         full = self.full(folder)
 
         def listing() -> list[str]:
@@ -213,10 +215,13 @@ class Store:
         try:
             data = self.get(path)
         except FileNotFoundError:
-            raise SluiceError(f"{self.url(path)} is gone though a record names it; `sluice verify {self.root} --repair`") from None
+            raise SluiceError(
+                f"{self.url(path)} is gone though a record names it; `sluice verify {self.root} --repair`"
+            ) from None
         if sha256(data).hexdigest() != file.sha256:
             raise SluiceError(
-                f"{self.url(path)} is corrupt: its sha256 is not {file.sha256[:12]}…; `sluice verify {self.root} --repair`"
+                f"{self.url(path)} is corrupt: its sha256 is not {file.sha256[:12]}…; "
+                f"`sluice verify {self.root} --repair`"
             )
         return data
 
@@ -224,8 +229,12 @@ class Store:
         """A table of a record, checked. Raises `SluiceError` where the record has none of that kind."""
         file = record.file(kind)
         if file is None:
-            raise SluiceError(f"{record.node} part {record.part} has no {kind!r} table; it has {[f.kind for f in record.files]}")
-        return pq.read_table(io.BytesIO(self.read_file(record, file)), columns=list(columns) if columns is not None else None)
+            raise SluiceError(
+                f"{record.node} part {record.part} has no {kind!r} table; it has {[f.kind for f in record.files]}"
+            )
+        return pq.read_table(
+            io.BytesIO(self.read_file(record, file)), columns=list(columns) if columns is not None else None
+        )
 
     # -- records -------------------------------------------------------------------------------------------------------
 

@@ -62,7 +62,9 @@ def generations_of(store: Store, run: Run) -> dict[str, Generation]:
     for name, number in run.generations.items():
         generation = store.generation(name, number)
         if generation is None:
-            raise SluiceError(f"{store.root}/{name} has no generation {number}, which run {run.id} left; it was collected")
+            raise SluiceError(
+                f"{store.root}/{name} has no generation {number}, which run {run.id} left; it was collected"
+            )
         found[name] = generation
     return found
 
@@ -83,7 +85,7 @@ def _problem(store: Store, path: str, file: File, progress: Callable[[int], None
 
 
 def repair(store: Store, damages: Sequence[Damage]) -> list[str]:
-    """Rebuild what can be rebuilt to the same hash, mark the pool rows whose bytes are gone `lost`; what was done, a line each.
+    """Rebuild what can be rebuilt, mark the pool rows whose bytes are gone `lost`; what was done, a line each.
 
     Works in this process, node by node from the sources on, and seals a new generation where a record had to change.
     """
@@ -97,7 +99,10 @@ def repair(store: Store, damages: Sequence[Damage]) -> list[str]:
             continue
         if dag.nodes[name].pool_stage is not None:
             records = {key: _salvage(store, dag, record, generations) for key, record in broken.items()}
-            done += [f"{name} part {r.part}: {r.notes[LOST]} rows are lost; fetch them again with --retry-failed {name}" for r in records.values()]
+            done += [
+                f"{name} part {r.part}: {r.notes[LOST]} rows are lost; fetch them again with --retry-failed {name}"
+                for r in records.values()
+            ]
         else:
             records = _rebuild(store, dag, name, generations, broken)
             done += [f"{name} part {record.part}: rebuilt" for record in records.values()]
@@ -118,10 +123,14 @@ def _rebuild(
     originals = {str(record.notes.get(REPAIRS, key)): record for key, record in broken.items()}
     restorer = _Restorer(store, originals)
     if prepared.key != generations[name].key:
-        raise SluiceError(f"{name} cannot be rebuilt: its inputs or resources changed since; `sluice run` makes it anew")
+        raise SluiceError(
+            f"{name} cannot be rebuilt: its inputs or resources changed since; `sluice run` makes it anew"
+        )
     NodeWork(prepared, store, generations[name], restorer, forget=[*originals, *broken]).assemble()
-    return {broken_key: restorer.restored.get(key, record) for key, (broken_key, record) in
-            {str(r.notes.get(REPAIRS, k)): (k, r) for k, r in broken.items()}.items()}
+    return {
+        broken_key: restorer.restored.get(key, record)
+        for key, (broken_key, record) in {str(r.notes.get(REPAIRS, k)): (k, r) for k, r in broken.items()}.items()
+    }
 
 
 class _Restorer:
@@ -140,7 +149,8 @@ class _Restorer:
         if broken is None:
             outcome = work(self._store, call)
             if not isinstance(outcome, Record):
-                raise NodeFailed(f"{call.node}: part {call.task.part} failed: {outcome.error if isinstance(outcome, Fault) else outcome}")
+                cause = outcome.error if isinstance(outcome, Fault) else "no record"
+                raise NodeFailed(f"{call.node}: part {call.task.part} failed: {cause}")
             return outcome
         with Attempt(self._store, call.node, call.phase, call.task, call.work_key) as attempt:
             call.do(call.task, attempt)
@@ -154,7 +164,8 @@ def _salvage(store: Store, dag: Dag, record: Record, generations: dict[str, Gene
     (source_name,) = dag.nodes[record.node].inputs
     source = generations[source_name].for_part(record.part)
     stage = dag.nodes[record.node].pool_stage
-    assert source is not None and stage is not None
+    assert source is not None
+    assert stage is not None
     original = str(record.notes.get(REPAIRS, record.work_key))
     task = Task(record.part, {"repair": record.work_key}, supersedes=record.supersedes)
     with Attempt(store, record.node, "repair", task, digest(["repair", record.work_key])) as attempt:
@@ -180,7 +191,11 @@ def _readable(store: Store, record: Record, kind: str) -> pa.Table | None:
 
 def _all_lost(image: pa.Table, stage: PoolStage) -> pa.Table:
     for field in stage.adds:
-        values = pa.array([LOST] * image.num_rows, pa.string()) if field.name == "status" else pa.nulls(image.num_rows, field.type)
+        values = (
+            pa.array([LOST] * image.num_rows, pa.string())
+            if field.name == "status"
+            else pa.nulls(image.num_rows, field.type)
+        )
         image = image.append_column(field, values)
     return image
 
@@ -188,7 +203,7 @@ def _all_lost(image: pa.Table, stage: PoolStage) -> pa.Table:
 def _copy_members(
     store: Store, record: Record, tar: File | None, image: pa.Table, attempt: Attempt, stage: PoolStage
 ) -> tuple[pa.Table, int]:
-    """Copy the tar; rows whose member has another sha256 than the table says lose everything but their input columns."""
+    """Copy the tar; rows whose member is not what the table says keep only their input columns."""
     data = b""
     if tar is not None:
         try:
@@ -268,4 +283,3 @@ def clear_leases(store: Store) -> None:
     """Forget interrupted runs."""
     for name in store.names("runs/active"):
         store.delete(f"runs/active/{name}")
-

@@ -12,7 +12,9 @@ from pipeline.records import Record
 from pipeline.stage import OBSERVED, Batch, Column, Device, File, PartStage, PoolPart, PoolStage, TableStage, Task, Work
 
 IMAGE = pa.schema([("uid", pa.string()), ("url", pa.string()), ("n", pa.int64())])
-CAPTION = pa.schema([("uid", pa.string()), ("caption_id", pa.string()), ("caption", pa.string()), ("source", pa.string())])
+CAPTION = pa.schema(
+    [("uid", pa.string()), ("caption_id", pa.string()), ("caption", pa.string()), ("source", pa.string())]
+)
 
 
 def uid_of(number: int) -> str:
@@ -34,7 +36,9 @@ class Numbers(TableStage):
 
     def assemble(self, work: Work) -> list[Record]:
         rows = min(self.rows, self.limit or self.rows)
-        tasks = [Task(f"000-{part:05d}", {"part": part, "rows": rows}, rows=rows // self.parts) for part in range(self.parts)]
+        tasks = [
+            Task(f"000-{part:05d}", {"part": part, "rows": rows}, rows=rows // self.parts) for part in range(self.parts)
+        ]
         return work.map("make", tasks, self.make)
 
     def make(self, task: Task, attempt: Attempt) -> None:
@@ -158,7 +162,7 @@ class Slow(PartStage):
 
 
 class Fetch(PoolStage):
-    """A pool without a network: a number divisible by `fails` is `http_503` unless `answers` (a file that may appear) exists."""
+    """A pool without a network: numbers divisible by `fails` are `http_503` until the file `answers` exists."""
 
     promise = "observed"
     adds = pa.schema(

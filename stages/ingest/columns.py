@@ -20,7 +20,7 @@ RESERVED = frozenset(
         *("source_uid", "source_file", "source_row", "part", "row", "pixels", "kept", "dropped_by"),
         *("key", "status", "error_message", "width", "height", "original_width", "original_height", "exif"),
         *("sha256", "stored_sha256", "offset", "nbytes", "attempts", "host", "final_url", "fetched_at", "content_type"),
-        *("http_status", "seconds", "format", "place", "file", "why", "captions"),
+        *("http_status", "seconds", "format", "frames", "place", "file", "why", "captions"),
     }
 )
 """Names of the columns that sluice writes itself, in any table that is joined with these."""
@@ -28,7 +28,10 @@ RESERVED = frozenset(
 PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 """What pandas calls the row numbers that it saves beside a table: no column of the data."""
 
-ORIGIN = (pa.field("source_file", pa.string(), metadata=OBSERVED), pa.field("source_row", pa.int64(), metadata=OBSERVED))
+ORIGIN = (
+    pa.field("source_file", pa.string(), metadata=OBSERVED),
+    pa.field("source_row", pa.int64(), metadata=OBSERVED),
+)
 """Where the row of a URL was met first: its file, and its number there (from 0). Moves with the files, so it is observed."""
 
 CAPTION = pa.schema(
@@ -60,7 +63,9 @@ def carried(schema: pa.Schema, taken: Iterable[str], source_uid: str | None, pat
         shown = f"source_{name}" if name.lower() in RESERVED else name
         other = found.get(shown.lower())
         if other is not None:
-            raise SluiceError(f"{path}: columns {other[0]!r} and {name!r} would both be {shown!r}, for SQL ignores case; rename one")
+            raise SluiceError(
+                f"{path}: columns {other[0]!r} and {name!r} would both be {shown!r}, for SQL ignores case; rename one"
+            )
         found[shown.lower()] = (name, pa.field(shown, schema.field(name).type))
     return list(found.values())
 
@@ -84,7 +89,9 @@ def union(schemas: Sequence[tuple[str, Iterable[pa.Field]]]) -> pa.Schema:
         for column in columns:
             spelled = spellings.setdefault(column.name.lower(), column.name)
             if spelled != column.name:
-                raise SluiceError(f"{path}: column {column.name!r} is {spelled!r} in {owners[spelled]}; SQL ignores case, rename one")
+                raise SluiceError(
+                    f"{path}: column {column.name!r} is {spelled!r} in {owners[spelled]}; SQL ignores case, rename one"
+                )
             before = fields.get(column.name)
             if before is None or pa.types.is_null(before.type):
                 fields[column.name], owners[column.name] = column, path

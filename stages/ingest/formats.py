@@ -80,7 +80,9 @@ def schema_of(path: str, names: Sequence[str] | None) -> pa.Schema:
         return pa.schema([(name, pa.string()) for name in _header(stream, kind, names, path)[0] if name])
 
 
-def read(path: str, digest: str, names: Sequence[str] | None, lists: Sequence[str], limit: int | None) -> Iterator[Rows]:
+def read(
+    path: str, digest: str, names: Sequence[str] | None, lists: Sequence[str], limit: int | None
+) -> Iterator[Rows]:
     """The rows of a file, at most `limit`. Columns in `lists` may hold JSON lists of texts.
 
     Raises `SluiceError` naming the file where it is corrupt, or where its bytes are not those of `digest`.
@@ -124,7 +126,9 @@ def _readable(path: str, kind: str, digest: str | None = None) -> Iterator[None]
         if digest is not None and fingerprint(path) != digest:
             raise SluiceError(f"{path} changed while it was read; run again when nobody writes to it") from None
         problem = " ".join(str(error).split())[:200] or type(error).__name__
-        raise SluiceError(f"{path} is no readable {kind}: {problem}; replace the file, or take it out of `files`") from None
+        raise SluiceError(
+            f"{path} is no readable {kind}: {problem}; replace the file, or take it out of `files`"
+        ) from None
 
 
 def _open(path: str) -> BinaryIO:
@@ -185,7 +189,12 @@ def plain(kind: pa.DataType) -> pa.DataType | None:
         return plain(kind.value_type)
     if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_decimal(kind):
         return pa.string()
-    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind) or types.is_fixed_size_binary(kind):
+    if (
+        types.is_binary(kind)
+        or types.is_large_binary(kind)
+        or types.is_binary_view(kind)
+        or types.is_fixed_size_binary(kind)
+    ):
         return pa.binary()
     if types.is_map(kind):
         key, value = plain(kind.key_type), plain(kind.item_type)
@@ -209,7 +218,9 @@ def _plain_schema(schema: pa.Schema, path: str) -> pa.Schema:
     fields = [(column.name, plain(column.type)) for column in schema]
     for name, kind in fields:
         if kind is None:
-            raise SluiceError(f"{path}: column {name!r} is {schema.field(name).type}, which cannot be carried; leave it out")
+            raise SluiceError(
+                f"{path}: column {name!r} is {schema.field(name).type}, which cannot be carried; leave it out"
+            )
     return pa.schema(fields)
 
 
@@ -244,7 +255,9 @@ def _as_plain(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 # -- CSV and TSV -------------------------------------------------------------------------------------------------------
 
 
-def _header(stream: BinaryIO, kind: str, names: Sequence[str] | None, path: str) -> tuple[list[str], Iterator[list[str]]]:
+def _header(
+    stream: BinaryIO, kind: str, names: Sequence[str] | None, path: str
+) -> tuple[list[str], Iterator[list[str]]]:
     """The column names ('' for one that is not carried) and a reader of the rows. Bytes that are no UTF-8 are escaped."""
     csv.field_size_limit(MAX_FIELD_CHARS)
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -255,11 +268,15 @@ def _header(stream: BinaryIO, kind: str, names: Sequence[str] | None, path: str)
     header = list(names) if names is not None else next((row for row in reader if row), [])
     repeated = sorted({name for name in header if name and header.count(name) > 1})
     if repeated:
-        raise SluiceError(f"{path} has two columns {repeated[0]!r}; rename one, or name the columns of a file without header")
+        raise SluiceError(
+            f"{path} has two columns {repeated[0]!r}; rename one, or name the columns of a file without header"
+        )
     return [name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in header], reader
 
 
-def _delimited(stream: BinaryIO, kind: str, names: Sequence[str] | None, path: str, limit: int | None) -> Iterator[Rows]:
+def _delimited(
+    stream: BinaryIO, kind: str, names: Sequence[str] | None, path: str, limit: int | None
+) -> Iterator[Rows]:
     header, reader = _header(stream, kind, names, path)
     lines = _some(islice((row for row in reader if row), limit), lambda row: sum(map(len, row)))
     start = 0

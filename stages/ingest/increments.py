@@ -34,7 +34,9 @@ class Increment:
 
     def overlapping(self, bits: int, bucket: int) -> list[Record]:
         """The parts that may share a uid with a bucket out of `2**bits`."""
-        return [record for record in self.records if _nested(record.notes["bits"], record.notes["bucket"], bits, bucket)]
+        return [
+            record for record in self.records if _nested(record.notes["bits"], record.notes["bucket"], bits, bucket)
+        ]
 
 
 def _nested(bits: int, bucket: int, other_bits: int, other: int) -> bool:

@@ -34,13 +34,18 @@ def known(task: Task, attempt: Attempt) -> None:
     for record in task.inputs["earlier"]:
         image = attempt.read(record, "image")
         image = image.filter(pc.is_in(image.column("uid"), value_set=uids))
-        seen = [pa.array([value] * image.num_rows, f.type) for f, value in zip(SEEN, (record.notes["increment"], record.part), strict=True)]
+        seen = [
+            pa.array([value] * image.num_rows, f.type)
+            for f, value in zip(SEEN, (record.notes["increment"], record.part), strict=True)
+        ]
         for field, column in zip(SEEN, seen, strict=True):
             image = image.append_column(field, column)
         caption = attempt.read(record, "caption")
         caption = caption.filter(pc.is_in(caption.column("uid"), value_set=uids))
         images.append(image)
-        captions.append(caption.append_column(SEEN.field("part"), pa.array([record.part] * caption.num_rows, pa.string())))
+        captions.append(
+            caption.append_column(SEEN.field("part"), pa.array([record.part] * caption.num_rows, pa.string()))
+        )
     attempt.write("image", pa.concat_tables(images, promote_options="default"))
     attempt.write("caption", pa.concat_tables(captions))
 
@@ -50,18 +55,18 @@ def merge(task: Task, attempt: Attempt) -> None:
     schema = understood(task.hints["schema"])
     rows = _sorted_rows(task, attempt, schema)
     good = rows.filter(pc.equal(rows.column("status"), OK))
-    first = _first_of(good.column("uid"))
+    first = first_of(good.column("uid"))
     origin = pa.array(task.hints["paths"], pa.string()).take(good.column("file").combine_chunks())
     located = good.append_column("source_file", origin).append_column("source_row", good.column("row"))
     image = conform(located.drop_columns(["captions"]).filter(pa.array(first)), schema)
-    caption = _distinct(_captions(good))
+    caption = distinct(flattened(good))
     statuses = Counter(rows.column("status").to_pylist())
     old_image, old_caption = _earlier(task, attempt, schema)
     statuses[OK] = image.num_rows - _count_in(image.column("uid"), old_image.column("uid"))
     statuses[MERGED] = good.num_rows - statuses[OK]
     image, caption, parts = _with_earlier(image, caption, old_image, old_caption)
-    caption = _complete(image, caption)
-    firsts = caption.column("caption").filter(pa.array(_first_of(caption.column("uid"))))
+    caption = complete(image, caption)
+    firsts = caption.column("caption").filter(pa.array(first_of(caption.column("uid"))))
     image = image.set_column(image.column_names.index("caption"), schema.field("caption"), firsts)
     attempt.write("image", image)
     attempt.write("caption", caption)
@@ -81,7 +86,11 @@ def _bucket(task: Task) -> tuple[int, int]:
 def _within(task: Task, tables: object) -> pa.Table:
     """The rows up to the cut that `limit` made: (file, rows of it that count)."""
     found: list[pa.Table] = list(tables)  # type: ignore[call-overload]
-    table = pa.concat_tables(found) if found else pa.table({name: pa.array([], BASE.field(name).type) for name in ("uid", "status", "file", "row")})
+    table = (
+        pa.concat_tables(found)
+        if found
+        else pa.table({name: pa.array([], BASE.field(name).type) for name in ("uid", "status", "file", "row")})
+    )
     cut = task.payload["cut"]
     if cut is None:
         return table
@@ -97,7 +106,7 @@ def _sorted_rows(task: Task, attempt: Attempt, schema: pa.Schema) -> pa.Table:
     return rows.take(pc.sort_indices(rows, sort_keys=[(name, "ascending") for name in ("uid", "file", "row")]))
 
 
-def _first_of(uids: pa.ChunkedArray) -> np.ndarray:
+def first_of(uids: pa.ChunkedArray) -> np.ndarray:
     """bool: the first row of every run of equal uids."""
     values = uids.combine_chunks()
     first = np.ones(len(values), dtype=bool)
@@ -113,7 +122,7 @@ def _count_in(uids: pa.ChunkedArray, others: pa.ChunkedArray) -> int:
 # -- captions ----------------------------------------------------------------------------------------------------------
 
 
-def _captions(good: pa.Table) -> pa.Table:
+def flattened(good: pa.Table) -> pa.Table:
     """The caption table of sorted rows, repeats included."""
     lists = good.column("captions").combine_chunks()
     flat = pc.list_flatten(lists)
@@ -127,17 +136,24 @@ def _pairs(caption: pa.Table) -> pa.Array:
     return pc.binary_join_element_wise(caption.column("uid"), caption.column("caption_id"), "").combine_chunks()
 
 
-def _distinct(caption: pa.Table) -> pa.Table:
+def distinct(caption: pa.Table) -> pa.Table:
     """The first row of every pair."""
     codes = _pairs(caption).dictionary_encode().indices.to_numpy()
     return caption.take(np.sort(np.unique(codes, return_index=True)[1]))
 
 
-def _complete(image: pa.Table, caption: pa.Table) -> pa.Table:
+def complete(image: pa.Table, caption: pa.Table) -> pa.Table:
     """Captions in the order of the images, and a null caption for every image that has none."""
-    without = image.column("uid").filter(pc.invert(pc.is_in(image.column("uid"), value_set=caption.column("uid").combine_chunks())))
+    without = image.column("uid").filter(
+        pc.invert(pc.is_in(image.column("uid"), value_set=caption.column("uid").combine_chunks()))
+    )
     count = len(without)
-    empty = {"uid": without, "caption_id": [NO_CAPTION] * count, "caption": pa.nulls(count, pa.string()), "source": ["web"] * count}
+    empty = {
+        "uid": without,
+        "caption_id": [NO_CAPTION] * count,
+        "caption": pa.nulls(count, pa.string()),
+        "source": ["web"] * count,
+    }
     empty |= {"caption_cleaned": [False] * count, "caption_raw_sha256": pa.nulls(count, pa.string())}
     every = pa.concat_tables([caption, pa.table(empty, schema=CAPTION)])
     place = pc.index_in(every.column("uid"), value_set=image.column("uid").combine_chunks()).to_numpy()
@@ -154,9 +170,11 @@ def _earlier(task: Task, attempt: Attempt, schema: pa.Schema) -> tuple[pa.Table,
     image = _joined([conform(attempt.read(record, "image"), full) for record in records], full)
     caption = _joined([attempt.read(record, "caption").cast(texts) for record in records], texts)
     image = image.take(pc.sort_indices(image, sort_keys=[("uid", "ascending"), ("increment", "descending")]))
-    image = image.filter(pa.array(_first_of(image.column("uid"))))
+    image = image.filter(pa.array(first_of(image.column("uid"))))
     live = pc.binary_join_element_wise(image.column("uid"), image.column("part"), " ").combine_chunks()
-    return image, caption.filter(pc.is_in(pc.binary_join_element_wise(caption.column("uid"), caption.column("part"), " "), value_set=live))
+    return image, caption.filter(
+        pc.is_in(pc.binary_join_element_wise(caption.column("uid"), caption.column("part"), " "), value_set=live)
+    )
 
 
 def _joined(tables: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:

@@ -20,7 +20,14 @@ NO_URL, BAD_URL, BAD_ROW, TOO_LONG = "no_url", "bad_url", "bad_row", "caption_to
 SHOWN = 200
 """Characters of a refused value that its error repeats."""
 
-TEXT = pa.struct([("caption_id", pa.string()), ("caption", pa.string()), ("caption_cleaned", pa.bool_()), ("caption_raw_sha256", pa.string())])
+TEXT = pa.struct(
+    [
+        ("caption_id", pa.string()),
+        ("caption", pa.string()),
+        ("caption_cleaned", pa.bool_()),
+        ("caption_raw_sha256", pa.string()),
+    ]
+)
 BASE = pa.schema(
     [
         PLACE,
@@ -80,7 +87,15 @@ class Reading:
             url or self._stand_in(number)
             for url, number in zip(urls.cast(pa.binary()).to_pylist(), batch.numbers, strict=True)
         )
-        base = [places(uids), uids, urls, pa.array(status.tolist(), pa.string()), *self._origin(batch.numbers), errors, captions]
+        base = [
+            places(uids),
+            uids,
+            urls,
+            pa.array(status.tolist(), pa.string()),
+            *self._origin(batch.numbers),
+            errors,
+            captions,
+        ]
         return self._table(base, [self._carried(batch.table, name, column) for name, column in self.carried])
 
     def _bad(self, bad: Sequence[tuple[int, str, str]]) -> pa.Table:
@@ -126,13 +141,18 @@ class Reading:
         parents, flat = self._flat_captions(table)
         done = clean(flat)
         lengths = pc.fill_null(pc.utf8_length(done.text), 0).to_numpy(zero_copy_only=False)
-        shown = {int(parents[place]): done.text[int(place)].as_py()[:SHOWN] for place in np.flatnonzero(lengths > self.max_caption_chars)}
+        shown = {
+            int(parents[place]): done.text[int(place)].as_py()[:SHOWN]
+            for place in np.flatnonzero(lengths > self.max_caption_chars)
+        }
         long = np.zeros(table.num_rows, dtype=bool)
         long[list(shown)] = True
         chosen = np.flatnonzero((lengths > 0) & ~long[parents])
         parents, text = parents[chosen], done.text.take(chosen)
         ids = identify_all(text.cast(pa.binary()).to_pylist())
-        texts = pa.StructArray.from_arrays([ids, text, done.cleaned.take(chosen), done.raw_sha256.take(chosen)], fields=list(TEXT))
+        texts = pa.StructArray.from_arrays(
+            [ids, text, done.cleaned.take(chosen), done.raw_sha256.take(chosen)], fields=list(TEXT)
+        )
         ends = np.cumsum(np.bincount(parents, minlength=table.num_rows))
         offsets = pa.array(np.concatenate(([0], ends)), pa.int32())
         return pa.ListArray.from_arrays(offsets, texts, type=pa.list_(TEXT)), long, shown

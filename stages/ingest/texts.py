@@ -19,9 +19,7 @@ MAX_URL_CHARS = 16_384
 """Longer than any server takes; keeps a `data:`-sized mistake out of the tables."""
 
 # What nearly every URL looks like; the others are parsed one by one. A port of five digits may exceed 65535.
-PLAIN_URL = (
-    r"(?i)^https?://[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,4})?(?:[/?#][^\x00-\x1f\x7f\x{80}-\x{9f}]*)?$"
-)
+PLAIN_URL = r"(?i)^https?://[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,4})?(?:[/?#][^\x00-\x1f\x7f\x{80}-\x{9f}]*)?$"
 URL_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -66,7 +64,9 @@ def decoded(texts: pa.Array) -> tuple[pa.Array, pa.Array]:
 
 def why_bad(urls: pa.Array, invalid: pa.Array) -> pa.Array:
     """Why a URL cannot be fetched, null where it can (`invalid`: bool, it was no UTF-8). Null URLs give null."""
-    plain = pc.and_(pc.match_substring_regex(urls, pattern=PLAIN_URL), pc.less_equal(pc.utf8_length(urls), MAX_URL_CHARS))
+    plain = pc.and_(
+        pc.match_substring_regex(urls, pattern=PLAIN_URL), pc.less_equal(pc.utf8_length(urls), MAX_URL_CHARS)
+    )
     if pc.min(pc.fill_null(pc.and_(plain, pc.invert(invalid)), True)).as_py() is not False:
         return pa.nulls(len(urls), pa.string())
     reasons = [
@@ -88,7 +88,11 @@ def reason(url: str) -> str | None:
     except ValueError as error:
         return f"cannot be parsed: {error}"
     if parts.scheme not in ("http", "https"):
-        return f"has the scheme {parts.scheme[:20]!r}; expected http or https" if parts.scheme else "has no scheme; expected http:// or https://"
+        return (
+            f"has the scheme {parts.scheme[:20]!r}; expected http or https"
+            if parts.scheme
+            else "has no scheme; expected http:// or https://"
+        )
     if not parts.hostname or port == 0:
         return "names no host" if not parts.hostname else "has the port 0"
     return None

@@ -87,7 +87,7 @@ SPELLINGS = {
     "http://:@example.org/": "bad_url",
     "http://example.org#@127.0.0.1/": "",
     "http://[::1/": "bad_url",
-    "http://[v1.x]/": "bad_url",
+    "http://[zz::1]/": "bad_url",
     "http:///x.jpg": "bad_url",
     "http:x.jpg": "bad_url",
     "//example.org/x.jpg": "bad_url",

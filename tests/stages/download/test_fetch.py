@@ -1,0 +1,430 @@
+"""A hostile host: what a row ends as, how often the host was asked, and who was never asked."""
+
+import asyncio
+import gzip
+import socket
+import ssl
+import time
+import zlib
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from stages.download import addresses, retries
+from stages.download.addresses import Guard
+from stages.download.connect import CheckedConnector
+from stages.download.fetch import Fetched, Fetcher, Limits
+from stages.download.statuses import FetchError
+from stages.download.worker import Worker
+from tests.stages.download.conftest import opened
+from tests.stages.download.doubles import encoded, fetch_one, part_of, picture
+from tests.stages.download.hostile import HostileServer
+
+JPEG = encoded(picture())
+LIMITS = Limits(timeout_s=1.5, max_bytes=1_000_000, tries=3, user_agent="sluice/0.1 (tests)")
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "BACKOFF_S", 0.01)
+
+
+class Names(AbstractResolver):
+    """Says of every name what the test says, one answer after another; the last one stays."""
+
+    def __init__(self, *answers: list[str]) -> None:
+        self.answers = list(answers)
+        self.asked: list[str] = []
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        self.asked.append(host)
+        found = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return [
+            ResolveResult(hostname=host, host=one, port=port, family=socket.AF_INET, proto=0, flags=0) for one in found
+        ]
+
+    async def close(self) -> None:
+        pass
+
+
+def fetch(url: str, guard: Guard, names: AbstractResolver | None = None, limits: Limits = LIMITS) -> Fetched:
+    async def once() -> Fetched:
+        async with Fetcher(limits, guard, names) as fetcher:
+            return await fetcher.fetch(url)
+
+    return asyncio.run(once())
+
+
+def status_of(url: str, guard: Guard, names: AbstractResolver | None = None) -> str:
+    with pytest.raises(FetchError) as failed:
+        fetch(url, guard, names)
+    return failed.value.status
+
+
+@pytest.fixture
+def guard(server: HostileServer) -> Guard:
+    return Guard((f"127.0.0.1:{server.port}",))
+
+
+@pytest.mark.parametrize("code", [404, 410, 403, 204, 206, 304, 416])
+def test_an_answer_other_than_200_is_its_code_and_is_not_asked_again(
+    server: HostileServer, worker: Worker, code: int
+) -> None:
+    url = server.raw(f"/code{code}", f"HTTP/1.1 {code} So\r\nContent-Length: 0\r\n\r\n".encode())
+    assert fetch_one(worker, url)["status"] == f"http_{code}"
+    assert server.hits[f"/code{code}"] == 1
+
+
+def test_429_pauses_the_host_for_as_long_as_it_asks(server: HostileServer, worker: Worker) -> None:
+    asked: list[float] = []
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        asked.append(time.monotonic())
+        if len(asked) == 1:
+            writer.write(b"HTTP/1.1 429 Slow\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n")
+        else:
+            writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(JPEG)}\r\n\r\n".encode() + JPEG)
+
+    assert fetch_one(worker, server.on("/429", answer))["status"] == "success"
+    assert len(asked) == 2
+    assert asked[1] - asked[0] >= 0.95
+
+
+def test_all_rows_of_a_paused_host_wait(server: HostileServer, guard: Guard) -> None:
+    server.raw("/busy", b"HTTP/1.1 429 Slow\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n")
+    server.serve("/idle", JPEG)
+
+    async def both() -> float:
+        async with Fetcher(Limits(1.5, 10**6, 1, "a"), guard) as fetcher:
+            with pytest.raises(FetchError, match="http_429"):
+                await fetcher.fetch(server.url("/busy"))
+            started = time.monotonic()
+            await fetcher.fetch(server.url("/idle"))
+            return time.monotonic() - started
+
+    assert asyncio.run(both()) >= 0.9
+
+
+def test_retry_after_is_read_as_seconds_or_as_a_date_and_capped() -> None:
+    soon = datetime.now(UTC) + timedelta(seconds=10)
+    assert retries.retry_after_s("3") == 3
+    assert retries.retry_after_s("86400") == retries.MAX_PAUSE_S
+    assert 8 < (retries.retry_after_s(soon.strftime("%a, %d %b %Y %H:%M:%S GMT")) or 0) <= 10
+    assert retries.retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert retries.retry_after_s("soon") is None
+    assert retries.retry_after_s(None) is None
+
+
+@pytest.mark.parametrize(("failing", "status", "asked"), [(2, "success", 3), (9, "http_503", 3)])
+def test_a_flapping_host_is_asked_three_times_at_most(
+    server: HostileServer, worker: Worker, failing: int, status: str, asked: int
+) -> None:
+    path = f"/flap{failing}"
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        down = server.hits[path] <= failing
+        writer.write(b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n" if down else b"HTTP/1.1 200 OK\r\n\r\n" + JPEG)
+
+    assert fetch_one(worker, server.on(path, answer))["status"] == status
+    assert server.hits[path] == asked
+
+
+def test_a_slow_loris_ends_at_the_deadline(server: HostileServer, worker: Worker) -> None:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        for _ in range(100):
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(0.1)
+
+    started = time.monotonic()
+    assert fetch_one(worker, server.on("/loris", answer))["status"] == "timeout"
+    assert time.monotonic() - started < 4
+    assert server.hits["/loris"] == 1
+
+
+def test_headers_that_never_end_are_given_up(server: HostileServer, worker: Worker) -> None:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            writer.write(b"X-More: " + b"y" * 4000 + b"\r\n")
+            await writer.drain()
+
+    assert fetch_one(worker, server.on("/headers", answer))["status"] == "connection_error"
+
+
+def test_an_endless_body_is_cut_at_max_mb(server: HostileServer, worker: Worker) -> None:
+    sent = 0
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while True:
+            writer.write(b"10000\r\n" + bytes(65536) + b"\r\n")
+            await writer.drain()
+            sent += 65536
+
+    assert fetch_one(worker, server.on("/endless", answer))["status"] == "too_large"
+    assert sent < 32_000_000
+
+
+def test_a_body_that_says_it_is_too_large_is_not_read(server: HostileServer, worker: Worker) -> None:
+    url = server.raw("/large", b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n")
+    assert fetch_one(worker, url)["status"] == "too_large"
+
+
+@pytest.mark.parametrize("name", ["gzip", "deflate", "raw-deflate"])
+def test_a_compression_bomb_is_counted_on_its_decoded_bytes(server: HostileServer, worker: Worker, name: str) -> None:
+    packer = zlib.compressobj(9, wbits={"gzip": 31, "deflate": 15, "raw-deflate": -15}[name])
+    bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(200)) + packer.flush()
+    assert len(bomb) < 300_000
+    url = server.serve(f"/bomb-{name}", bomb, f"Content-Encoding: {name.removeprefix('raw-')}\r\n")
+    assert fetch_one(worker, url)["status"] == "too_large"
+    assert all("accept-encoding: identity" in request.lower() for request in server.requests)
+
+
+def test_gzip_that_nobody_asked_for_is_still_understood(server: HostileServer, worker: Worker) -> None:
+    whole = gzip.compress(JPEG)
+    assert fetch_one(worker, server.serve("/gz", whole, "Content-Encoding: gzip\r\n"))["status"] == "success"
+    cut = server.serve("/gz-cut", whole[:-20], "Content-Encoding: gzip\r\n")
+    assert fetch_one(worker, cut)["status"] == "truncated_body"
+    broken = server.serve("/gz-broken", b"\x1f\x8b" + b"nonsense" * 9, "Content-Encoding: gzip\r\n")
+    assert fetch_one(worker, broken)["status"] == "bad_encoding"
+    twice = server.serve("/gz-twice", whole, "Content-Encoding: gzip, gzip\r\n")
+    assert fetch_one(worker, twice)["status"] == "bad_encoding"
+
+
+def test_a_redirect_is_followed_and_the_last_url_is_recorded(server: HostileServer, worker: Worker) -> None:
+    server.serve("/there/b.jpg", JPEG)
+    row = fetch_one(worker, server.redirect("/here", "there/b.jpg#part"))
+    assert (row["status"], row["final_url"]) == ("success", server.url("/there/b.jpg"))
+
+
+def test_a_redirect_loop_ends_after_five(server: HostileServer, worker: Worker) -> None:
+    assert fetch_one(worker, server.redirect("/loop", "/loop"))["status"] == "too_many_redirects"
+    assert server.hits["/loop"] == 6
+
+
+@pytest.mark.parametrize(
+    ("location", "status"),
+    [
+        ("http://169.254.169.254/latest/meta-data/", "blocked_address"),
+        ("//169.254.169.254/", "blocked_address"),
+        ("http://[::ffff:127.0.0.1]/", "blocked_address"),
+        ("http://0x7f.1/", "blocked_address"),
+        ("file:///etc/passwd", "blocked_scheme"),
+        ("ftp://example.org/x", "blocked_scheme"),
+        ("http://me:secret@example.org/", "bad_url"),
+        ("http://[::1", "bad_url"),
+        ("http://example.org:22/", "blocked_port"),
+        ("CANARY", "blocked_port"),
+    ],
+)
+def test_a_redirect_is_checked_like_any_url(
+    server: HostileServer, canary: HostileServer, worker: Worker, location: str, status: str
+) -> None:
+    target = canary.url("/secret") if location == "CANARY" else location
+    row = fetch_one(worker, server.redirect("/away", target))
+    assert row["status"] == status
+    assert "secret" not in row["error_message"].replace("/secret", "")
+    assert canary.connections == 0
+
+
+def test_a_name_that_resolves_to_loopback_is_never_dialled(
+    canary: HostileServer, server: HostileServer, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(addresses, "PORTS", frozenset({80, 443, canary.port}))
+    names = Names(["127.0.0.1"])
+    assert status_of(canary.url("/", host="evil.test"), guard, names) == "blocked_address"
+    assert status_of(server.redirect("/to-evil", canary.url("/", host="evil.test")), guard, names) == "blocked_address"
+    assert status_of(canary.url("/", host="evil.test"), guard, Names(["8.8.8.8", "127.0.0.1"])) == "blocked_address"
+    assert names.asked == ["evil.test", "evil.test"]
+    assert canary.connections == 0
+
+
+def test_rebinding_between_check_and_dial_is_seen_at_the_peer(
+    server: HostileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were the first check fooled, the second one still looks at whom the socket reached, before anything is sent."""
+    monkeypatch.setattr(addresses, "PORTS", frozenset({80, 443, server.port}))
+    monkeypatch.setattr("stages.download.connect.CheckedResolver", lambda guard, inner: inner)
+    before = server.connections, len(server.requests)
+    assert status_of(server.url("/", host="evil.test"), Guard(), Names(["127.0.0.1"])) == "blocked_address"
+    deadline = time.monotonic() + 2
+    while server.connections == before[0] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (server.connections, len(server.requests)) == (before[0] + 1, before[1])
+
+
+def test_a_rebinding_resolver_is_asked_once_per_connection(server: HostileServer) -> None:
+    guard = Guard((f"photos.test:{server.port}",))
+    server.serve("/bound", JPEG)
+    names = Names(["127.0.0.1"], ["127.0.0.2"])
+    assert fetch(server.url("/bound", host="photos.test"), guard, names).data == JPEG
+    assert names.asked == ["photos.test"]
+    assert f"host: photos.test:{server.port}" in server.requests[-1].lower()
+
+
+def test_proxies_of_the_environment_are_ignored(
+    server: HostileServer, canary: HostileServer, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, canary.url(""))
+    assert fetch(server.serve("/direct", JPEG), guard).data == JPEG
+    assert canary.connections == 0
+
+
+def test_cookies_are_neither_kept_nor_sent(server: HostileServer, guard: Guard) -> None:
+    server.serve("/cookie-b", JPEG)
+    url = server.serve("/cookie-a", b"", "Set-Cookie: id=7; Path=/\r\nLocation: /cookie-b\r\n", "302 Found")
+    fetch(url, guard)
+    assert "cookie:" not in server.requests[-1].lower()
+    assert "user-agent: sluice/0.1 (tests)" in server.requests[-1].lower()
+
+
+def test_a_body_shorter_than_its_content_length_is_truncated(server: HostileServer, worker: Worker) -> None:
+    url = server.raw("/short", b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n" + JPEG[:100])
+    assert fetch_one(worker, url)["status"] == "truncated_body"
+    chunked = server.raw("/chunk", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n64\r\n" + JPEG[:50])
+    assert fetch_one(worker, chunked)["status"] == "truncated_body"
+
+
+def test_bytes_past_the_content_length_never_become_the_next_answer(server: HostileServer, worker: Worker) -> None:
+    smuggled = b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nsmuggle"
+    head = f"HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: {len(JPEG)}\r\n\r\n".encode()
+    url = server.raw("/smuggle", head + JPEG + smuggled)
+    after = server.serve("/after", JPEG)
+    connections = server.connections
+    rows = worker(part_of([url, after])).to_pylist()
+    assert rows[1]["status"] == "success"
+    assert rows[0]["status"] in ("success", "connection_error")
+    assert rows[0]["sha256"] in (rows[1]["sha256"], None)
+    assert server.connections >= connections + 2
+
+
+@pytest.mark.parametrize(("body", "status"), [(b"", "empty"), (b"<!DOCTYPE html><svg></svg>", "not_an_image")])
+def test_what_is_no_image_says_so(server: HostileServer, worker: Worker, body: bytes, status: str) -> None:
+    row = fetch_one(worker, server.serve("/lie.jpg", body, "Content-Type: image/jpeg\r\n"))
+    assert row["status"] == status
+
+
+@pytest.mark.parametrize("answer", [b"", b"\x00\x01\x02", b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 abc OK\r\n\r\n"])
+def test_what_is_no_http_is_a_connection_error(server: HostileServer, worker: Worker, answer: bytes) -> None:
+    assert fetch_one(worker, server.raw("/nohttp", answer))["status"] == "connection_error"
+
+
+def test_a_closed_port_is_a_connection_error() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        assert status_of(f"http://127.0.0.1:{port}/", Guard((f"127.0.0.1:{port}",))) == "connection_error"
+
+
+def test_a_name_that_does_not_exist_is_a_dns_error() -> None:
+    class Unknown(Names):
+        async def resolve(
+            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+        ) -> list[ResolveResult]:
+            self.asked.append(host)
+            raise socket.gaierror(code, "no such name")
+
+    for code, asked in ((socket.EAI_NONAME, 1), (socket.EAI_AGAIN, 3)):
+        names = Unknown([])
+        assert status_of("http://nowhere.test/x.jpg?secret", Guard(), names) == "dns_error"
+        assert len(names.asked) == asked
+
+
+@pytest.mark.parametrize(
+    ("headers", "reserved"),
+    [
+        ("X-Robots-Tag: noai\r\n", True),
+        ("x-robots-tag: NoImageAI, nofollow\r\n", True),
+        ("X-Robots-Tag: noindex\r\n", True),
+        ("X-Robots-Tag: nofollow\r\nX-Robots-Tag: noimageindex\r\n", True),
+        ("X-Robots-Tag: noml\r\n", True),
+        ("X-Robots-Tag: none\r\n", True),
+        ("X-Robots-Tag: sluice: noai\r\n", True),
+        ("X-Robots-Tag: *: noai\r\n", True),
+        ("X-Robots-Tag: googlebot: nofollow, sluice: noindex\r\n", True),
+        ("X-Robots-Tag: unavailable_after: 25 Jun 2010 15:00:00 PST, noindex\r\n", True),
+        ("X-Robots-Tag: max-image-preview: large, noai\r\n", True),
+        ("tdm-reservation: 1\r\n", True),
+        ("X-Robots-Tag: googlebot: noindex, noai\r\n", False),
+        ("X-Robots-Tag: nofollow, noarchive, max-image-preview: none\r\n", False),
+        ("X-Robots-Tag: all\r\n", False),
+        ("tdm-reservation: 0\r\n", False),
+    ],
+)
+def test_an_opt_out_in_the_headers_is_honoured_and_its_body_is_not_read(
+    server: HostileServer, worker: Worker, headers: str, reserved: bool
+) -> None:
+    row = fetch_one(worker, server.serve("/reserved", JPEG, headers))
+    assert row["status"] == ("opted_out" if reserved else "success")
+    assert (row["sha256"] is None) == reserved
+
+
+def _certificate(folder: Path, host: str, days: int) -> ssl.SSLContext:
+    """A server's context with a self-signed certificate that ends in `days` days."""
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
+    ends = datetime.now(UTC) + timedelta(days=days)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    certificate = builder.not_valid_before(ends - timedelta(days=30)).not_valid_after(ends).sign(key, hashes.SHA256())
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ) + certificate.public_bytes(serialization.Encoding.PEM)
+    (folder / "server.pem").write_bytes(pem)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(folder / "server.pem")
+    return context
+
+
+@pytest.fixture
+def greeted() -> Iterator[list[str]]:
+    return iter([[]])
+
+
+@pytest.mark.parametrize("days", [-1, 1])
+def test_bad_tls_is_an_error_and_never_a_downgrade(tmp_path: Path, days: int) -> None:
+    context = _certificate(tmp_path, "photos.test", days)
+    greeted: list[str] = []
+    context.sni_callback = lambda _, name, __: greeted.append(name)  # type: ignore[assignment]
+    with HostileServer(context) as tls:
+        guard = Guard((f"photos.test:{tls.port}",))
+        assert status_of(tls.url("/", host="photos.test"), guard, Names(["127.0.0.1"])) == "tls_error"
+        assert greeted == ["photos.test"]
+        assert not tls.requests
+
+
+def test_plain_http_behind_https_is_a_tls_error(server: HostileServer, guard: Guard) -> None:
+    url = server.serve("/plain", JPEG).replace("http:", "https:")
+    before = len(server.requests)
+    assert status_of(url, guard) == "tls_error"
+    assert len(server.requests) == before
+
+
+def test_a_connector_serves_one_request_per_connection() -> None:
+    async def closes() -> bool:
+        connector = CheckedConnector(Guard(), Names(["127.0.0.1"]))
+        force_close = connector.force_close
+        await connector.close()
+        return force_close
+
+    assert asyncio.run(closes())
+
+
+def test_tries_can_be_one(server: HostileServer) -> None:
+    url = server.serve("/down", b"", status="500 Down")
+    single = opened(server, threads=1, tries=1)
+    assert fetch_one(single, url)["status"] == "http_500"
+    single.close()
+    assert server.hits["/down"] == 1
