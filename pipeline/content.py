@@ -21,9 +21,20 @@ def content_hash(table: pa.Table, columns: Sequence[str] | None = None) -> str:
     hasher = blake2b(digest_size=16)
     for name in sorted(columns if columns is not None else covered(table.schema)):
         column = table.column(name)
-        hasher.update(f"{name}\0{column.type}\0{len(column)}\0".encode())
+        hasher.update(f"{name}\0{_type_name(column.type)}\0{len(column)}\0".encode())
         _feed(hasher, column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
     return hasher.hexdigest()
+
+
+def _type_name(kind: pa.DataType) -> str:
+    """The type without what Parquet may change: the name of a list's items, the width of its offsets."""
+    if pa.types.is_fixed_size_list(kind):
+        return f"list<{_type_name(kind.value_type)}, {kind.list_size}>"
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return f"list<{_type_name(kind.value_type)}>"
+    if pa.types.is_struct(kind):
+        return f"struct<{', '.join(f'{field.name}: {_type_name(field.type)}' for field in kind)}>"
+    return str(kind).removeprefix("large_")
 
 
 def _feed(hasher: blake2b, array: pa.Array) -> None:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.content import covered
 from pipeline.errors import SluiceError, did_you_mean
+from pipeline.identity import expand, resource_fields
 from pipeline.stage import KEYS, PIXELS, Column, NodeRef, PartStage, PoolStage, Stage, TableStage
 
 KEY_COLUMNS = {name for schema in KEYS.values() for name in schema.names}
@@ -179,6 +180,8 @@ class Dag:
                     for name in sorted(stage.reads if isinstance(stage, PoolStage) else stage.needs()):  # type: ignore[attr-defined]
                         if name not in KEY_COLUMNS:
                             resolve(name, available)
+                    for parameter, _ in resource_fields(stage):
+                        expand(getattr(stage, parameter), parameter)
                     stage.check(available)
                 except SluiceError as error:
                     raise SluiceError(f"{node.name}: {type(stage).__name__}: {error}") from None

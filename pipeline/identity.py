@@ -26,8 +26,8 @@ CACHED_ABOVE = 64 << 20
 """Bytes from which a local file's digest is worth remembering between commands."""
 
 
-def expand(files: str | Sequence[str]) -> list[str]:
-    """The files that paths and globs on any fsspec store name, globs sorted.
+def expand(files: str | Sequence[str], parameter: str = "") -> list[str]:
+    """The files that paths and globs on any fsspec store name, globs sorted; `parameter` is named in the error.
 
     Raises `SluiceError` for one that names nothing.
     """
@@ -38,7 +38,8 @@ def expand(files: str | Sequence[str]) -> list[str]:
         paths = sorted(str(match) for match in fs.glob(path)) if is_glob else [path]
         if not paths or not (is_glob or fs.isfile(path)):
             what = "file matches" if is_glob else "such file:"
-            raise SluiceError(f"no {what} {pattern!r}; check the path (it is relative to {os.getcwd()})")
+            where = f"{parameter}: " if parameter else ""
+            raise SluiceError(f"{where}no {what} {pattern!r}; check the path (it is relative to {os.getcwd()})")
         found += [match if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(match) for match in paths]
     return list(dict.fromkeys(found))
 
@@ -107,10 +108,7 @@ def find_resources(stages: Sequence[Stage]) -> Resources:
     with ThreadPoolExecutor(max_workers=8) as pool:
         for stage in stages:
             for name, _ in resource_fields(stage):
-                try:
-                    paths = expand(getattr(stage, name))
-                except SluiceError as error:
-                    raise SluiceError(f"{type(stage).__name__}.{name}: {error}") from None
+                paths = expand(getattr(stage, name), name)
                 found[resource_key(stages, stage, name)] = list(zip(paths, pool.map(fingerprint, paths), strict=True))
     return found
 

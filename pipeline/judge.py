@@ -70,15 +70,18 @@ def judge_tables(
     # A sum of floats depends on which thread added what, and a pure stage must give the same bytes again.
     threads = None if all(rule.steady for _, rule in rules) else 1
     with tempfile.TemporaryDirectory(prefix="sluice-judge-") as folder, locked(memory, threads, folder) as connection:
-        lengths = _load(connection, tables, schema)
-        connection.execute("CREATE TABLE verdicts (row BIGINT, code SMALLINT)")
-        groups = _groups(rules)
-        for place, group in enumerate(groups):
-            later = {column for rest in groups[place + 1 :] for _, rule in rest for column in rule.reads}
-            _step(connection, group, sorted(later))
-        connection.execute(f"INSERT INTO verdicts SELECT row, {KEPT} FROM pairs")
-        reader = connection.sql("SELECT code FROM verdicts ORDER BY row").to_arrow_reader(BATCH_ROWS)
-        yield from _cut((np.asarray(batch.column(0)).astype(CODE, copy=False) for batch in reader), lengths)
+        try:
+            lengths = _load(connection, tables, schema)
+            connection.execute("CREATE TABLE verdicts (row BIGINT, code SMALLINT)")
+            groups = _groups(rules)
+            for place, group in enumerate(groups):
+                later = {column for rest in groups[place + 1 :] for _, rule in rest for column in rule.reads}
+                _step(connection, group, sorted(later))
+            connection.execute(f"INSERT INTO verdicts SELECT row, {KEPT} FROM pairs")
+            reader = connection.sql("SELECT code FROM verdicts ORDER BY row").to_arrow_reader(BATCH_ROWS)
+            yield from _cut((np.asarray(batch.column(0)).astype(CODE, copy=False) for batch in reader), lengths)
+        except duckdb.Error as error:
+            raise SluiceError(f"rules {', '.join(rule.name for _, rule in rules)}: {first_line(error)}") from None
 
 
 def locked(memory: str = MEMORY, threads: int | None = None, folder: str = "") -> duckdb.DuckDBPyConnection:

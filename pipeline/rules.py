@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
+from itertools import takewhile
 from types import TracebackType
 from typing import Any
 
@@ -54,15 +56,16 @@ class Rules:
         return tuple(self._expressions)
 
     @property
-    def leading(self) -> int:
-        """How many rules, from the first on, look at one row alone."""
-        flags = [expression.local for expression in self._expressions.values()]
-        return flags.index(False) if False in flags else len(flags)
-
-    @property
     def local(self) -> bool:
         """Whether every rule looks at one row alone."""
-        return self.leading == len(self._expressions)
+        return all(expression.local for expression in self._expressions.values())
+
+    def split(self) -> tuple[Rules, Rules]:
+        """The leading rules that look at one row alone, and the rest, which begins with a window; one may be empty."""
+        leading, rest = copy(self), copy(self)
+        leading._expressions = dict(takewhile(lambda item: item[1].local, self._expressions.items()))
+        rest._expressions = {name: e for name, e in self._expressions.items() if name not in leading._expressions}
+        return leading, rest
 
     def needs(self) -> frozenset[str]:
         """The columns as the rules write them (`width`, `pool.width`), keys left out."""
@@ -109,36 +112,36 @@ class Bound:
     rules: tuple[Rule, ...]
     types: Mapping[str, pa.DataType]
 
-    def reads(self, start: int = 0, stop: int | None = None) -> list[str]:
-        """The columns that the rules from `start` to `stop` read, sorted."""
-        return sorted(frozenset().union(*(rule.reads for rule in self.rules[start:stop])))
+    def reads(self) -> list[str]:
+        """The columns that the rules read, sorted."""
+        return sorted(frozenset().union(*(rule.reads for rule in self.rules)))
 
-    def schema(self, start: int = 0, stop: int | None = None) -> pa.Schema:
-        """Of the table that those rules judge; it always has the keys."""
-        names = dict.fromkeys([*ORDER_KEYS, *self.reads(start, stop)])
+    def schema(self) -> pa.Schema:
+        """Of the table that they judge: the keys, and what they read."""
+        names = dict.fromkeys([*ORDER_KEYS, *self.reads()])
         return pa.schema([(name, self.types[name]) for name in names])
 
-    def judge(self, table: pa.Table, start: int = 0, stop: int | None = None) -> pa.Array:
+    def judge(self, table: pa.Table) -> pa.Array:
         """string (rows,): the first rule that each row fails, null where it fails none."""
-        rules = list(enumerate(self.rules))[start:stop]
-        if all(rule.local for _, rule in rules):
-            return self.names_of(judge_rows(table.select(self.schema(start, stop).names), rules))
-        return self.names_of(next(self.judge_all([table], start, stop)))
+        if all(rule.local for rule in self.rules):
+            return self.names_of(judge_rows(table.select(self.schema().names), self._numbered))
+        return self.names_of(next(self.judge_all([table])))
 
-    def judge_all(
-        self, tables: Iterable[pa.Table], start: int = 0, stop: int | None = None, memory: str = MEMORY
-    ) -> Iterator[np.ndarray]:
+    def judge_all(self, tables: Iterable[pa.Table], memory: str = MEMORY) -> Iterator[np.ndarray]:
         """int16 (rows,) for every table, in order: the index of the first rule that a row fails, or `KEPT`.
 
         Windows look at all the tables' rows together. More than `memory` is spilled to disk.
         """
-        rules = list(enumerate(self.rules))[start:stop]
-        return judge_tables(tables, self.schema(start, stop), rules, memory)
+        return judge_tables(tables, self.schema(), self._numbered, memory)
 
     def names_of(self, codes: np.ndarray) -> pa.Array:
         """string (rows,): `dropped_by` for the verdicts of `judge_all`."""
         names = pa.array([rule.name for rule in self.rules], pa.string())
         return names.take(pa.array(codes, pa.int16(), mask=codes == KEPT))
+
+    @property
+    def _numbered(self) -> list[tuple[int, Rule]]:
+        return list(enumerate(self.rules))
 
 
 class Scope:

@@ -217,7 +217,8 @@ def views(console: Console, catalog: Catalog) -> None:
     grid = _grid("view", "columns")
     table = catalog.sql(
         "SELECT table_schema AS schema, table_name AS name, "
-        "string_agg(column_name, ', ' ORDER BY ordinal_position) AS columns FROM information_schema.columns GROUP BY ALL ORDER BY ALL"
+        "string_agg(column_name, ', ' ORDER BY ordinal_position) AS columns "
+        "FROM information_schema.columns GROUP BY ALL ORDER BY ALL"
     )
     for row in table.to_pylist():
         grid.add_row(row["name"], row["columns"])

@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 TRIES = 6
 FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
+CLIENTS = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "urllib3"}
+"""Packages whose exceptions are faults of a store or of the way to it, and no `OSError`."""
 FINAL_CODES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG}
 
 
@@ -89,7 +91,7 @@ class Store:
     """
 
     def __init__(self, root: str) -> None:
-        fs, path = fsspec.core.url_to_fs(root)
+        fs, path = fsspec.core.url_to_fs(root, use_listings_cache=False)
         self.fs = DurableLocal() if type(fs) is LocalFileSystem else fs
         self.local = isinstance(fs, LocalFileSystem)
         self.path = path.rstrip("/")
@@ -139,11 +141,8 @@ class Store:
         full = self.full(path)
 
         def create() -> bytes:
-            try:
-                self.fs.pipe_file(full, data, mode="create")
-            except FileExistsError:
-                return bytes(self.fs.cat_file(full))
-            return data
+            ours = _created(lambda: self.fs.pipe_file(full, data, mode="create"))
+            return data if ours else bytes(self.fs.cat_file(full))
 
         return patiently(create)
 
@@ -170,15 +169,8 @@ class Store:
         Raises `SluiceError` where they are not.
         """
         full = self.full(path)
-
-        def create() -> bool:
-            try:
-                self.fs.put_file(str(local), full, mode="create")
-            except FileExistsError:
-                return False
-            return True
-
-        if not patiently(create) and sha256(self.get(path)).hexdigest() != sha:
+        ours = patiently(lambda: _created(lambda: self.fs.put_file(str(local), full, mode="create")))
+        if not ours and sha256(self.get(path)).hexdigest() != sha:
             raise SluiceError(
                 f"{self.url(path)} exists with other bytes than this work gives; `sluice verify --repair` rebuilds it"
             )
@@ -363,7 +355,8 @@ class Store:
 def patiently(operation: Callable[[], T], tries: int = TRIES, first_wait: float = 0.1) -> T:
     """Do it again after a passing fault of the store, with jittered exponential backoff (seconds).
 
-    What another try cannot change is raised at once: a missing or existing name, missing rights, a full disk.
+    What another try cannot change is raised at once: a missing or existing name, missing rights, a full disk. What
+    the client libraries of stores raise beside `OSError` becomes one.
     """
     for attempt in range(1, tries + 1):
         try:
@@ -373,5 +366,27 @@ def patiently(operation: Callable[[], T], tries: int = TRIES, first_wait: float 
         except OSError as error:
             if error.errno in FINAL_CODES or attempt == tries:
                 raise
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in CLIENTS:
+                raise
+            if "Credentials" in type(error).__name__:
+                raise PermissionError(errno.EACCES, str(error)) from error
+            if attempt == tries:
+                raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
         time.sleep(first_wait * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
     raise AssertionError("unreachable")
+
+
+def _created(create: Callable[[], object]) -> bool:
+    """Whether an exclusive create made the file; False where its name is taken."""
+    try:
+        create()
+    except FileExistsError:
+        return False
+    except OSError as error:
+        # s3fs knows a refused If-None-Match by a field that AWS adds to its answer and MinIO does not.
+        response = getattr(error.__cause__, "response", None) or {}
+        if response.get("Error", {}).get("Code") in ("PreconditionFailed", "412"):
+            return False
+        raise
+    return True

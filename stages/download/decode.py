@@ -59,7 +59,7 @@ MAGIC = (
     (re.compile(rb"icns"), "ICNS"),
     (re.compile(rb"\x76\x2f\x31\x01"), "EXR"),
     (re.compile(rb"#\?RADIANCE"), "HDR"),
-    (re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:\?xml|svg|!--|!DOCTYPE svg)(?=.*<svg[\s>])", re.DOTALL), "SVG"),
+    (re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<svg[\s>]|<(?:\?xml|!--|!DOCTYPE svg).*<svg[\s>])", re.DOTALL), "SVG"),
 )
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

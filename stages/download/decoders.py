@@ -237,7 +237,7 @@ def _checked(words: dict[str, Any], jpeg: bytes, digest: str) -> Decoded:
         raise ValueError("facts out of range")
     if status == SUCCESS and jpeg.startswith(b"\xff\xd8\xff") and jpeg.endswith(b"\xff\xd9"):
         return Decoded(SUCCESS, digest, None, facts, jpeg, sha256(jpeg).hexdigest())
-    if status in IN_DECODING:
+    if isinstance(status, str) and status in IN_DECODING:
         return Decoded(status, digest, redact_all(str(words.get("message"))), facts)
     raise ValueError(f"status {str(status)[:40]!r}")
 

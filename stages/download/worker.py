@@ -126,12 +126,15 @@ async def _open(limits: Limits, guard: Guard, resolver: AbstractResolver | None)
 def _run(loop: asyncio.AbstractEventLoop) -> None:
     """The fetching thread; it holds no reference to its worker, so that the worker can be collected."""
     loop.run_forever()
-    tasks = asyncio.all_tasks(loop)
+    loop.run_until_complete(_end_tasks())
+    loop.close()  # does not wait for DNS threads: the system's resolver may hold them for a minute
+
+
+async def _end_tasks() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
-    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-    loop.run_until_complete(loop.shutdown_asyncgens())
-    loop.close()  # does not wait for DNS threads: the system's resolver may hold them for a minute
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _close(loop: asyncio.AbstractEventLoop, thread: threading.Thread, fetcher: Fetcher, decoders: DecoderPool) -> None:

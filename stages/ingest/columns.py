@@ -32,7 +32,7 @@ ORIGIN = (
     pa.field("source_file", pa.string(), metadata=OBSERVED),
     pa.field("source_row", pa.int64(), metadata=OBSERVED),
 )
-"""Where the row of a URL was met first: its file, and its number there (from 0). Moves with the files, so it is observed."""
+"""Where a URL was met first: the file, and the number of the row there (from 0). Files move, so it is observed."""
 
 CAPTION = pa.schema(
     [

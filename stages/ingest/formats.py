@@ -258,13 +258,10 @@ def _as_plain(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 def _header(
     stream: BinaryIO, kind: str, names: Sequence[str] | None, path: str
 ) -> tuple[list[str], Iterator[list[str]]]:
-    """The column names ('' for one that is not carried) and a reader of the rows. Bytes that are no UTF-8 are escaped."""
+    """The column names ('' for one that is not carried), and the rows. Bytes that are no UTF-8 are escaped."""
     csv.field_size_limit(MAX_FIELD_CHARS)
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    if kind == "TSV":
-        reader = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
-    else:
-        reader = csv.reader(text)
+    reader = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE) if kind == "TSV" else csv.reader(text)
     header = list(names) if names is not None else next((row for row in reader if row), [])
     repeated = sorted({name for name in header if name and header.count(name) > 1})
     if repeated:

@@ -24,7 +24,7 @@ from pipeline.identity import expand, fingerprint
 from pipeline.records import Record
 from pipeline.stage import OBSERVED, Column, Files, Promise, TableStage, Task, Work
 from stages.ingest import formats, tars
-from stages.ingest.columns import CAPTION, ORIGIN, carried, conform, demand, image_schema, understood, union, written
+from stages.ingest.columns import CAPTION, carried, conform, demand, image_schema, understood, union, written
 from stages.ingest.merge import complete, distinct, first_of, flattened
 from stages.ingest.rows import MERGED, TEXT, TOO_LONG, Reading
 from stages.kit.exchange import STEP, Scatter, gather
@@ -71,8 +71,8 @@ class Img2DatasetFolder(TableStage):
     """Adopt img2dataset's shards. img2dataset's columns are kept; extra ones are carried as `UrlTables` carries them.
 
     img2dataset's own statuses stay as they are. Four are added: `merged` (another row has its URL),
-    `tar_member_refused` (a link or a device in the tar), `format_refused` (bytes that are no JPEG, PNG, WebP or GIF) and
-    `caption_too_long`.
+    `tar_member_refused` (a link or a device in the tar), `format_refused` (bytes that are no JPEG, PNG, WebP or GIF)
+    and `caption_too_long`.
     """
 
     promise: ClassVar[Promise] = "pure"
@@ -167,26 +167,35 @@ def shards(files: Any) -> list[tuple[int, Pair]]:
 
     Raises `SluiceError` for a tar without its Parquet file, or the other way round.
     """
-    found: dict[str, dict[str, tuple[str, str]]] = {}
-    for path, digest in files:
-        stem, dot, ending = path.rpartition(".")
-        if dot and ending in ("tar", "parquet"):
-            found.setdefault(stem, {})[ending] = (path, digest)
-    for stem, pair in sorted(found.items()):
+    found = _by_name([(path, digest) for path, digest in files if path.endswith((".tar", ".parquet"))])
+    for pair in found.values():
         for ending, other in (("tar", "parquet"), ("parquet", "tar")):
             if ending not in pair:
                 raise SluiceError(
-                    f"{stem}.{other} has no {stem}.{ending}; name both in `files`, or finish the img2dataset run"
+                    f"{pair[other][0]} has no .{ending} beside it; name both in `files`, or finish img2dataset"
                 )
     if not found:
         raise SluiceError("files: no tar and Parquet files among them; expected img2dataset's, such as `laion400m/*`")
     stems = sorted(found)
     names = [PurePosixPath(stem).name for stem in stems]
     own = all(name.isdecimal() for name in names) and len({int(name) for name in names}) == len(names)
-    numbers = [int(name) for name in names] if own else list(range(len(names)))
+    numbers = [int(name) for name in names] if own else range(len(names))
     return sorted(
         (number, (found[stem]["tar"], found[stem]["parquet"])) for number, stem in zip(numbers, stems, strict=True)
     )
+
+
+def _by_name(files: Sequence[tuple[str, str]]) -> dict[str, dict[str, tuple[str, str]]]:
+    """Stem -> ending -> (path, digest).
+
+    The name alone says what belongs together, for a copy in the root has a folder of its own; the path where names repeat.
+    """
+    names = [PurePosixPath(path).name for path, _ in files]
+    found: dict[str, dict[str, tuple[str, str]]] = {}
+    for name, (path, digest) in zip(names, files, strict=True):
+        stem, _, ending = (name if len(set(names)) == len(names) else path).rpartition(".")
+        found.setdefault(stem, {})[ending] = (path, digest)
+    return found
 
 
 def pool_schema(columns: Sequence[pa.Field]) -> pa.Schema:
@@ -246,7 +255,8 @@ def _every_image_has_a_row(keys: Sequence[str], tar: tars.Tar, path: str, tar_pa
         if key not in counted:
             why = f" ({REFUSED}: {image.refused})" if image.refused else ""
             raise SluiceError(
-                f"{tar_path} has a member of key {key[:80]!r}, of which {path} says nothing{why}; take the shard out of `files`"
+                f"{tar_path} has a member of key {key[:80]!r}, of which {path} says nothing{why}; "
+                "take the shard out of `files`"
             )
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pipeline.records import Generation, Record
+from pipeline.records import SUPERSEDED, Generation, Record
 
 FileList = list[tuple[str, str]]
 """(path, digest), in order."""
@@ -26,11 +26,14 @@ class Increment:
     @property
     def complete(self) -> bool:
         """Whether no part is missing, as one is while it is repaired."""
-        return len(self.records) == 1 << self.records[0].notes["bits"]
+        return len(self.records) == 1 << int(self.records[0].notes["bits"])
 
     @property
     def rows(self) -> int:
-        return sum(sum(record.statuses.values()) for record in self.records)
+        """Input rows: the rows of earlier parts that come again are none."""
+        return sum(
+            sum(record.statuses.values()) - sum(record.notes.get(SUPERSEDED, {}).values()) for record in self.records
+        )
 
     def overlapping(self, bits: int, bucket: int) -> list[Record]:
         """The parts that may share a uid with a bucket out of `2**bits`."""

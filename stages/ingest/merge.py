@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline.attempt import Attempt
 from pipeline.partwork import ERRORS
+from pipeline.records import SUPERSEDED
 from pipeline.stage import OBSERVED, Task
 from stages.ingest.columns import CAPTION, conform, understood
 from stages.ingest.identity import NO_CAPTION
@@ -62,9 +63,9 @@ def merge(task: Task, attempt: Attempt) -> None:
     caption = distinct(flattened(good))
     statuses = Counter(rows.column("status").to_pylist())
     old_image, old_caption = _earlier(task, attempt, schema)
-    statuses[OK] = image.num_rows - _count_in(image.column("uid"), old_image.column("uid"))
-    statuses[MERGED] = good.num_rows - statuses[OK]
-    image, caption, parts = _with_earlier(image, caption, old_image, old_caption)
+    statuses[MERGED] = good.num_rows - image.num_rows + _count_in(image.column("uid"), old_image.column("uid"))
+    image, caption, replaced = _with_earlier(image, caption, old_image, old_caption)
+    statuses[OK] = image.num_rows
     caption = complete(image, caption)
     firsts = caption.column("caption").filter(pa.array(first_of(caption.column("uid"))))
     image = image.set_column(image.column_names.index("caption"), schema.field("caption"), firsts)
@@ -72,7 +73,9 @@ def merge(task: Task, attempt: Attempt) -> None:
     attempt.write("caption", caption)
     _write_refused(task, attempt, rows)
     attempt.count({status: count for status, count in sorted(statuses.items()) if count})
-    attempt.supersede(parts)
+    attempt.supersede(sorted(set(replaced)))
+    if replaced:
+        attempt.note(**{SUPERSEDED: {OK: len(replaced)}})
     attempt.note(**{name: task.payload[name] for name in ("increment", "bits", "bucket", "files")})
 
 
@@ -184,7 +187,7 @@ def _joined(tables: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
 def _with_earlier(
     image: pa.Table, caption: pa.Table, old_image: pa.Table, old_caption: pa.Table
 ) -> tuple[pa.Table, pa.Table, list[str]]:
-    """Known URLs as they are now, those without a new caption left out; and the parts whose rows they replace."""
+    """Known URLs as they are now, those without a new caption left out; and, for each row that comes again, its part."""
     new = caption.filter(pc.invert(pc.is_in(_pairs(caption), value_set=_pairs(old_caption))))
     again = old_image.filter(pc.is_in(old_image.column("uid"), value_set=new.column("uid").combine_chunks()))
     unknown = pc.invert(pc.is_in(image.column("uid"), value_set=old_image.column("uid").combine_chunks()))
@@ -195,7 +198,7 @@ def _with_earlier(
         pc.is_valid(old_caption.column("caption")),
     )
     caption = pa.concat_tables([old_caption.filter(told).select(CAPTION.names), new])
-    return image, caption, sorted(set(again.column("part").to_pylist()))
+    return image, caption, again.column("part").to_pylist()
 
 
 # -- refused rows ------------------------------------------------------------------------------------------------------

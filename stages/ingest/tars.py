@@ -88,7 +88,7 @@ def _images(stream: BinaryIO, path: str) -> dict[str, Image]:
             if key != current:
                 if key in seen:
                     raise SluiceError(
-                        f"{path}: the members of key {key!r} do not stand together; the tar was not written by img2dataset"
+                        f"{path}: the members of key {key!r} do not stand together; img2dataset did not write this tar"
                     )
                 seen.add(key)
                 current, endings = key, set()

@@ -123,7 +123,7 @@ class UrlTables(TableStage):
         return work.map(f"merge{number}", tasks, merge)
 
     def _read_until(self, work: Work, number: int, files: FileList, left: int | None) -> tuple[list[Record], Cut, int]:
-        """The records of the files that are needed for `left` rows, where the last one is cut, and how many rows they are."""
+        """The records of the files that hold `left` rows, where the last one is cut, and how many rows they are."""
         reads: list[Record] = []
         rows, wave = 0, len(files) if left is None else 1
         while len(reads) < len(files) and (left is None or rows < left):
@@ -195,8 +195,8 @@ class UrlTables(TableStage):
             demand("caption", name, schema, path, hint)
         if self.source_uid is not None:
             demand("source_uid", self.source_uid, schema, path, hint)
-        for name in (self.url, self.source_uid, *self.captions):
-            kind = schema.field(name).type if name is not None else pa.string()
+        for name in filter(None, (self.url, self.source_uid, *self.captions)):
+            kind = schema.field(name).type
             inner = kind.value_type if name in self.captions and hasattr(kind, "value_type") else kind
             if pa.types.is_nested(inner):
                 raise SluiceError(f"{path}: column {name!r} is {kind}; expected text")

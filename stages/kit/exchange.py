@@ -37,7 +37,7 @@ SLICES = pa.schema(
         pa.field("sha256", pa.string(), metadata=OBSERVED),
     ]
 )
-"""One row per slice: the least place that it may hold, what it says, and where it lies. Bytes depend on the Arrow version."""
+"""One row per slice: the least place that it may hold, what it says, and where its bytes (of this Arrow version) lie."""
 
 
 class Scatter:

@@ -14,7 +14,8 @@ Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 class HostileServer:
     """`url(path)` is where it listens; `answers[path]` says what it does; `hits[path]` counts the requests."""
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None, greeting: bytes = b"") -> None:
+        self._greeting = greeting
         self.answers: dict[str, Answer] = {}
         self.hits: Counter[str] = Counter()
         self.connections = 0
@@ -62,6 +63,7 @@ class HostileServer:
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         try:
+            writer.write(self._greeting)
             request = (await reader.readuntil(b"\r\n\r\n")).decode()
             path = request.split()[1].partition("?")[0]
             self.requests.append(request)
@@ -85,9 +87,12 @@ class HostileServer:
         self._started.set()
         self._loop.run_forever()
         server.close()
-        tasks = asyncio.all_tasks(self._loop)
-        for task in tasks:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.run_until_complete(_end_tasks())
         self._loop.close()
+
+
+async def _end_tasks() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

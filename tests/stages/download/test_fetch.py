@@ -6,7 +6,6 @@ import socket
 import ssl
 import time
 import zlib
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -388,11 +387,6 @@ def _certificate(folder: Path, host: str, days: int) -> ssl.SSLContext:
     return context
 
 
-@pytest.fixture
-def greeted() -> Iterator[list[str]]:
-    return iter([[]])
-
-
 @pytest.mark.parametrize("days", [-1, 1])
 def test_bad_tls_is_an_error_and_never_a_downgrade(tmp_path: Path, days: int) -> None:
     context = _certificate(tmp_path, "photos.test", days)
@@ -405,11 +399,11 @@ def test_bad_tls_is_an_error_and_never_a_downgrade(tmp_path: Path, days: int) ->
         assert not tls.requests
 
 
-def test_plain_http_behind_https_is_a_tls_error(server: HostileServer, guard: Guard) -> None:
-    url = server.serve("/plain", JPEG).replace("http:", "https:")
-    before = len(server.requests)
-    assert status_of(url, guard) == "tls_error"
-    assert len(server.requests) == before
+def test_plain_http_behind_https_is_a_tls_error() -> None:
+    with HostileServer(greeting=b"HTTP/1.1 400 Bad Request\r\n\r\n") as plain:
+        guard = Guard((f"127.0.0.1:{plain.port}",))
+        assert status_of(plain.url("/").replace("http:", "https:"), guard) == "tls_error"
+        assert not plain.requests
 
 
 def test_a_connector_serves_one_request_per_connection() -> None:

@@ -1,0 +1,255 @@
+"""The stage as the engine uses it: a part in, a tar, statistics and a table out."""
+
+import asyncio
+import gc
+import io
+import json
+import os
+import pickle
+import signal
+import tarfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+
+import pyarrow as pa
+import pytest
+from pydantic import ValidationError
+
+from pipeline.content import content_hash, covered
+from pipeline.errors import SluiceError
+from pipeline.stage import Column
+from stages.download import Download
+from stages.download.statuses import is_status
+from stages.download.worker import Worker
+from tests.stages.download.conftest import opened
+from tests.stages.download.doubles import Part, encoded, fetch_one, part_of, picture, pixels, uid
+from tests.stages.download.hostile import HostileServer
+
+
+@pytest.fixture
+def urls(server: HostileServer) -> list[str | None]:
+    """Six that succeed among six that do not."""
+    good = [server.serve(f"/good/{seed}.jpg", encoded(picture(700, 500, seed))) for seed in range(4)]
+    animated = encoded(picture(), "GIF", save_all=True, append_images=[picture(seed=9)])
+    return [
+        good[0],
+        server.url("/missing.jpg?token=secret"),
+        server.serve("/anim.gif", animated, "Content-Type: image/gif\r\n"),
+        None,
+        good[1],
+        server.serve("/page.jpg", b"<html>"),
+        server.serve("/good/4.png", encoded(picture(64, 48, 4).convert("RGBA"), "PNG")),
+        "file:///etc/passwd",
+        good[2],
+        server.serve("/half.jpg", encoded(picture(400, 300))[:4000]),
+        good[3],
+        "http://me:secret@example.org/x.jpg?token=secret",
+    ]
+
+
+STATUSES = [
+    "success", "http_404", "success", "bad_url", "success", "not_an_image", "success", "blocked_scheme", "success",
+    "truncated_image", "success", "bad_url",
+]  # fmt: skip
+
+
+def test_every_row_ends_with_its_status_in_the_order_of_the_part(worker: Worker, urls: list[str | None]) -> None:
+    part = part_of(urls)
+    table = worker(part)
+    assert table.schema.equals(Download.adds, check_metadata=True)
+    assert table.column("status").to_pylist() == STATUSES
+    assert table.column("key").to_pylist() == part.image.column("uid").to_pylist()
+    assert all(is_status(status) for status in STATUSES)
+    for row in table.to_pylist():
+        good = row["status"] == "success"
+        assert (row["error_message"] is None) == good
+        assert (row["offset"] is not None) == (row["width"] is not None) == (row["nbytes"] is not None) == good
+        assert "secret" not in (row["error_message"] or "")
+        assert row["seconds"] >= 0
+        assert row["fetched_at"] is not None
+
+
+def test_the_tar_holds_the_successes_in_row_order_and_every_offset_holds(
+    worker: Worker, urls: list[str | None]
+) -> None:
+    part = part_of(urls)
+    rows = [row for row in worker(part).to_pylist() if row["status"] == "success"]
+    data = part.bytes("tar")
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        names = tar.getnames()
+    assert names == [f"{row['key']}.{kind}" for row in rows for kind in ("jpg", "json", "txt")]
+    for row in rows:
+        jpeg = data[row["offset"] : row["offset"] + row["nbytes"]]
+        assert sha256(jpeg).hexdigest() == row["stored_sha256"]
+        assert pixels(jpeg).shape == (row["height"], row["width"], 3)
+    assert rows[0]["sha256"] == sha256(encoded(picture(700, 500, 0))).hexdigest()
+    assert (rows[0]["width"], rows[0]["height"], rows[0]["original_width"]) == (512, 366, 700)
+    assert (rows[1]["format"], rows[1]["frames"], rows[1]["content_type"]) == ("GIF", 2, "image/gif")
+
+
+def test_a_sample_carries_its_first_caption_and_what_img2dataset_writes(worker: Worker, server: HostileServer) -> None:
+    both, none = (server.serve(f"/captioned/{name}.jpg", encoded(picture())) for name in ("both", "none"))
+    part = part_of([both, none], {both: [None, "first", "second"], none: [None]})
+    part.image = part.image.append_column("license", pa.array(["?", None]))
+    worker(part)
+    with tarfile.open(fileobj=io.BytesIO(part.bytes("tar"))) as tar:
+        read = {member.name: tar.extractfile(member) for member in tar.getmembers()}
+        content = {name: file.read() for name, file in read.items() if file}
+    assert content[f"{uid(both)}.txt"] == b"first"
+    assert content[f"{uid(none)}.txt"] == b""
+    metadata = json.loads(content[f"{uid(both)}.json"])
+    assert metadata == {
+        "uid": uid(both), "url": both, "license": "?", "caption": "first", "key": uid(both), "status": "success",
+        "error_message": None, "width": 64, "height": 48, "original_width": 64, "original_height": 48, "exif": None,
+        "sha256": sha256(encoded(picture())).hexdigest(),
+    }  # fmt: skip
+    assert json.loads(content[f"{uid(none)}.json"])["caption"] is None
+
+
+def test_the_statistics_are_img2datasets(worker: Worker, urls: list[str | None]) -> None:
+    part = part_of(urls)
+    worker(part)
+    stats = json.loads(part.bytes("stats.json"))
+    assert list(stats) == [
+        "count", "successes", "failed_to_download", "failed_to_resize", "duration", "start_time", "end_time", "status_dict",
+    ]  # fmt: skip
+    assert (stats["count"], stats["successes"]) == (12, 6)
+    assert (stats["failed_to_download"], stats["failed_to_resize"]) == (4, 2)
+    assert stats["status_dict"]["success"] == 6
+    assert sum(stats["status_dict"].values()) == 12
+
+
+def test_a_rerun_gives_the_same_tar_and_the_same_content_hash(server: HostileServer, urls: list[str | None]) -> None:
+    first, second = part_of(urls), part_of(urls)
+    hashes = []
+    for part, parameters in ((first, {"concurrency": 1}), (second, {"concurrency": 32})):
+        worker = opened(server, threads=1, **parameters)
+        hashes.append(content_hash(worker(part)))
+        worker.close()
+    assert hashes[0] == hashes[1]
+    assert first.bytes("tar") == second.bytes("tar")
+
+
+def test_the_content_hash_covers_what_was_served_and_no_timing() -> None:
+    assert covered(Download.adds) == [
+        "key", "status", "width", "height", "original_width", "original_height", "sha256", "format", "frames",
+    ]  # fmt: skip
+
+
+def test_an_empty_part_and_a_part_of_failures_are_parts_too(worker: Worker) -> None:
+    for urls in ([], [None, "x"]):
+        part = part_of(urls)
+        assert worker(part).column("status").to_pylist() == ["bad_url"] * len(urls)
+        with tarfile.open(fileobj=io.BytesIO(part.bytes("tar"))) as tar:
+            assert tar.getnames() == []
+
+
+def test_slow_rows_do_not_change_the_order(worker: Worker, server: HostileServer) -> None:
+    async def late(writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.3)
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + encoded(picture()))
+
+    urls: list[str | None] = [server.on("/late", late)]
+    urls += [server.serve(f"/soon/{place}", encoded(picture(seed=place))) for place in range(30)]
+    part = part_of(urls)
+    worker(part)
+    with tarfile.open(fileobj=io.BytesIO(part.bytes("tar"))) as tar:
+        assert tar.getnames()[::3] == [f"{uid(url)}.jpg" for url in urls]
+
+
+def test_two_parts_at_once_do_not_mix(worker: Worker, urls: list[str | None]) -> None:
+    parts = [part_of(urls), part_of(urls[:5]), part_of(list(reversed(urls)))]
+    with ThreadPoolExecutor(3) as threads:
+        tables = list(threads.map(worker, parts))
+    assert [table.column("status").to_pylist() for table in tables] == [STATUSES, STATUSES[:5], STATUSES[::-1]]
+
+
+def test_a_killed_decoder_costs_a_part_at_most_the_image_in_its_hands(server: HostileServer) -> None:
+    worker = opened(server, threads=1, decode_timeout_s=0.7)
+    (pid,) = worker.decoder_pids()
+    os.kill(pid, signal.SIGSTOP)
+    urls: list[str | None] = [server.serve(f"/hang/{place}", encoded(picture(seed=place))) for place in range(8)]
+    statuses = worker(part_of(urls)).column("status").to_pylist()
+    assert sorted(statuses) == ["decode_timeout"] + ["success"] * 7
+    assert worker.decoder_pids() != [pid]
+    worker.close()
+
+
+def test_losing_the_last_reference_ends_its_processes_and_threads(server: HostileServer) -> None:
+    before = {thread.name for thread in threading.enumerate()}
+    worker = opened(server, threads=2)
+    fetch_one(worker, server.url("/missing"))
+    pids = worker.decoder_pids()
+    del worker
+    gc.collect()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    deadline = time.monotonic() + 5
+    while {thread.name for thread in threading.enumerate()} - before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert {thread.name for thread in threading.enumerate()} <= before
+
+
+def test_an_error_in_writing_ends_the_part_and_leaves_the_worker_usable(worker: Worker, urls: list[str | None]) -> None:
+    class Full(Part):
+        def create(self, suffix: str) -> io.RawIOBase:  # type: ignore[override]
+            class Disk(io.RawIOBase):
+                def write(self, data: object) -> int:
+                    raise OSError(28, "No space left on device")
+
+            return Disk()
+
+    whole = part_of(urls)
+    with pytest.raises(OSError, match="No space left"):
+        worker(Full(whole.image, whole.caption))
+    assert worker(part_of(urls)).column("status").to_pylist() == STATUSES
+
+
+def test_the_stage_is_frozen_picklable_and_named_by_its_package() -> None:
+    stage = Download(max_side=256)
+    assert pickle.loads(pickle.dumps(stage)) == stage
+    assert Download.path() == "stages.download.Download"
+    assert Download.promise == "observed"
+    with pytest.raises(ValidationError):
+        stage.max_side = 1  # type: ignore[misc]
+
+
+def test_what_another_run_may_change_is_retryable_and_the_rest_is_not() -> None:
+    retried = {"timeout", "http_500", "http_503", "http_429", "http_408", "dns_error", "lost", "quarantined"}
+    settled = {"success", "http_404", "http_410", "opted_out", "not_an_image", "blocked_address", "too_large"}
+    assert retried <= Download.retryable
+    assert not settled & Download.retryable
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{"max_side": 0}, {"quality": 101}, {"timeout_s": 0}, {"max_mb": -1}, {"tries": 0}, {"concurrency": 0}, {"side": 1}],
+)
+def test_parameters_out_of_range_are_refused(parameters: dict[str, int]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(parameters))):
+        Download(**parameters)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "shown"),
+    [
+        ({"allow_private_hosts": ("localhost",)}, "'127.0.0.1:8000'"),
+        ({"user_agent": "a\r\nX-Evil: 1"}, "'sluice/0.1 (me@example.org)'"),
+        ({"user_agent": " "}, "'sluice/0.1 (me@example.org)'"),
+    ],
+)
+def test_a_bad_host_or_agent_is_refused_in_one_line_with_an_example(parameters: dict[str, object], shown: str) -> None:
+    with pytest.raises(SluiceError) as error:
+        Download(**parameters)  # type: ignore[arg-type]
+    assert shown in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_url_column_that_is_no_text_is_refused_before_work_starts() -> None:
+    Download().check([Column("url", "urls", "image", pa.string())])
+    with pytest.raises(SluiceError, match=r"urls\.url has type int64"):
+        Download().check([Column("url", "urls", "image", pa.int64())])
+

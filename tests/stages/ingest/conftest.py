@@ -1,0 +1,64 @@
+"""Ingest in this process: a DAG of one node, run without Ray."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import yaml
+
+from pipeline.dag import Dag
+from pipeline.records import Generation
+from pipeline.run import run
+from pipeline.store import Store
+from tests.inline import Inline
+
+
+class Ingest:
+    """A root, and the node `urls` in it; `executor.calls` says what was really done."""
+
+    def __init__(self, root: Path) -> None:
+        self.store = Store(str(root))
+        self.executor = Inline(self.store)
+
+    def __call__(self, files: Any, stage: str = "stages.ingest.UrlTables", **parameters: Any) -> Generation:
+        files = [str(file) for file in files] if isinstance(files, list) else str(files)
+        document = {"dag": "test", "nodes": {"urls": {"steps": [{stage: {"files": files, **parameters}}]}}}
+        dag = Dag.parse(yaml.safe_dump(document))
+        return run(dag, self.store.root, executor=self.executor).generations["urls"]
+
+    def table(self, generation: Generation, kind: str) -> pa.Table:
+        """The rows of all parts that have such a table, in order of the parts, superseded rows left out."""
+        tables = []
+        for record in generation.records:
+            if record.file(kind) is None:
+                continue
+            table = self.store.read_table(record, kind)
+            gone = {
+                uid
+                for other in generation.superseding(record.part)
+                for uid in self.store.read_table(other, "image", ["uid"]).column("uid").to_pylist()
+            }
+            keep = [uid not in gone for uid in table.column("uid").to_pylist()]
+            tables.append(table.filter(pa.array(keep, pa.bool_())))
+        return pa.concat_tables(tables, promote_options="default") if tables else pa.table({})
+
+    def rows(self, generation: Generation, kind: str) -> list[dict[str, Any]]:
+        return self.table(generation, kind).to_pylist()
+
+    def pairs(self, generation: Generation) -> set[tuple[str, str | None]]:
+        """(url, caption) of everything that counts."""
+        urls = {row["uid"]: row["url"] for row in self.rows(generation, "image")}
+        return {(urls[row["uid"]], row["caption"]) for row in self.rows(generation, "caption")}
+
+
+@pytest.fixture
+def ingest(tmp_path: Path) -> Ingest:
+    return Ingest(tmp_path / "root")
+
+
+@pytest.fixture
+def ingest_in(tmp_path: Path) -> Callable[[str], Ingest]:
+    """More roots, to compare with."""
+    return lambda name: Ingest(tmp_path / name)
