@@ -132,7 +132,7 @@ def funnel(generation: Generation) -> list[tuple[str, int, int]]:
             if step["rule"] not in totals:
                 order.append(step["rule"])
                 totals[step["rule"]] = [0, 0]
-            totals[step["rule"]][0] += step["in"]
+            totals[step["rule"]][0] += step["rows"]
             totals[step["rule"]][1] += step["dropped"]
     return [(rule, totals[rule][0], totals[rule][1]) for rule in order]
 

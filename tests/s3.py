@@ -6,7 +6,7 @@ with serving() as s3:                      # a process of its own, so that Ray w
     s3.order(Fault("slow_down", method="PUT", times=3))
 
 moto looks whether a key exists and writes it in two steps, and its server is threaded: two exclusive puts can both
-succeed (seen on 5.2.5). S3 does not do that, so here requests that write are served one at a time.
+succeed (moto 5.2.5: in 1 of 200 races of 16). S3 does not do that, so here requests that write are served one at a time.
 """
 
 from __future__ import annotations

@@ -77,7 +77,8 @@ def schema_of(path: str, names: Sequence[str] | None) -> pa.Schema:
         stream = _stream(raw, packed)
         if kind == "JSON Lines":
             return pa.schema([(name, pa.string()) for name in [*_head_keys(stream), MORE]])
-        return pa.schema([(name, pa.string()) for name in _header(stream, kind, names, path)[0] if name])
+        with _text(stream) as text:
+            return pa.schema([(name, pa.string()) for name in _header(text, kind, names, path)[0] if name])
 
 
 def read(
@@ -102,8 +103,11 @@ def read(
         else:
             hashing = _Hashing(raw)
             stream = _stream(cast(BinaryIO, hashing), packed)
-            rows = _json(stream, _keys(path, packed), lists, limit) if kind == "JSON Lines" else None
-            yield from rows or _delimited(stream, kind, names, path, limit)
+            if kind == "JSON Lines":
+                yield from _json(stream, _keys(path, packed), lists, limit)
+            else:
+                with _text(stream) as text:
+                    yield from _delimited(text, kind, names, path, limit)
             found = hashing.rest()
     # A tag of a remote store cannot be computed from bytes, and a large Parquet file is not read front to back.
     if (found if found is not None and not digest.startswith("tag:") else fingerprint(path)) != digest:
@@ -255,12 +259,16 @@ def _as_plain(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 # -- CSV and TSV -------------------------------------------------------------------------------------------------------
 
 
+def _text(stream: BinaryIO) -> io.TextIOWrapper:
+    """Bytes that are no UTF-8 are escaped as lone surrogates."""
+    return io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
 def _header(
-    stream: BinaryIO, kind: str, names: Sequence[str] | None, path: str
+    text: io.TextIOWrapper, kind: str, names: Sequence[str] | None, path: str
 ) -> tuple[list[str], Iterator[list[str]]]:
-    """The column names ('' for one that is not carried), and the rows. Bytes that are no UTF-8 are escaped."""
+    """The column names ('' for one that is not carried), and the rows."""
     csv.field_size_limit(MAX_FIELD_CHARS)
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE) if kind == "TSV" else csv.reader(text)
     header = list(names) if names is not None else next((row for row in reader if row), [])
     repeated = sorted({name for name in header if name and header.count(name) > 1})
@@ -272,9 +280,9 @@ def _header(
 
 
 def _delimited(
-    stream: BinaryIO, kind: str, names: Sequence[str] | None, path: str, limit: int | None
+    text: io.TextIOWrapper, kind: str, names: Sequence[str] | None, path: str, limit: int | None
 ) -> Iterator[Rows]:
-    header, reader = _header(stream, kind, names, path)
+    header, reader = _header(text, kind, names, path)
     lines = _some(islice((row for row in reader if row), limit), lambda row: sum(map(len, row)))
     start = 0
     for rows in lines:

@@ -188,7 +188,8 @@ def shards(files: Any) -> list[tuple[int, Pair]]:
 def _by_name(files: Sequence[tuple[str, str]]) -> dict[str, dict[str, tuple[str, str]]]:
     """Stem -> ending -> (path, digest).
 
-    The name alone says what belongs together, for a copy in the root has a folder of its own; the path where names repeat.
+    The name alone says what belongs together, for a copy in the root has a folder of its own; where names repeat, the
+    path does.
     """
     names = [PurePosixPath(path).name for path, _ in files]
     found: dict[str, dict[str, tuple[str, str]]] = {}
@@ -217,7 +218,7 @@ def _judged(rows: pa.Table, raw: pa.Table, tar: tars.Tar, path: str, tar_path: s
         image = tar.images.get(key)
         if status == SUCCESS and image is None:
             raise SluiceError(
-                f"{tar_path} has no image for key {key!r}, which {path} calls a success; it is cut off or of another run"
+                f"{tar_path} has no image for key {key!r}, which {path} calls a success; one of them is cut off or old"
             )
         if image is not None and status == SUCCESS:
             status, message[row] = _verdict(image, bool(long[row]), message[row])

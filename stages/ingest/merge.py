@@ -187,7 +187,7 @@ def _joined(tables: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
 def _with_earlier(
     image: pa.Table, caption: pa.Table, old_image: pa.Table, old_caption: pa.Table
 ) -> tuple[pa.Table, pa.Table, list[str]]:
-    """Known URLs as they are now, those without a new caption left out; and, for each row that comes again, its part."""
+    """Known URLs as they are now, those without a new caption left out; and for each row that comes again its part."""
     new = caption.filter(pc.invert(pc.is_in(_pairs(caption), value_set=_pairs(old_caption))))
     again = old_image.filter(pc.is_in(old_image.column("uid"), value_set=new.column("uid").combine_chunks()))
     unknown = pc.invert(pc.is_in(image.column("uid"), value_set=old_image.column("uid").combine_chunks()))

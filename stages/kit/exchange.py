@@ -25,6 +25,8 @@ RUN_ROWS = 1 << 19
 RUN_BYTES = 256 << 20
 """What a task holds in memory before it cuts and writes it."""
 
+CODEC = pa.Codec("zstd", compression_level=1)
+
 PLACE = pa.field("place", pa.uint64(), nullable=False)
 SLICES = pa.schema(
     [
@@ -34,10 +36,11 @@ SLICES = pa.schema(
         ("content", pa.string()),
         pa.field("offset", pa.int64(), metadata=OBSERVED),
         pa.field("nbytes", pa.int64(), metadata=OBSERVED),
+        pa.field("unpacked", pa.int64(), metadata=OBSERVED),
         pa.field("sha256", pa.string(), metadata=OBSERVED),
     ]
 )
-"""One row per slice: the least place that it may hold, what it says, and where its bytes (of this Arrow version) lie."""
+"""One row per slice: the least place that it may hold, what its run says (a hash), and where its bytes are."""
 
 
 class Scatter:
@@ -71,27 +74,29 @@ class Scatter:
             order = np.argsort(prefixes, kind="stable")
             prefixes = prefixes[order]
             bounds = [0, *(np.flatnonzero(np.diff(prefixes)) + 1), len(prefixes)]
-            table = table.take(order)
+            table = table.take(order).combine_chunks()
+            content = content_hash(table)
             for start, end in pairwise(bounds):
-                self._slice(table.slice(start, end - start), int(prefixes[start]) << int(self._shift))
+                self._slice(table.slice(start, end - start), int(prefixes[start]) << int(self._shift), content)
             self._runs += 1
         self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
 
-    def _slice(self, rows: pa.Table, first: int) -> None:
+    def _slice(self, rows: pa.Table, first: int, content: str) -> None:
         sink = pa.BufferOutputStream()
-        rows = rows.combine_chunks()
-        with pa.ipc.new_stream(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream:
+        with pa.ipc.new_stream(sink, rows.schema) as stream:
             stream.write_table(rows)
-        data = sink.getvalue()
+        unpacked = sink.getvalue()
+        data = CODEC.compress(unpacked)  # as a whole: Arrow would compress every small buffer by itself
         self._sink.write(data)
         self._slices.append(
             {
                 "run": self._runs,
                 "first": first,
                 "rows": rows.num_rows,
-                "content": content_hash(rows),
+                "content": content,
                 "offset": self._offset,
                 "nbytes": data.size,
+                "unpacked": unpacked.size,
                 "sha256": sha256(data).hexdigest(),
             }
         )
@@ -123,7 +128,7 @@ def _fetch(attempt: Attempt, record: Record, index: pa.Table, columns: Sequence[
     if file is None:
         raise SluiceError(f"{record.node} part {record.part} has no 'rows'; it was not written by an exchange")
     place = attempt.store.place(record, file)
-    entries = index.select(["offset", "nbytes", "sha256"]).to_pylist()
+    entries = index.select(["offset", "nbytes", "unpacked", "sha256"]).to_pylist()
     begin = entries[0]["offset"]
     data = memoryview(attempt.store.get_range(place, begin, entries[-1]["offset"] + entries[-1]["nbytes"]))
     for entry in entries:
@@ -133,7 +138,7 @@ def _fetch(attempt: Attempt, record: Record, index: pa.Table, columns: Sequence[
                 f"{attempt.store.url(place)} is corrupt at byte {entry['offset']}; "
                 f"`sluice verify {attempt.store.root} --repair`"
             )
-        table = pa.ipc.open_stream(pa.py_buffer(slice_)).read_all()
+        table = pa.ipc.open_stream(CODEC.decompress(slice_, entry["unpacked"])).read_all()
         yield table.select(list(columns)) if columns is not None else table
 
 

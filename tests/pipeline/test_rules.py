@@ -1,5 +1,6 @@
 """Rules in order: what they mean, what they may hold, and that they judge more rows than memory holds."""
 
+import operator
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -118,9 +119,9 @@ def conditions() -> st.SearchStrategy[tuple[str, Meaning]]:
     """SQL with what it means in three-valued logic, written down without looking at DuckDB."""
 
     def compared(column: str, literal: Any, sign: str) -> tuple[str, Meaning]:
-        test = {"<": lambda a: a < literal, "=": lambda a: a == literal, ">=": lambda a: a >= literal}[sign]
+        test = {"<": operator.lt, "=": operator.eq, ">=": operator.ge}[sign]
         sql = f"{column} {sign} {literal!r}"
-        return sql, lambda row: None if row[column] is None else test(row[column])
+        return sql, lambda row: None if row[column] is None else bool(test(row[column], literal))
 
     numbers = st.builds(compared, st.just("score"), st.integers(-2, 3), st.sampled_from(["<", "=", ">="]))
     words = st.builds(compared, st.just("status"), st.sampled_from(["a", "b"]), st.sampled_from(["<", "=", ">="]))

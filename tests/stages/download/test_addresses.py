@@ -180,14 +180,21 @@ def test_an_allowed_host_is_reached_by_any_spelling_but_on_no_other_port() -> No
     for url in ("http://127.0.0.1:8000/", "http://127.1:8000/", "http://IMAGES.internal:9000/", "http://[::1]:81/"):
         assert guard.check_url(url)
     guard.check_addresses("images.internal", 9000, ["10.0.0.7"])
-    for url in ("http://127.0.0.1:8001/", "http://127.0.0.1/", "http://127.0.0.2:8000/", "http://images.internal:8000/"):
+    for url in (
+        "http://127.0.0.1:8001/",
+        "http://127.0.0.1/",
+        "http://127.0.0.2:8000/",
+        "http://images.internal:8000/",
+    ):
         with pytest.raises(FetchError, match="blocked"):
             guard.check_url(url)
     with pytest.raises(FetchError, match="blocked_address"):
         guard.check_addresses("images.internal", 80, ["10.0.0.7"])
 
 
-@pytest.mark.parametrize("entry", ["", "127.0.0.1", "http://127.0.0.1:80", "10.0.0.0/8:80", "x:0", "x:99999", "*:80", "a b:80"])
+@pytest.mark.parametrize(
+    "entry", ["", "127.0.0.1", "http://127.0.0.1:80", "10.0.0.0/8:80", "x:0", "x:99999", "*:80", "a b:80"]
+)
 def test_an_entry_that_is_no_host_and_port_is_refused_in_one_line_with_an_example(entry: str) -> None:
     with pytest.raises(SluiceError) as error:
         Guard((entry,))

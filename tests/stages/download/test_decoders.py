@@ -122,9 +122,9 @@ def test_a_decoder_that_does_not_start_is_an_error_with_its_last_words(
 ) -> None:
     (tmp_path / "broken.py").write_text("import no_such_module")
     monkeypatch.setattr(decoders, "PROGRAM", tmp_path / "broken.py")
-    with closing(DecoderPool(Options(512, 95, 50_000_000), timeout_s=1.0, count=1)) as pool:
-        with pytest.raises(SluiceError, match="No module named 'no_such_module'") as error:
-            pool.wait_ready()
+    broken = closing(DecoderPool(Options(512, 95, 50_000_000), timeout_s=1.0, count=1))
+    with broken as pool, pytest.raises(SluiceError, match="No module named 'no_such_module'") as error:
+        pool.wait_ready()
     assert "\n" not in str(error.value)
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
+from typing import BinaryIO
 
 import pyarrow as pa
 import pytest
@@ -113,7 +114,8 @@ def test_the_statistics_are_img2datasets(worker: Worker, urls: list[str | None])
     worker(part)
     stats = json.loads(part.bytes("stats.json"))
     assert list(stats) == [
-        "count", "successes", "failed_to_download", "failed_to_resize", "duration", "start_time", "end_time", "status_dict",
+        "count", "successes", "failed_to_download", "failed_to_resize", "duration", "start_time", "end_time",
+        "status_dict",
     ]  # fmt: skip
     assert (stats["count"], stats["successes"]) == (12, 6)
     assert (stats["failed_to_download"], stats["failed_to_resize"]) == (4, 2)
@@ -136,6 +138,18 @@ def test_the_content_hash_covers_what_was_served_and_no_timing() -> None:
     assert covered(Download.adds) == [
         "key", "status", "width", "height", "original_width", "original_height", "sha256", "format", "frames",
     ]  # fmt: skip
+
+
+GIF = bytes.fromhex("47494638396101000100800000ff000000000021f90401000001002c00000000010001000002014c003b")
+
+
+def test_the_covered_output_is_golden(worker: Worker, server: HostileServer) -> None:
+    """A change here means that the same web gives another pool: raise `Download.revision` with it."""
+    bodies = {"gif": GIF, "page": b"<html></html>", "svg": b"<svg></svg>", "half": GIF[:30], "empty": b""}
+    urls = [server.serve(f"/golden/{name}", body) for name, body in bodies.items()]
+    table = worker(part_of([*urls, server.url("/golden/missing"), None]))
+    columns = [name for name in covered(table.schema) if name != "key"]  # the key depends on the server's port
+    assert content_hash(table, columns) == "d21913cf69287fac1262f2c8c79f6b6d"
 
 
 def test_an_empty_part_and_a_part_of_failures_are_parts_too(worker: Worker) -> None:
@@ -194,12 +208,12 @@ def test_losing_the_last_reference_ends_its_processes_and_threads(server: Hostil
 
 
 def test_an_error_in_writing_ends_the_part_and_leaves_the_worker_usable(worker: Worker, urls: list[str | None]) -> None:
-    class Full(Part):
-        def create(self, suffix: str) -> io.RawIOBase:  # type: ignore[override]
-            class Disk(io.RawIOBase):
-                def write(self, data: object) -> int:
-                    raise OSError(28, "No space left on device")
+    class Disk(io.BytesIO):
+        def write(self, data: object) -> int:
+            raise OSError(28, "No space left on device")
 
+    class Full(Part):
+        def create(self, suffix: str) -> BinaryIO:
             return Disk()
 
     whole = part_of(urls)
@@ -226,11 +240,19 @@ def test_what_another_run_may_change_is_retryable_and_the_rest_is_not() -> None:
 
 @pytest.mark.parametrize(
     "parameters",
-    [{"max_side": 0}, {"quality": 101}, {"timeout_s": 0}, {"max_mb": -1}, {"tries": 0}, {"concurrency": 0}, {"side": 1}],
+    [
+        {"max_side": 0},
+        {"quality": 101},
+        {"timeout_s": 0},
+        {"max_mb": -1},
+        {"tries": 0},
+        {"concurrency": 0},
+        {"side": 1},
+    ],
 )
 def test_parameters_out_of_range_are_refused(parameters: dict[str, int]) -> None:
     with pytest.raises(ValidationError, match=next(iter(parameters))):
-        Download(**parameters)  # type: ignore[arg-type]
+        Download(**parameters)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +265,7 @@ def test_parameters_out_of_range_are_refused(parameters: dict[str, int]) -> None
 )
 def test_a_bad_host_or_agent_is_refused_in_one_line_with_an_example(parameters: dict[str, object], shown: str) -> None:
     with pytest.raises(SluiceError) as error:
-        Download(**parameters)  # type: ignore[arg-type]
+        Download(**parameters)
     assert shown in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -252,4 +274,3 @@ def test_a_url_column_that_is_no_text_is_refused_before_work_starts() -> None:
     Download().check([Column("url", "urls", "image", pa.string())])
     with pytest.raises(SluiceError, match=r"urls\.url has type int64"):
         Download().check([Column("url", "urls", "image", pa.int64())])
-

@@ -326,14 +326,18 @@ def test_a_closed_port_is_a_connection_error() -> None:
 
 def test_a_name_that_does_not_exist_is_a_dns_error() -> None:
     class Unknown(Names):
+        def __init__(self, code: int) -> None:
+            super().__init__([])
+            self.code = code
+
         async def resolve(
             self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
         ) -> list[ResolveResult]:
             self.asked.append(host)
-            raise socket.gaierror(code, "no such name")
+            raise socket.gaierror(self.code, "no such name")
 
     for code, asked in ((socket.EAI_NONAME, 1), (socket.EAI_AGAIN, 3)):
-        names = Unknown([])
+        names = Unknown(code)
         assert status_of("http://nowhere.test/x.jpg?secret", Guard(), names) == "dns_error"
         assert len(names.asked) == asked
 
@@ -391,7 +395,7 @@ def _certificate(folder: Path, host: str, days: int) -> ssl.SSLContext:
 def test_bad_tls_is_an_error_and_never_a_downgrade(tmp_path: Path, days: int) -> None:
     context = _certificate(tmp_path, "photos.test", days)
     greeted: list[str] = []
-    context.sni_callback = lambda _, name, __: greeted.append(name)  # type: ignore[assignment]
+    context.sni_callback = lambda _, name, __: greeted.append(name)
     with HostileServer(context) as tls:
         guard = Guard((f"photos.test:{tls.port}",))
         assert status_of(tls.url("/", host="photos.test"), guard, Names(["127.0.0.1"])) == "tls_error"

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from pipeline.dag import Dag
+from pipeline.node import NodeWork, prepare, seal
+from pipeline.plan import last_alike
 from pipeline.records import Generation
-from pipeline.run import run
 from pipeline.store import Store
 from tests.inline import Inline
 
@@ -21,12 +22,17 @@ class Ingest:
     def __init__(self, root: Path) -> None:
         self.store = Store(str(root))
         self.executor = Inline(self.store)
+        self.before_work: Callable[[], object] = lambda: None
 
     def __call__(self, files: Any, stage: str = "stages.ingest.UrlTables", **parameters: Any) -> Generation:
         files = [str(file) for file in files] if isinstance(files, list) else str(files)
         document = {"dag": "test", "nodes": {"urls": {"steps": [{stage: {"files": files, **parameters}}]}}}
         dag = Dag.parse(yaml.safe_dump(document))
-        return run(dag, self.store.root, executor=self.executor).generations["urls"]
+        dag.check()
+        prepared = prepare(dag, "urls", self.store, {})
+        previous = last_alike(prepared, self.store, self.store.newest("urls"))
+        self.before_work()
+        return seal(prepared, self.store, NodeWork(prepared, self.store, previous, self.executor).assemble())
 
     def table(self, generation: Generation, kind: str) -> pa.Table:
         """The rows of all parts that have such a table, in order of the parts, superseded rows left out."""
@@ -45,7 +51,8 @@ class Ingest:
         return pa.concat_tables(tables, promote_options="default") if tables else pa.table({})
 
     def rows(self, generation: Generation, kind: str) -> list[dict[str, Any]]:
-        return self.table(generation, kind).to_pylist()
+        rows: list[dict[str, Any]] = self.table(generation, kind).to_pylist()
+        return rows
 
     def pairs(self, generation: Generation) -> set[tuple[str, str | None]]:
         """(url, caption) of everything that counts."""

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -23,7 +24,9 @@ pytestmark = pytest.mark.skipif(not TABLES.is_dir(), reason="the shared data is 
         ("tate_artworks_url_title.parquet", {"source_uid": "id"}, 6_730),
     ],
 )
-def test_every_row_of_a_real_table_ends_somewhere(ingest: Ingest, name: str, parameters: dict, rows: int) -> None:
+def test_every_row_of_a_real_table_ends_somewhere(
+    ingest: Ingest, name: str, parameters: dict[str, Any], rows: int
+) -> None:
     generation = ingest(TABLES / name, **parameters)
     assert sum(generation.statuses.values()) == rows
     assert generation.statuses["ok"] == generation.images
@@ -34,7 +37,9 @@ def test_every_row_of_a_real_table_ends_somewhere(ingest: Ingest, name: str, par
         table = pq.read_table(TABLES / name)
         columns = (parameters.get("url", "url"), parameters.get("caption", "caption"))
         pairs = list(zip(*(table.column(column).to_pylist() for column in columns), strict=True))
-    for url, caption in pairs:
+    good = [(url, caption) for url, caption in pairs if url.startswith("http")]
+    assert generation.statuses.get("bad_url", 0) == len(pairs) - len(good)
+    for url, caption in good:
         expected[url].add(caption or None)
     for captions in expected.values():
         if len(captions) > 1:
@@ -49,3 +54,10 @@ def test_coco_has_five_thousand_photographs_of_about_five_captions(ingest: Inges
     columns = ingest.table(generation, "image").schema
     assert str(columns.field("source_width").type) == "int64"
     assert "source_caption_id" in columns.names
+
+
+def test_the_laion_sample_has_one_row_whose_columns_slipped(ingest: Ingest) -> None:
+    generation = ingest(TABLES / "img2dataset_test_10000.parquet", url="URL", caption="TEXT")
+    (error,) = ingest.rows(generation, "errors")
+    assert error["error"].startswith("bad_url: ")
+    assert "'UNLIKELY' has no scheme; expected http:// or https://" in error["error"]

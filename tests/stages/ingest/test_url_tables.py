@@ -1,0 +1,377 @@
+"""Tables of URLs in, one row per URL out: who is who, what is refused, and what it says about it."""
+
+import csv
+import gzip
+import json
+from collections import Counter
+from hashlib import blake2b, sha256
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import SluiceError
+from tests.stages.ingest.conftest import Ingest
+
+CAT, DOG = "https://a.example/cat.jpg", "http://b.example:8080/dog.png?size=2"
+
+
+def parquet(path: Path, **columns: Any) -> Path:
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def identity(text: str) -> str:
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def test_a_url_and_a_text_are_known_by_their_hash(ingest: Ingest, tmp_path: Path) -> None:
+    generation = ingest(parquet(tmp_path / "t.parquet", url=[f"  {CAT}\n"], caption=[" a cat "], license=["CC0"]))
+    (image,), (caption,) = ingest.rows(generation, "image"), ingest.rows(generation, "caption")
+    assert image == {
+        "uid": identity(CAT),
+        "url": CAT,
+        "license": "CC0",
+        "caption": " a cat ",
+        "source_file": str(tmp_path / "t.parquet"),
+        "source_row": 0,
+    }
+    assert caption == {
+        "uid": identity(CAT),
+        "caption_id": identity(" a cat "),
+        "caption": " a cat ",
+        "source": "web",
+        "caption_cleaned": False,
+        "caption_raw_sha256": None,
+    }
+
+
+def test_repeats_of_a_url_become_one_image_with_the_captions_of_all(ingest: Ingest, tmp_path: Path) -> None:
+    table = parquet(
+        tmp_path / "t.parquet",
+        url=[CAT, DOG, CAT, CAT, CAT],
+        caption=["a cat", None, "a cat", "eine Katze", ""],
+        n=[1, 2, 3, 4, 5],
+    )
+    generation = ingest(table)
+    assert generation.statuses == {"ok": 2, "merged": 3}
+    assert ingest.pairs(generation) == {(CAT, "a cat"), (CAT, "eine Katze"), (DOG, None)}
+    by_url = {row["url"]: row for row in ingest.rows(generation, "image")}
+    assert (by_url[CAT]["n"], by_url[CAT]["caption"], by_url[DOG]["caption"]) == (1, "a cat", None)
+    assert [row["caption"] for row in ingest.rows(generation, "caption") if row["uid"] == identity(CAT)] == [
+        "a cat",
+        "eine Katze",
+    ]
+    (without,) = [row for row in ingest.rows(generation, "caption") if row["uid"] == identity(DOG)]
+    assert without["caption_id"] == identity("")
+
+
+def test_captions_come_from_several_columns_and_from_lists(ingest: Ingest, tmp_path: Path) -> None:
+    table = parquet(
+        tmp_path / "t.parquet",
+        url=[CAT, DOG],
+        alt=["one", None],
+        sentences=[["two", "one", None, "three"], []],
+        title=["zero", "a dog"],
+    )
+    generation = ingest(table, caption=["title", "alt", "sentences"])
+    captions = ingest.rows(generation, "caption")
+    assert [row["caption"] for row in captions if row["uid"] == identity(CAT)] == ["zero", "one", "two", "three"]
+    assert [row["caption"] for row in captions if row["uid"] == identity(DOG)] == ["a dog"]
+
+
+def test_images_without_captions_can_be_asked_for(ingest: Ingest, tmp_path: Path) -> None:
+    generation = ingest(parquet(tmp_path / "t.parquet", url=[CAT, CAT], text=["a", "b"]), caption=None)
+    assert ingest.pairs(generation) == {(CAT, None)}
+    assert ingest.rows(generation, "image")[0]["text"] == "a", "a column that is no caption is carried"
+
+
+def test_every_row_that_is_refused_says_why_and_where(ingest: Ingest, tmp_path: Path) -> None:
+    urls = [CAT, None, "   ", "ftp://a/b.jpg", "not a url", "http://[::1", "http://a/\u0001.jpg", "http://", DOG]
+    table = parquet(tmp_path / "t.parquet", url=urls, caption=["x"] * 8 + ["y" * 10_001])
+    generation = ingest(table)
+    assert generation.statuses == {"ok": 1, "no_url": 2, "bad_url": 5, "caption_too_long": 1}
+    errors = {row["row"]: row for row in ingest.rows(generation, "errors")}
+    assert sorted(errors) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert errors[1]["error"] == f"no_url: {table} row 1: the row has no URL"
+    assert errors[3]["error"].endswith("'ftp://a/b.jpg' has the scheme 'ftp'; expected http or https")
+    assert errors[6]["error"].endswith("has control characters")
+    assert "'" + "y" * 200 + "'… has more than 10000 characters" in errors[8]["error"]
+    assert errors[1]["uid"] is None
+    assert errors[8]["uid"] == identity(DOG)
+
+
+def test_a_caption_of_ten_megabytes_is_refused_and_its_image_lives_by_its_other_row(
+    ingest: Ingest, tmp_path: Path
+) -> None:
+    generation = ingest(parquet(tmp_path / "t.parquet", url=[CAT, CAT], caption=["x" * 10_000_000, "a cat"]))
+    assert generation.statuses == {"ok": 1, "caption_too_long": 1}
+    assert ingest.pairs(generation) == {(CAT, "a cat")}
+    assert sum(file.bytes for record in generation.records for file in record.files) < 50_000
+
+
+def test_control_characters_leave_a_caption_and_are_flagged(ingest: Ingest, tmp_path: Path) -> None:
+    table = parquet(tmp_path / "t.parquet", url=[CAT, DOG], caption=["a\0 c\x1bat\x9f", "tab\tand\nline"])
+    captions = {row["caption"]: row for row in ingest.rows(ingest(table), "caption")}
+    assert captions["a cat"]["caption_cleaned"]
+    assert not captions["tab\tand\nline"]["caption_cleaned"]
+
+
+def test_bytes_that_are_no_utf8_are_replaced_and_their_hash_is_kept(ingest: Ingest, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"url,caption,note\n" + CAT.encode() + b",caf\xe9,\xff!\n" + DOG.encode() + b",fine,\n")
+    generation = ingest(path)
+    captions = {row["caption"]: row for row in ingest.rows(generation, "caption")}
+    assert captions["caf\ufffd"]["caption_raw_sha256"] == sha256(b"caf\xe9").hexdigest()
+    assert captions["fine"]["caption_raw_sha256"] is None
+    assert {row["note"] for row in ingest.rows(generation, "image")} == {"\ufffd!", ""}
+
+
+def test_a_right_to_left_override_stays(ingest: Ingest, tmp_path: Path) -> None:
+    generation = ingest(parquet(tmp_path / "t.parquet", url=[CAT], caption=["evil\u202egpj.exe"]))
+    assert ingest.pairs(generation) == {(CAT, "evil\u202egpj.exe")}
+
+
+# -- columns -----------------------------------------------------------------------------------------------------------
+
+
+def test_columns_keep_their_types_and_give_way_to_names_that_mean_something(ingest: Ingest, tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "URL": [CAT],
+            "TEXT": ["a cat"],
+            "WIDTH": pa.array([640], pa.int32()),
+            "uid": ["original"],
+            "similarity": pa.array([0.3], pa.float32()),
+            "tags": [["a", "b"]],
+            "kind": pa.array(["x"]).dictionary_encode(),
+            "__index_level_0__": [7],
+        }
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    generation = ingest(tmp_path / "t.parquet", url="URL", caption="TEXT")
+    image = ingest.table(generation, "image")
+    assert image.column_names == [
+        *("uid", "url", "source_WIDTH", "source_uid", "similarity", "tags", "kind", "caption"),
+        *("source_file", "source_row"),
+    ]
+    assert image.schema.field("source_WIDTH").type == pa.int32()
+    assert image.schema.field("kind").type == pa.string()
+    assert image.column("tags").to_pylist() == [["a", "b"]]
+
+
+def test_an_id_of_the_input_is_carried_as_source_uid(ingest: Ingest, tmp_path: Path) -> None:
+    generation = ingest(parquet(tmp_path / "t.parquet", url=[CAT], caption=["x"], n=[12]), source_uid="n")
+    assert ingest.rows(generation, "image")[0]["source_uid"] == "12"
+
+
+def test_files_with_different_columns_share_them(ingest: Ingest, tmp_path: Path) -> None:
+    parquet(tmp_path / "a.parquet", url=[CAT], caption=["x"], n=[1], empty=pa.nulls(1))
+    parquet(tmp_path / "b.parquet", url=[DOG], caption=["x"], empty=["no"])
+    rows = {row["url"]: row for row in ingest.rows(ingest(tmp_path / "*.parquet"), "image")}
+    assert (rows[CAT]["n"], rows[DOG]["n"]) == (1, None)
+    assert (rows[CAT]["empty"], rows[DOG]["empty"]) == (None, "no")
+
+
+def test_a_conflict_of_types_names_the_file_and_the_column(ingest: Ingest, tmp_path: Path) -> None:
+    parquet(tmp_path / "a.parquet", url=[CAT], caption=["x"], n=[1])
+    parquet(tmp_path / "b.parquet", url=[DOG], caption=["x"], n=["one"])
+    with pytest.raises(SluiceError, match=r"b\.parquet: column 'n' is string, but int64 in .*a\.parquet"):
+        ingest(tmp_path / "*.parquet")
+
+
+@pytest.mark.parametrize(
+    ("columns", "parameters", "message"),
+    [
+        ({"URL": [CAT], "caption": ["x"]}, {}, "url: .* has no column 'url'; did you mean 'URL'"),
+        ({"url": [CAT], "captions": ["x"]}, {}, "caption: .* has no column 'caption'; did you mean 'captions'"),
+        ({"url": [CAT], "caption": ["x"]}, {"source_uid": "id"}, "source_uid: .* has no column 'id'"),
+        ({"url": [CAT], "caption": [{"en": "x"}]}, {}, "column 'caption' is struct<en: string>; expected text"),
+        ({"url": [CAT], "caption": ["x"], "n": [1], "N": [2]}, {}, "columns 'n' and 'N' would both be 'N'"),
+    ],
+)
+def test_columns_that_do_not_fit_are_told_before_anything_runs(
+    ingest: Ingest, tmp_path: Path, columns: dict[str, Any], parameters: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SluiceError, match=message):
+        ingest(parquet(tmp_path / "t.parquet", **columns), **parameters)
+    assert not ingest.executor.calls
+
+
+def test_files_that_are_not_there_or_of_no_known_format_are_told(ingest: Ingest, tmp_path: Path) -> None:
+    with pytest.raises(SluiceError, match="no file matches"):
+        ingest(tmp_path / "*.parquet")
+    (tmp_path / "t.xlsx").write_bytes(b"x")
+    with pytest.raises(SluiceError, match=r"t\.xlsx has no ending of a known format; expected \.parquet"):
+        ingest(tmp_path / "t.xlsx")
+
+
+# -- formats -----------------------------------------------------------------------------------------------------------
+
+PAIRS = [(CAT, 'a "cat", it says'), (DOG, "zwei\nHunde"), (CAT, "noch eine")]
+
+
+def write(path: Path, pairs: list[tuple[str, str]]) -> Path:
+    bare = path.name.removesuffix(".gz")
+    text = ""
+    if bare.endswith("parquet"):
+        return parquet(path, url=[url for url, _ in pairs], caption=[caption for _, caption in pairs])
+    if bare.endswith("json"):
+        text = "".join(json.dumps({"url": url, "caption": caption}) + "\n" for url, caption in pairs)
+    else:
+        with open(path.with_name("plain"), "w", newline="") as handle:
+            csv.writer(handle).writerows([("url", "caption"), *pairs])
+        text = path.with_name("plain").read_text()
+    path.write_bytes(gzip.compress(text.encode()) if path.name.endswith(".gz") else text.encode())
+    return path
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.ndjson", "t.ndjson.gz", "t.parquet"])
+def test_every_format_says_the_same(ingest: Ingest, tmp_path: Path, name: str) -> None:
+    generation = ingest(write(tmp_path / name, PAIRS))
+    assert ingest.pairs(generation) == set(PAIRS)
+    assert generation.statuses == {"ok": 2, "merged": 1}
+
+
+def test_a_compressed_parquet_file_is_read_as_well(ingest: Ingest, tmp_path: Path) -> None:
+    data = write(tmp_path / "t.parquet", PAIRS).read_bytes()
+    (tmp_path / "t.parquet.gz").write_bytes(gzip.compress(data))
+    assert ingest.pairs(ingest(tmp_path / "t.parquet.gz")) == set(PAIRS)
+
+
+def test_a_tsv_without_header_takes_its_names_from_the_parameters_and_knows_no_quotes(
+    ingest: Ingest, tmp_path: Path
+) -> None:
+    path = tmp_path / "t.tsv"
+    path.write_text(f'"Quoted" it begins\t{CAT}\n"only at the start\t{DOG}\n\nthree\tfields\there\n')
+    with pytest.raises(SluiceError, match="where the file has no header, name its columns"):
+        ingest(path)
+    generation = ingest(path, columns=["caption", "url"])
+    assert ingest.pairs(generation) == {(CAT, '"Quoted" it begins'), (DOG, '"only at the start')}
+    assert generation.statuses == {"ok": 2, "bad_row": 1}
+    (error,) = ingest.rows(generation, "errors")
+    assert error["error"].endswith("row 2: 'three,fields,here' has 3 fields; expected 2")
+
+
+def test_json_lines_carry_what_is_nested_as_json_and_late_keys_together(ingest: Ingest, tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    lines = [{"url": CAT, "caption": ["a", "b"], "meta": {"x": [1, None]}, "n": 3}]
+    lines += [{"url": f"{DOG}&{n}", "caption": "c"} for n in range(1000)]
+    lines += [{"url": DOG, "caption": None, "late": True}]
+    path.write_text("\ufeff" + "".join(json.dumps(line) + "\n" for line in lines) + "{broken\n[1]\n")
+    generation = ingest(path)
+    assert generation.statuses == {"ok": 1002, "bad_row": 2}
+    images = {row["url"]: row for row in ingest.rows(generation, "image")}
+    assert images[CAT]["meta"] == '{"x": [1, null]}'
+    assert images[CAT]["n"] == "3"
+    assert images[DOG]["source_more"] == '{"late": true}'
+    assert {(CAT, "a"), (CAT, "b"), (DOG, None)} <= ingest.pairs(generation)
+
+
+def test_json_may_spell_half_a_character(ingest: Ingest, tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text(json.dumps({"url": CAT, "caption": "half \ud83d of it"}) + "\n")
+    (caption,) = ingest.rows(ingest(tmp_path / "t.jsonl"), "caption")
+    assert caption["caption"] == "half \ufffd\ufffd\ufffd of it"
+    assert caption["caption_cleaned"]
+
+
+# -- damage ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_truncated_parquet_file_is_named(ingest: Ingest, tmp_path: Path) -> None:
+    path = write(tmp_path / "t.parquet", PAIRS)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(SluiceError, match=r"t\.parquet is no readable Parquet: "):
+        ingest(path)
+
+
+def test_flipped_bits_in_a_parquet_file_never_lose_rows_silently(ingest_in: Any, tmp_path: Path) -> None:
+    path = parquet(tmp_path / "good.parquet", url=[f"{CAT}?{n}" for n in range(200)], caption=["x"] * 200)
+    data = path.read_bytes()
+    outcomes: Counter[str] = Counter()
+    for place in range(4, len(data), len(data) // 40):
+        flipped = tmp_path / "flipped.parquet"
+        flipped.write_bytes(data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :])
+        try:
+            generation = ingest_in(f"root{place}")(flipped)
+        except SluiceError as error:
+            assert "flipped.parquet" in str(error), str(error)
+            outcomes["refused"] += 1
+        else:
+            assert sum(generation.statuses.values()) == 200
+            outcomes["read"] += 1
+    assert outcomes["refused"] > 5, "the flips must land where they matter"
+
+
+def test_a_truncated_gzip_file_is_named(ingest: Ingest, tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv.gz", [(f"{CAT}?{n}", "x") for n in range(50_000)])
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(SluiceError, match=r"t\.csv\.gz is no readable CSV: "):
+        ingest(path)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_a_file_that_changes_during_the_run_stops_it(ingest: Ingest, tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, PAIRS)
+    ingest.before_work = lambda: write(path, [*PAIRS, ("https://late.example/", "late")])
+    with pytest.raises(SluiceError, match=f"{name} changed while it was read"):
+        ingest(path)
+
+
+# -- parts -------------------------------------------------------------------------------------------------------------
+
+
+def table(path: Path, count: int, start: int = 0) -> Path:
+    numbers = range(start, start + count)
+    return parquet(path, url=[f"https://a.example/{n}.jpg" for n in numbers], caption=[f"number {n}" for n in numbers])
+
+
+def test_parts_are_buckets_of_uids_in_order(ingest: Ingest, tmp_path: Path) -> None:
+    generation = ingest(table(tmp_path / "t.parquet", 1000), rows_per_part=150)
+    assert [record.part for record in generation.records] == [f"000-{bucket:05d}" for bucket in range(8)]
+    for bucket, record in enumerate(generation.records):
+        uids = ingest.store.read_table(record, "image", ["uid"]).column("uid").to_pylist()
+        assert uids == sorted(uids)
+        assert {int(uid[0], 16) >> 1 for uid in uids} == {bucket}
+    assert generation.images == 1000
+
+
+def test_more_buckets_than_one_exchange_can_cut_take_another(ingest: Ingest, tmp_path: Path) -> None:
+    generation = ingest(table(tmp_path / "t.parquet", 600), rows_per_part=1)
+    assert len(generation.records) == 1024
+    assert generation.statuses == {"ok": 600}
+    assert len(ingest.pairs(generation)) == 600
+
+
+def test_limit_takes_the_first_rows_in_the_order_of_the_files(ingest: Ingest, tmp_path: Path) -> None:
+    for index in range(4):
+        table(tmp_path / f"{index}.parquet", 10, start=10 * index)
+    generation = ingest(tmp_path / "*.parquet", limit=25)
+    assert ingest.pairs(generation) == {(f"https://a.example/{n}.jpg", f"number {n}") for n in range(25)}
+    assert sum(generation.statuses.values()) == 25
+
+
+def test_an_empty_table_gives_one_empty_part(ingest: Ingest, tmp_path: Path) -> None:
+    schema = pa.schema([("url", pa.string()), ("caption", pa.string()), ("n", pa.int64())])
+    pq.write_table(schema.empty_table(), tmp_path / "t.parquet")
+    generation = ingest(tmp_path / "t.parquet")
+    assert generation.images == 0
+    assert ingest.table(generation, "image").schema.field("n").type == pa.int64()
+
+
+def test_the_same_content_elsewhere_is_the_same_work(ingest: Ingest, tmp_path: Path) -> None:
+    path = table(tmp_path / "t.parquet", 50)
+    before = ingest(path)
+    ingest.executor.calls.clear()
+    after = ingest(path.rename(tmp_path / "moved.parquet"))
+    assert not ingest.executor.calls
+    assert after.content_hash == before.content_hash
+
+
+def test_the_output_is_what_it_was(ingest: Ingest, tmp_path: Path) -> None:
+    """Golden: a change here needs a new `revision`."""
+    path = parquet(tmp_path / "t.parquet", url=[CAT, DOG, CAT, "x"], caption=["a", "b\0", "c", "d"], n=[1, 2, 3, 4])
+    generation = ingest(path)
+    assert generation.content_hash == "golden"
