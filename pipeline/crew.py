@@ -8,6 +8,7 @@ the rows that kill it are found and quarantined.
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -403,12 +404,23 @@ def start_ray(address: str | None) -> None:
         # Ray's own switch for machines that must not listen on the network; by default it takes the outer address.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         ray_constants.ENABLE_RAY_CLUSTER = False
-        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "num_cpus": os.cpu_count()}
+        # "local": without it Ray would join whatever RAY_ADDRESS or the last `ray start` on this machine names.
+        options |= {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        options |= {"num_cpus": os.cpu_count()}
     else:
         options |= {"address": address}
     try:
+        _knock(address)
         ray.init(**options)
-    except ConnectionError as error:
+    except (OSError, ValueError) as error:
         raise SluiceError(
-            f"no Ray cluster answers at {address!r}: {error}; start one, or leave --address out"
+            f"no Ray cluster answers at {address!r}: {error}; "
+            "start one, give this shell its RAY_AUTH_TOKEN, or leave --address out"
         ) from None
+
+
+def _knock(address: str | None) -> None:
+    """Raise `OSError` at once where nothing listens: Ray itself goes on trying for many minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and "://" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

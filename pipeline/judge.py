@@ -96,6 +96,7 @@ def locked(memory: str = MEMORY, threads: int | None = None, folder: str = "") -
         connection.execute(f"SET threads = {threads}")
     for setting in (
         "TimeZone = 'UTC'",  # a date in a rule must not depend on the machine
+        "enable_progress_bar = false",
         "python_enable_replacements = false",
         "autoload_known_extensions = false",
         "autoinstall_known_extensions = false",

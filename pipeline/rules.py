@@ -11,7 +11,6 @@ files, so they are SQL from elsewhere: one screened expression each, over regist
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -96,12 +95,16 @@ class Rules:
 
     def funnel(self, dropped_by: pa.Array | pa.ChunkedArray) -> list[dict[str, Any]]:
         """Per rule, in order: `rule`, and the `rows` that it saw, that it `dropped` and that were `left`."""
-        counts = Counter({pair["values"]: pair["counts"] for pair in dropped_by.value_counts().to_pylist()})
-        left = counts[None] + sum(counts[name] for name in self.names)
+        return self.funnel_of({pair["values"]: pair["counts"] for pair in dropped_by.value_counts().to_pylist()})
+
+    def funnel_of(self, counts: Mapping[str | None, int]) -> list[dict[str, Any]]:
+        """The funnel from how often each name, or null, stands in `dropped_by`."""
+        left = sum(counts.get(name, 0) for name in (None, *self.names))
         steps = []
         for name in self.names:
-            steps.append({"rule": name, "rows": left, "dropped": counts[name], "left": left - counts[name]})
-            left -= counts[name]
+            dropped = counts.get(name, 0)
+            steps.append({"rule": name, "rows": left, "dropped": dropped, "left": left - dropped})
+            left -= dropped
         return steps
 
 

@@ -78,12 +78,14 @@ def run(
             raise SluiceError(f"{name!r} is no pool whose rows could be tried again{did_you_mean(name, pools)}")
     dag.check()
     store = Store(root)
-    plans = survey(dag, store, retry)
+    with _reaching(root):
+        plans = survey(dag, store, retry)
     board = Board(console or Console(quiet=True), shown=console is not None)
     if all(plan.generation is not None for plan in plans.values()):
         generations = {name: plan.generation for name, plan in plans.items() if plan.generation is not None}
         return Result(_remember(store, whole, generations), generations)
-    store.probe()
+    with _reaching(root):
+        store.probe()
     with _lease(store), board, _Signals() as signals:
         runner = _Runner(dag, store, plans, set(retry), board, signals, address, executor)
         try:
@@ -91,6 +93,15 @@ def run(
         finally:
             runner.close()
         return Result(_remember(store, whole, generations), generations, runner.worked)
+
+
+@contextmanager
+def _reaching(root: str) -> Iterator[None]:
+    """A root that is not there, or not for us, is something that the user can mend."""
+    try:
+        yield
+    except OSError as error:
+        raise SluiceError(f"{root} cannot be used: {error}; check its name, your rights and credentials") from error
 
 
 def _remember(store: Store, dag: Dag, generations: dict[str, Generation]) -> Run:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TRIES = 6
+SMALL = 4 << 20
 FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
 CLIENTS = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "urllib3"}
 """Packages whose exceptions are faults of a store or of the way to it, and no `OSError`."""
@@ -224,9 +225,9 @@ class Store:
             raise SluiceError(
                 f"{record.node} part {record.part} has no {kind!r} table; it has {[f.kind for f in record.files]}"
             )
-        return pq.read_table(
-            io.BytesIO(self.read_file(record, file)), columns=list(columns) if columns is not None else None
-        )
+        data = io.BytesIO(self.read_file(record, file))
+        threads = file.bytes > SMALL  # starting threads takes longer than reading a small table
+        return pq.read_table(data, columns=list(columns) if columns is not None else None, use_threads=threads)
 
     # -- records -------------------------------------------------------------------------------------------------------
 

@@ -1,214 +1,162 @@
-"""The SQL of a catalogue's views: which Parquet files a node's table consists of, and how tables become pairs.
+"""The views of one DAG's run, as SQL: a view per table of a node, and those over all nodes.
 
-Nothing here opens a file. Records say which files there are, how many rows each has, and whose rows no longer count.
+Opens one file of every table for its columns, whatever the number of parts.
 """
 
 # ruff: noqa: S608 - paths and names are quoted; nothing else is put into the SQL
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import pyarrow as pa
+import fsspec
+import pyarrow.parquet as pq
 
+from pipeline.errors import SluiceError
 from pipeline.judge import name, text
-from pipeline.records import Generation
-from pipeline.stage import KEYS, Column
+from pipeline.pairs import PAIR_GRAINS, Piece, Pool, Table, Tables, live, pools, scan
+from pipeline.records import Generation, in_order
+from pipeline.store import Store
 
-KEY_NAMES = tuple(KEYS["caption"].names)
-PAIR_GRAINS = ("image", "caption")
+OVER_ALL_NODES = ("samples", "drops", "shards", "shard_samples", "errors", "runs")
+"""A node of such a name keeps its tables under `<node>_captions` and the like."""
+NOT_OF_A_NODE = ("errors", "samples")
+"""Kinds of table that are shown for all nodes together."""
+NO_DROPS = "node VARCHAR, position BIGINT, rule VARCHAR, pairs_in BIGINT, dropped BIGINT, pairs_left BIGINT"
+NO_ERRORS = "node VARCHAR, part VARCHAR, uid VARCHAR, row BIGINT, step VARCHAR, error VARCHAR, traceback VARCHAR"
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One Parquet file of a table."""
+class Shard:
+    """One file of final samples."""
 
+    node: str
     part: str
     path: str
-    rows: int
-    supersedes: tuple[str, ...]
+    samples: int | None
+    bytes: int
 
 
-@dataclass(frozen=True, eq=False)
-class Table:
-    """The files of one kind of one node, in order of their parts."""
+class Schema:
+    """What a run left, and the views over it."""
 
-    node: str
-    kind: str
-    pieces: tuple[Piece, ...]
-    schema: pa.Schema
+    def __init__(self, store: Store, generations: Mapping[str, Generation]) -> None:
+        self.generations = generations
+        self.tables = _tables(store, generations)
+        self.pools: list[Pool] = pools(generations, self.tables)
+        self.shards = _shards(store, generations)
 
-    def rows(self) -> dict[str, int]:
-        return {piece.part: piece.rows for piece in self.pieces}
+    def selections(self) -> list[str]:
+        """The nodes whose captions say what was kept, and why the others were dropped."""
+        said = {"kept", "dropped_by"}
+        return [n for (n, kind), table in self.tables.items() if kind == "caption" and said <= set(table.schema.names)]
 
-    def of(self, parts: Iterable[str]) -> list[Piece]:
-        wanted = set(parts)
-        return [piece for piece in self.pieces if piece.part in wanted]
+    def views(self, segments: int) -> dict[str, str]:
+        """Name -> query."""
+        samples = [
+            f"SELECT {text(pool.node)} AS pool, * FROM ({pool.pairs(pool.names(), segments)})" for pool in self.pools
+        ]
+        parts = {(node, piece.part): piece.part for (node, _), table in self.tables.items() for piece in table.pieces}
+        shards = {(shard.node, shard.part): shard.path for shard in self.shards}
+        return {
+            **self._node_views(),
+            "samples": " UNION ALL BY NAME ".join(samples) or _nothing("uid VARCHAR, caption_id VARCHAR"),
+            "drops": " UNION ALL ".join(self._drops(node) for node in self.selections()) or _nothing(NO_DROPS),
+            "errors": self._of_all_nodes("errors", "part", parts) or _nothing(f"{NO_ERRORS}, attempts INTEGER"),
+            "shard_samples": self._of_all_nodes("samples", "shard", shards) or _nothing("node VARCHAR, shard VARCHAR"),
+        }
 
-    def columns(self) -> list[Column]:
-        """Without the keys."""
-        fields = [field for field in self.schema if field.name not in KEY_NAMES]
-        return [Column(field.name, self.node, self.kind, field.type) for field in fields]
+    def _node_views(self) -> dict[str, str]:
+        first, others = {}, {}
+        for node in self.generations:
+            kinds = sorted(kind for owner, kind in self.tables if owner == node and kind not in NOT_OF_A_NODE)
+            kinds.sort(key=lambda kind: PAIR_GRAINS.index(kind) if kind in PAIR_GRAINS else len(PAIR_GRAINS))
+            for place, kind in enumerate(kinds):
+                view = live(self.tables[node, kind])
+                if place == 0 and node not in OVER_ALL_NODES:
+                    first[node] = view
+                else:
+                    others[f"{node}_{kind}s"] = view
+        return others | first  # a node whose own name ends in _captions keeps it
 
+    def _drops(self, node: str) -> str:
+        """What each rule saw; the rules in the order of the records' funnels, those that stand in none by name."""
+        funnels = [record.notes["funnel"] for record in self.generations[node].records if "funnel" in record.notes]
+        rules = [step["rule"] for step in (funnels[0] if funnels else [])]
+        listed = ", ".join(f"({place}, {text(rule)})" for place, rule in enumerate(rules)) or "(NULL, NULL)"
+        return f"""(
+            WITH counted AS (
+                SELECT dropped_by AS rule, count(*) AS pairs FROM ({live(self.tables[node, "caption"])}) GROUP BY ALL
+            ),
+            ordered AS (
+                SELECT row_number() OVER (ORDER BY place NULLS LAST, rule) AS position, rule,
+                       coalesce(pairs, 0) AS dropped
+                FROM (VALUES {listed}) AS listed(place, rule) FULL JOIN counted USING (rule)
+                WHERE rule IS NOT NULL
+            ),
+            summed AS (
+                SELECT *, (SELECT sum(pairs) FROM counted) - sum(dropped) OVER (ORDER BY position) AS pairs_left
+                FROM ordered
+            )
+            SELECT {text(node)} AS node, position, rule, CAST(pairs_left + dropped AS BIGINT) AS pairs_in,
+                   CAST(dropped AS BIGINT) AS dropped, CAST(pairs_left AS BIGINT) AS pairs_left
+            FROM summed
+        )"""
 
-Tables = Mapping[tuple[str, str], Table]
-"""By node and kind."""
-
-
-def scan(pieces: Sequence[Piece]) -> str:
-    paths = ", ".join(text(piece.path) for piece in pieces)
-    return f"read_parquet([{paths}], hive_partitioning = false)"
-
-
-def live(table: Table) -> str:
-    """The rows of a table that count."""
-    dead = _gone(table, table.pieces)
-    if dead is None:
-        return f"SELECT * FROM {scan(table.pieces)}"
-    on = "one.uid = dead.uid AND one.filename = dead.path"
-    return f"SELECT one.* FROM {scan(table.pieces)} AS one ANTI JOIN {dead} AS dead ON {on}"
-
-
-def _gone(table: Table, pieces: Sequence[Piece]) -> str | None:
-    """The rows of some pieces that no longer count, as (uid, path); None where all count."""
-    paths = {piece.part: piece.path for piece in pieces}
-    later = [piece for piece in table.pieces if any(part in paths for part in piece.supersedes)]
-    if not later or "uid" not in table.schema.names:
-        return None
-    replaced = [(piece.path, paths[part]) for piece in later for part in piece.supersedes if part in paths]
-    values = ", ".join(f"({text(by)}, {text(path)})" for by, path in replaced)
-    return (
-        f"(SELECT later.uid, replaced.path FROM {scan(later)} AS later "
-        f"JOIN (VALUES {values}) AS replaced(by, path) ON later.filename = replaced.by)"
-    )
-
-
-@dataclass(frozen=True)
-class Pool:
-    """The pairs of one pool, and the tables that say something about them."""
-
-    node: str
-    captions: Table
-    """Decides the pairs and their order."""
-    others: tuple[Table, ...]
-
-    def columns(self) -> dict[tuple[str, str], Column]:
-        """By node and name, keys left out. A node's caption column shadows its image column of the same name."""
-        tables = (self.captions, *self.others)
-        by_grain = sorted(tables, key=lambda table: PAIR_GRAINS.index(table.kind))
-        found = {(column.node, column.name): column for table in by_grain for column in table.columns()}
-        nodes = list(dict.fromkeys(table.node for table in tables))
-        return dict(sorted(found.items(), key=lambda item: nodes.index(item[0][0])))
-
-    def names(self) -> dict[tuple[str, str], str]:
-        """What `samples` calls each column: by its name, or `node_name` where another node has the name too."""
-        columns = self.columns()
-        counts = Counter([*(column.lower() for _, column in columns), *KEY_NAMES, "pool"])
-        found: dict[tuple[str, str], str] = {}
-        for node, column in columns:
-            shown = column if counts[column.lower()] == 1 else f"{node}_{column}"
-            while shown.lower() in {other.lower() for other in found.values()}:
-                shown += "_"
-            found[node, column] = shown
-        return found
-
-    def pairs(self, shown: Mapping[tuple[str, str], str], segments: int) -> str:
-        """Every pair that counts: the keys, and the columns `shown` under these names.
-
-        Tables whose rows are those of the pool, part by part, zip by position: many times faster than a join by uid.
-        The parts are cut into segments because DuckDB reads one zip in one thread. Other tables are joined by key.
-        """
-        owners = self._owners(shown)
-        images = next((table.rows() for table in self.others if table.kind == "image"), {})
-        expected = {"image": images, "caption": self.captions.rows()}
-        zipped = [table for table in owners if table.rows() == expected[table.kind]]
-        parts = [piece.part for piece in self.captions.pieces]
-        size = -(-len(parts) // max(1, segments))
-        cuts = [parts[start : start + size] for start in range(0, len(parts), size)]
-        rows = " UNION ALL ".join(self._segment(cut, zipped, images == self.captions.rows(), owners) for cut in cuts)
-        sources = [f"({rows}) AS base"]
-        for place, table in enumerate(table for table in owners if table not in zipped):
-            keys = KEY_NAMES if table.kind == "caption" else KEY_NAMES[:1]
-            fields = ", ".join([*keys, *owners[table]])
-            sources.append(f"LEFT JOIN (SELECT {fields} FROM ({live(table)})) AS other{place} USING ({', '.join(keys)})")
-        fields = ", ".join(["base.uid", "base.caption_id", *(f"{_inner(*key)} AS {name(shown[key])}" for key in shown)])
-        return f"SELECT {fields} FROM {' '.join(sources)}"
-
-    def _owners(self, shown: Iterable[tuple[str, str]]) -> dict[Table, list[str]]:
-        """The tables that hold the columns, each with its columns as SELECT items."""
-        columns = self.columns()
-        tables = {(table.node, table.kind): table for table in (self.captions, *self.others)}
-        found: dict[Table, list[str]] = {}
-        for node, column in shown:
-            table = tables[node, columns[node, column].grain]
-            found.setdefault(table, []).append(f"{name(column)} AS {_inner(node, column)}")
-        return found
-
-    def _segment(
-        self, parts: Sequence[str], zipped: Sequence[Table], one_each: bool, items: Mapping[Table, Sequence[str]]
-    ) -> str:
-        """The pairs of some parts. `one_each`: every image has one caption, so that image rows zip too."""
-        images = [table for table in zipped if table.kind == "image"]
-        beside = [table for table in zipped if table.kind == "caption" and table is not self.captions]
-        beside += images if one_each else []
-        keys = [*KEY_NAMES, "filename AS path", "file_index AS place"]
-        rows = f"{_zip([self.captions, *beside], parts, items, keys)} AS pair"
-        dead = _gone(self.captions, self.captions.of(parts))
-        if dead is not None:
-            rows += f" ANTI JOIN {dead} AS dead ON pair.uid = dead.uid AND pair.path = dead.path"
-        if images and not one_each:
-            # By part too: a uid stands in its old part and in the retry, each with an image of its own.
-            rows += f" JOIN {_zip(images, parts, items, ['uid', 'file_index AS place'])} AS image USING (uid, place)"
-        return f"SELECT * FROM {rows}"
+    def _of_all_nodes(self, kind: str, column: str, values: Mapping[tuple[str, str], str]) -> str:
+        """One kind of table of every node that has it, with the node, and for every file the value of its part."""
+        queries = []
+        for (node, found), table in self.tables.items():
+            if found == kind:
+                pairs = [(piece.path, values.get((node, piece.part))) for piece in table.pieces]
+                listed = ", ".join(f"({text(path)}, {text(value) if value else 'NULL'})" for path, value in pairs)
+                queries.append(
+                    f"SELECT {text(node)} AS node, known.value AS {name(column)}, file.* "
+                    f"FROM {scan(table.pieces)} AS file "
+                    f"JOIN (VALUES {listed}) AS known(path, value) ON file.filename = known.path"
+                )
+        return " UNION ALL BY NAME ".join(queries)
 
 
-def pools(generations: Mapping[str, Generation], tables: Tables) -> list[Pool]:
-    """The pools of a run, each with the tables that hang on it.
-
-    A pool is a node with image bytes; before any download, it is the node that the input became. A node belongs to a
-    pool that it was made from, or with which it shares the input. What the pool was made from is left out: a pool
-    repeats the columns of its input.
-    """
-    aligned = [node for node in generations if any((node, grain) in tables for grain in PAIR_GRAINS)]
-    above = {node: _ancestors(node, generations) & set(aligned) for node in aligned}
-    roots = {node: {other for other in {node, *above[node]} if not above[other]} for node in aligned}
-    paired = [node for node in aligned if (node, "caption") in tables]
-    found = [node for node in paired if any(record.file("tar") for record in generations[node].records)]
-    found = found or [node for node in paired if not above[node] & set(paired)]
-    result = []
-    for pool in found:
-        members = [pool]
-        for node in aligned:
-            stray = not above[node] & set(found) and bool(roots[node] & roots[pool])
-            if node not in found and node not in above[pool] and (pool in above[node] or stray):
-                members.append(node)
-        captions = tables[pool, "caption"]
-        others = [tables[node, grain] for node in members for grain in PAIR_GRAINS if (node, grain) in tables]
-        result.append(Pool(pool, captions, tuple(table for table in others if table is not captions)))
-    return result
-
-
-def _ancestors(node: str, generations: Mapping[str, Generation]) -> set[str]:
-    found: set[str] = set()
-    waiting = [node]
-    while waiting:
-        for other in generations[waiting.pop()].inputs:
-            if other in generations and other not in found:
-                found.add(other)
-                waiting.append(other)
+def _tables(store: Store, generations: Mapping[str, Generation]) -> Tables:
+    pieces: dict[tuple[str, str], list[Piece]] = {}
+    for node, generation in generations.items():
+        for record in in_order(generation.records):
+            for file in record.files:
+                if file.path.endswith(".parquet"):
+                    path = _address(store, store.place(record, file))
+                    piece = Piece(record.part, path, record.rows.get(file.kind, 0), record.supersedes)
+                    pieces.setdefault((node, file.kind), []).append(piece)
+    found = {}
+    for (node, kind), files in pieces.items():
+        try:
+            with fsspec.open(files[0].path, "rb") as handle:
+                schema = pq.read_schema(handle)
+        except FileNotFoundError:
+            raise SluiceError(f"{files[0].path} is gone, but a record names it; `sluice verify {store.root}`") from None
+        found[node, kind] = Table(node, kind, tuple(files), schema)
     return found
 
 
-def _zip(
-    tables: Sequence[Table], parts: Sequence[str], items: Mapping[Table, Sequence[str]], keys: Sequence[str]
-) -> str:
-    """Tables side by side, row by row; the keys are those of the first."""
-    sources = " POSITIONAL JOIN ".join(f"{scan(table.of(parts))} AS t{place}" for place, table in enumerate(tables))
-    fields = [f"t0.{key}" for key in keys]
-    fields += [f"t{place}.{item}" for place, table in enumerate(tables) for item in items.get(table, ())]
-    return f"(SELECT {', '.join(fields)} FROM {sources})"
+def _shards(store: Store, generations: Mapping[str, Generation]) -> list[Shard]:
+    found = []
+    for node, generation in generations.items():
+        for record in in_order(generation.records):
+            files = [file for file in record.files if file.kind == "shard"]
+            samples = record.rows.get("samples") if len(files) == 1 else None
+            for file in files:
+                path = store.url(store.place(record, file))
+                found.append(Shard(node, record.part, path, samples, file.bytes))
+    return found
 
 
-def _inner(node: str, column: str) -> str:
-    return name(f"{node}.{column}")
+def _address(store: Store, place: str) -> str:
+    """The place as DuckDB and fsspec find it: an absolute path, or a path with its scheme."""
+    full = store.full(place)
+    return place if "://" in place else full if store.local else str(store.fs.unstrip_protocol(full))
+
+
+def _nothing(columns: str) -> str:
+    """No rows, of these columns and types."""
+    fields = [column.split() for column in columns.split(", ")]
+    return f"SELECT {', '.join(f'NULL::{kind} AS {name(column)}' for column, kind in fields)} WHERE false"

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +10,7 @@ import pyarrow as pa
 from PIL import Image
 from pydantic import Field
 
-from pipeline.stage import PIXELS, Batch, Device, Grain, PartStage, Promise
+from pipeline.stage import PIXELS, Batch, Device, PartStage
 
 SHARPNESS_SIDE = 256
 """Longest side in px at which sharpness is measured: the Laplacian of one motif falls as its image grows."""
@@ -47,10 +46,10 @@ class ImageQuality(PartStage):
     All sums are over integers, so they are exact; what may differ is how a libjpeg decodes.
     """
 
-    promise: ClassVar[Promise] = "numeric"
-    grain: ClassVar[Grain] = "image"
-    reads: ClassVar[frozenset[str]] = frozenset({PIXELS})
-    adds: ClassVar[pa.Schema] = pa.schema(
+    promise = "numeric"
+    grain = "image"
+    reads = frozenset({PIXELS})
+    adds = pa.schema(
         [
             ("brightness", pa.float32()),
             ("contrast", pa.float32()),
@@ -91,7 +90,7 @@ def measure(image_hwc: Pixels, blank_span: int) -> Measures:
         entropy=entropy(levels),
         colourfulness=colourfulness(image_hwc),
         aspect_ratio=max(height, width) / min(height, width),
-        blank=all(int(high) - int(low) <= blank_span for low, high in Image.fromarray(image_hwc).getextrema()),
+        blank=all(int(channel.max()) - int(channel.min()) <= blank_span for channel in np.moveaxis(image_hwc, 2, 0)),
     )
 
 
@@ -100,7 +99,7 @@ def sharpness(luma: Image.Image) -> float | None:
     scale = SHARPNESS_SIDE / max(luma.size)
     if scale < 1:
         reduced = tuple(max(1, round(side * scale)) for side in luma.size)
-        luma = luma.resize((reduced[0], reduced[1]), Image.Resampling.BILINEAR)
+        luma = luma.resize((reduced[0], reduced[1]), Image.Resampling.BOX)  # of Pillow's filters, the least change
     if min(luma.size) < 3:
         return None
     y_hw = np.asarray(luma).astype(np.int16)
@@ -115,7 +114,7 @@ def entropy(levels: npt.NDArray[np.int64]) -> float:
 
 
 def colourfulness(image_hwc: Pixels) -> float:
-    """Hasler & Süsstrunk 2003: the spread of the opponent colours, and three tenths of their mean's distance from grey."""
+    """The spread of the opponent colours plus 0.3 of their mean's distance from grey (Hasler & Süsstrunk 2003)."""
     red_hw, green_hw, blue_hw = (image_hwc[..., channel].astype(np.int16) for channel in range(3))
     mean_rg, variance_rg = _spread(red_hw - green_hw)
     mean_2yb, variance_4yb = _spread(red_hw + green_hw - 2 * blue_hw)  # doubled, to stay with integers

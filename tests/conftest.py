@@ -1,4 +1,4 @@
-"""What every test shares: patient property tests on noisy machines, and the real data where it lies beside the project."""
+"""What every test shares: patient property tests on noisy machines, and the real data where it lies nearby."""
 
 from pathlib import Path
 

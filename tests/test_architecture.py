@@ -2,14 +2,16 @@
 
 import ast
 import subprocess
+import tomllib
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
-import tomllib
 
 PROJECT = Path(__file__).parent.parent
-SOURCES = [p for room in ("pipeline", "stages", "models", "infra", "dags") for p in sorted((PROJECT / room).rglob("*.py"))]
+SOURCES = [
+    p for room in ("pipeline", "stages", "models", "infra", "dags") for p in sorted((PROJECT / room).rglob("*.py"))
+]
 
 
 def test_the_top_level_is_the_customers() -> None:

@@ -40,9 +40,13 @@ def test_its_commands_and_its_python_run(playground: Path) -> None:
     with Miniweb(playground / "demo" / "web", pages=200, seed=17, port=18080):
         first = "sluice run quickstart demo/root --set urls.rows_per_part=100"
         for command in [first, *commands.strip().splitlines()]:
-            done = subprocess.run(["bash", "-c", command], cwd=playground, env=environment, capture_output=True, text=True)
+            done = subprocess.run(
+                ["bash", "-c", command], cwd=playground, env=environment, capture_output=True, text=True
+            )
             assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        done = subprocess.run([sys.executable, "-c", python], cwd=playground, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", python], cwd=playground, env=environment, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
 
 

@@ -90,15 +90,16 @@ def redact(url: str) -> str:
     bare = re.split(r"[?#]", url, maxsplit=1)[0]
     scheme, slashes, rest = bare.partition("//")
     authority, slash, path = rest.partition("/")
-    return _one_line(f"{scheme}{slashes}{authority.rpartition('@')[2]}{slash}{path}" if slashes else bare)
+    return one_line(f"{scheme}{slashes}{authority.rpartition('@')[2]}{slash}{path}" if slashes else bare)
 
 
 def redact_all(text: str) -> str:
     """A message in one line, every URL in it redacted, at most 200 characters."""
-    return _one_line(re.sub(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>]+", lambda found: redact(found[0]), text))
+    return one_line(re.sub(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>]+", lambda found: redact(found[0]), text))
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Printable characters only (no line breaks, no lone surrogates), at most 200."""
     shown = "".join(char if char.isprintable() else " " for char in text)
     return shown if len(shown) <= 200 else f"{shown[:199]}…"
 

@@ -263,9 +263,11 @@ def write_frame(stream: BinaryIO, words: dict[str, Any], image: bytes = b"") -> 
 
 def confine() -> str:
     """Give up memory, files, network and other programs. Returns what could not be given up, in words, or nothing."""
-    _lower(resource.RLIMIT_AS, MEMORY_BYTES)
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_FSIZE, 1 << 20)  # stderr is a file
+    if sys.platform != "linux":
+        return f"neither memory nor network can be closed to the image decoder on {sys.platform}"
+    _lower(resource.RLIMIT_AS, MEMORY_BYTES)
     return _forbid_calls()
 
 
@@ -277,8 +279,8 @@ def _lower(limit: int, value: int) -> None:
 
 def _forbid_calls() -> str:
     """A seccomp filter (needs no rights, holds for good): the calls in `SYSCALLS` fail with EPERM."""
-    if sys.platform != "linux" or platform.machine() not in SYSCALLS:
-        return f"the network cannot be closed to the decoder on {sys.platform} {platform.machine()}"
+    if platform.machine() not in SYSCALLS:
+        return f"the network cannot be closed to the image decoder on {platform.machine()}"
     arch, calls = SYSCALLS[platform.machine()]
     load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
     program = [(load, 0, 0, 4), (equal, 1, 0, arch), (give, 0, 0, 0x80000000)]  # another architecture's calls: killed
@@ -292,7 +294,7 @@ def _forbid_calls() -> str:
     prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
     no_new_privs, set_seccomp, filter_mode = 38, 22, 2
     if prctl(no_new_privs, 1, 0, 0, 0) or prctl(set_seccomp, filter_mode, ctypes.addressof(fprog), 0, 0):
-        return f"the network could not be closed to the decoder: {os.strerror(ctypes.get_errno())}"
+        return f"the network could not be closed to the image decoder: {os.strerror(ctypes.get_errno())}"
     return ""
 
 

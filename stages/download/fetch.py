@@ -1,7 +1,6 @@
 """One URL to its bytes, or to the status that says why not: redirects by hand, one deadline, a few tries."""
 
 import asyncio
-import errno
 import socket
 import ssl
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from stages.download.addresses import Guard, redact, redact_all
+from stages.download.addresses import Guard, one_line, redact, redact_all
 from stages.download.body import Body, too_large
 from stages.download.connect import CheckedConnector
 from stages.download.optout import opted_out
@@ -42,6 +41,7 @@ class Fetched:
     data: bytes
     final_url: str
     content_type: str | None
+    """What the host claimed, in printable characters."""
 
 
 class Fetcher:
@@ -93,9 +93,7 @@ class Fetcher:
             async with asyncio.timeout(self._limits.timeout_s):
                 return await self._follow(url)
         except TimeoutError:
-            raise FetchError(
-                "timeout", f"no whole answer within timeout_s = {self._limits.timeout_s:g} seconds"
-            ) from None
+            raise FetchError("timeout", f"no whole answer within timeout_s = {self._limits.timeout_s:g}") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise failure_of(error) from error
 
@@ -116,7 +114,7 @@ class Fetcher:
         try:
             return self._guard.check_parsed(joined)
         except FetchError as failure:
-            raise FetchError(failure.status, f"redirected from {url.host}: {failure.message}") from None
+            raise FetchError(failure.status, f"redirected from {url.raw_host}: {failure.message}") from None
 
     async def _receive(self, response: aiohttp.ClientResponse) -> Fetched:
         headers = response.headers
@@ -124,7 +122,7 @@ class Fetcher:
             raise self._refused(response)
         reserved = opted_out(headers.getall("X-Robots-Tag", ()), headers.getall("tdm-reservation", ()), self._agent)
         if reserved:
-            raise FetchError("opted_out", f"{response.url.host} reserves the image: {reserved}")
+            raise FetchError("opted_out", f"{response.url.raw_host} reserves the image: {reserved}")
         if (response.content_length or 0) > self._limits.max_bytes:
             raise too_large(self._limits.max_bytes)
         body = Body(",".join(headers.getall("Content-Encoding", ())), self._limits.max_bytes)
@@ -133,14 +131,16 @@ class Fetcher:
                 body.feed(chunk)
         except (aiohttp.ClientPayloadError, ConnectionError) as error:
             raise FetchError("truncated_body", redact_all(str(error) or type(error).__name__), again=True) from error
-        return Fetched(body.finish(), str(response.url), headers.get("Content-Type"))
+        claimed = headers.get("Content-Type")
+        return Fetched(body.finish(), str(response.url), None if claimed is None else one_line(claimed))
 
     def _refused(self, response: aiohttp.ClientResponse) -> FetchError:
         code = response.status
         pause_s = retry_after_s(response.headers.get("Retry-After")) if code in (429, 503) else None
         if pause_s is not None:
             self._pauses.pause(response.url.authority, pause_s)
-        return FetchError(f"http_{code}", f"{response.url.host} answered {code}", again=passing(code), pause_s=pause_s)
+        message = f"{response.url.raw_host} answered {code}"
+        return FetchError(f"http_{code:03}", message, again=passing(code), pause_s=pause_s)
 
 
 def failure_of(error: Exception) -> FetchError:
@@ -154,8 +154,6 @@ def failure_of(error: Exception) -> FetchError:
         return FetchError("bad_url", said)
     if isinstance(error, aiohttp.ClientResponseError):
         return FetchError("connection_error", f"not an HTTP answer: {redact_all(error.message)}")
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return FetchError("connection_error", said, again=error.os_error.errno != errno.EACCES)
     if isinstance(error, (aiohttp.ClientError, OSError)):
         return FetchError("connection_error", said, again=True)
     raise error

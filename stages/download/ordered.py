@@ -2,7 +2,7 @@
 
 import asyncio
 import queue
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
 from typing import Generic, TypeVar
 
 Row = TypeVar("Row")
@@ -31,8 +31,11 @@ class Ordered(Generic[Row, Result]):
         self._concurrency = concurrency
         self._budget = budget
 
-    def run(self, rows: Iterable[Row]) -> Iterator[Result]:
-        """The results, in the order of `rows`. Whatever `work` raises ends the run and is raised here."""
+    def run(self, rows: Iterable[Row]) -> Generator[Result, None, None]:
+        """The results, in the order of `rows`. Whatever `work` raises ends the run and is raised here.
+
+        Closing the generator cancels what is still running.
+        """
         finished: queue.SimpleQueue[Result | None] = queue.SimpleQueue()
         turnstile = _Turnstile[Result](finished, self._weigh, self._budget)
         future = asyncio.run_coroutine_threadsafe(self._all(iter(enumerate(rows)), turnstile), self._loop)

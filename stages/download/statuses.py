@@ -42,7 +42,7 @@ ENGINE = frozenset({"lost", "quarantined"})
 FIXED = frozenset({SUCCESS}) | BEFORE_DECODING | IN_DECODING
 """Every status that this stage gives, but for `http_<code>`."""
 
-HTTP = re.compile(r"http_[1-9][0-9]{2}")
+HTTP = re.compile(r"http_[0-9]{3}")
 
 
 def is_status(word: str) -> bool:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import logging
 import threading
 import time
 import weakref
@@ -18,15 +17,13 @@ import pyarrow as pa
 from aiohttp.abc import AbstractResolver
 
 from pipeline.stage import PoolPart
-from stages.download.addresses import Guard
+from stages.download.addresses import Guard, redact_all
 from stages.download.archive import SampleWriter
 from stages.download.decode import Options
 from stages.download.decoders import DecoderPool
 from stages.download.fetch import Fetcher, Limits
 from stages.download.ordered import Ordered
 from stages.download.statuses import IN_DECODING, SUCCESS, FetchError
-
-log = logging.getLogger(__name__)
 
 WAITING_BYTES = 256 << 20
 """Finished JPEGs that wait for an earlier row; past it no new row starts until that one has ended."""
@@ -71,7 +68,11 @@ class Worker:
         self._fetcher = asyncio.run_coroutine_threadsafe(_open(limits, guard, resolver), loop).result()
         self._rows = Ordered(loop, self._one, lambda outcome: len(outcome.jpeg), concurrency, WAITING_BYTES)
         self.close = weakref.finalize(self, _close, loop, thread, self._fetcher, self._decoders)
-        self._decoders.wait_ready()
+        try:
+            self._decoders.wait_ready()
+        except BaseException:
+            self.close()
+            raise
 
     def __call__(self, part: PoolPart) -> pa.Table:
         """Fetch every row of a part; its tar and its statistics are written through `part.create`."""
@@ -79,16 +80,16 @@ class Worker:
         captions = _first_captions(part.caption)
         archive = SampleWriter(part.create("tar"))
         columns: dict[str, list[Any]] = {name: [] for name in self._schema.names}
-        outcomes = self._rows.run(part.image.column("url").to_pylist())
-        for row, outcome in zip(_dicts(part.image), outcomes, strict=True):
-            values = {**dict.fromkeys(columns), **outcome.columns, "key": row["uid"]}
-            if outcome.jpeg:
-                caption = captions.get(row["uid"])
-                sample = {**row, "caption": caption, **{name: values[name] for name in COPIED}}
-                values["offset"] = archive.write(row["uid"], outcome.jpeg, caption or "", sample)
-                values["nbytes"] = len(outcome.jpeg)
-            for name, column in columns.items():
-                column.append(values[name])
+        with contextlib.closing(self._rows.run(part.image.column("url").to_pylist())) as outcomes:
+            for row, outcome in zip(_dicts(part.image), outcomes, strict=True):
+                values = {**dict.fromkeys(columns), **outcome.columns, "key": row["uid"]}
+                if outcome.jpeg:
+                    caption = captions.get(row["uid"])
+                    sample = {**row, "caption": caption, **{name: values[name] for name in COPIED}}
+                    values["offset"] = archive.write(row["uid"], outcome.jpeg, caption or "", sample)
+                    values["nbytes"] = len(outcome.jpeg)
+                for name, column in columns.items():
+                    column.append(values[name])
         archive.finish()
         part.create("stats.json").write(_stats(columns["status"], started, time.time()))
         return pa.table(columns, schema=self._schema)
@@ -114,7 +115,7 @@ class Worker:
             }
             jpeg = decoded.jpeg
         except FetchError as failure:
-            facts = {"status": failure.status, "error_message": failure.message}
+            facts = {"status": failure.status, "error_message": redact_all(failure.message)}
         facts |= {"fetched_at": datetime.now(UTC), "seconds": time.monotonic() - started}
         return Outcome(facts, jpeg)
 

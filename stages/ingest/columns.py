@@ -16,11 +16,12 @@ from stages.ingest.formats import MORE
 
 RESERVED = frozenset(
     {
-        *("uid", "caption_id", "url", "caption", "text", "source", "caption_cleaned", "caption_raw_sha256"),
-        *("source_uid", "source_file", "source_row", "part", "row", "pixels", "kept", "dropped_by"),
+        *("uid", "caption_id", "url", "caption", "source", "caption_cleaned", "caption_raw_sha256"),
+        *("source_uid", "source_file", "source_row", "pixels", "kept", "dropped_by"),
         *("key", "status", "error_message", "width", "height", "original_width", "original_height", "exif"),
-        *("sha256", "stored_sha256", "offset", "nbytes", "attempts", "host", "final_url", "fetched_at", "content_type"),
-        *("http_status", "seconds", "format", "frames", "place", "file", "why", "captions"),
+        *("sha256", "stored_sha256", "offset", "nbytes", "format", "frames"),
+        *("final_url", "content_type", "fetched_at", "seconds"),
+        *("_place", "_file", "_row", "_error", "_captions"),
     }
 )
 """Names of the columns that sluice writes itself, in any table that is joined with these."""
@@ -74,7 +75,8 @@ def demand(parameter: str, name: str, schema: pa.Schema, path: str, hint: str = 
     """Raise `SluiceError` where a file lacks a column that a parameter names."""
     if name not in schema.names:
         known = [column for column in schema.names if column != MORE]
-        raise SluiceError(f"{parameter}: {path} has no column {name!r}{did_you_mean(name, known)}{hint}")
+        near = [column for column in known if column.lower() == name.lower()]
+        raise SluiceError(f"{parameter}: {path} has no column {name!r}{did_you_mean((near or [name])[0], known)}{hint}")
 
 
 def union(schemas: Sequence[tuple[str, Iterable[pa.Field]]]) -> pa.Schema:
@@ -122,6 +124,12 @@ def image_schema(carried_columns: Iterable[pa.Field]) -> pa.Schema:
     """The image table of `UrlTables`."""
     ends = (pa.field("uid", pa.string()), pa.field("url", pa.string())), (pa.field("caption", pa.string()), *ORIGIN)
     return pa.schema([*ends[0], *carried_columns, *ends[1]])
+
+
+def carried_in(image: pa.Schema) -> pa.Schema:
+    """The columns of an image table that come from the input as they are."""
+    own = {"uid", "url", "caption", *(column.name for column in ORIGIN)}
+    return pa.schema([column for column in image if column.name not in own])
 
 
 def written(schema: pa.Schema) -> str:

@@ -74,11 +74,11 @@ def schema_of(path: str, names: Sequence[str] | None) -> pa.Schema:
         if kind == "Parquet":
             with _unpacked(raw, packed) as source:
                 return _plain_schema(pq.read_schema(source), path)
-        stream = _stream(raw, packed)
-        if kind == "JSON Lines":
-            return pa.schema([(name, pa.string()) for name in [*_head_keys(stream), MORE]])
-        with _text(stream) as text:
-            return pa.schema([(name, pa.string()) for name in _header(text, kind, names, path)[0] if name])
+        with _stream(raw, packed) as stream:
+            if kind == "JSON Lines":
+                return pa.schema([(name, pa.string()) for name in [*_head_keys(stream), MORE]])
+            with _text(stream) as text:
+                return pa.schema([(name, pa.string()) for name in _header(text, kind, names, path)[0] if name])
 
 
 def read(
@@ -102,12 +102,12 @@ def read(
                 yield from _parquet(source, path, limit)
         else:
             hashing = _Hashing(raw)
-            stream = _stream(cast(BinaryIO, hashing), packed)
-            if kind == "JSON Lines":
-                yield from _json(stream, _keys(path, packed), lists, limit)
-            else:
-                with _text(stream) as text:
-                    yield from _delimited(text, kind, names, path, limit)
+            with _stream(cast(BinaryIO, hashing), packed) as stream:
+                if kind == "JSON Lines":
+                    yield from _json(stream, _keys(path, packed), lists, limit)
+                else:
+                    with _text(stream) as text:
+                        yield from _delimited(text, kind, names, path, limit)
             found = hashing.rest()
     # A tag of a remote store cannot be computed from bytes, and a large Parquet file is not read front to back.
     if (found if found is not None and not digest.startswith("tag:") else fingerprint(path)) != digest:
@@ -163,9 +163,14 @@ class _Hashing(io.RawIOBase):
         return self._sha.hexdigest()
 
 
-def _stream(raw: BinaryIO, packed: bool) -> BinaryIO:
-    buffered = io.BufferedReader(cast(io.RawIOBase, raw), 1 << 20)
-    return cast(BinaryIO, gzip.GzipFile(fileobj=buffered) if packed else buffered)
+@contextmanager
+def _stream(raw: BinaryIO, packed: bool) -> Iterator[BinaryIO]:
+    with io.BufferedReader(cast(io.RawIOBase, raw), 1 << 20) as buffered:
+        if not packed:
+            yield cast(BinaryIO, buffered)
+            return
+        with gzip.GzipFile(fileobj=buffered) as stream:
+            yield cast(BinaryIO, stream)
 
 
 @contextmanager
@@ -331,8 +336,8 @@ def raw_bytes(text: str) -> bytes:
 
 
 def _keys(path: str, packed: bool) -> list[str]:
-    with _open(path) as raw:
-        return _head_keys(_stream(raw, packed))
+    with _open(path) as raw, _stream(raw, packed) as stream:
+        return _head_keys(stream)
 
 
 def _head_keys(stream: BinaryIO) -> list[str]:

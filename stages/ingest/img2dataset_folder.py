@@ -53,12 +53,12 @@ POOL = pa.schema(
 
 REPEAT = pa.schema(
     [
-        ("place", pa.uint64()),
+        ("_place", pa.uint64()),
         ("uid", pa.string()),
         ("shard", pa.int32()),
-        ("row", pa.int64()),
+        ("_row", pa.int64()),
         ("success", pa.bool_()),
-        ("captions", pa.list_(TEXT)),
+        ("_captions", pa.list_(TEXT)),
     ]
 )
 """A row on its way to the search for repeats; afterwards, one that lost (no captions) or that gives its captions."""
@@ -141,14 +141,14 @@ class Img2DatasetFolder(TableStage):
         scatter.add(
             pa.table(
                 {
-                    **{name: rows.column(name) for name in ("place", "uid", "row", "captions")},
-                    "shard": rows.column("file"),
+                    **{name: rows.column(name) for name in ("_place", "uid", "_row", "_captions")},
+                    "shard": rows.column("_file"),
                     "success": pc.equal(rows.column("status"), SUCCESS),
                 }
             ).select(REPEAT.names)
         )
         scatter.close()
-        attempt.write("image", rows.drop_columns(["place", "error"]))
+        attempt.write("image", rows.drop_columns(["_place", "_error"]))
         attempt.note(
             bytes=tar.bytes, sha256=tar.sha256, bits=0, schema=written(pa.schema([column for _, column in columns]))
         )
@@ -281,7 +281,7 @@ def search(task: Task, attempt: Attempt) -> None:
                         ("uid", "ascending"),
                         ("success", "descending"),
                         ("shard", "ascending"),
-                        ("row", "ascending"),
+                        ("_row", "ascending"),
                     ],
                 )
             )
@@ -291,12 +291,12 @@ def search(task: Task, attempt: Attempt) -> None:
             lost = pc.invert(
                 pc.and_(
                     pc.equal(to, repeated.column("shard")),
-                    pc.equal(best.column("row").take(winner), repeated.column("row")),
+                    pc.equal(best.column("_row").take(winner), repeated.column("_row")),
                 )
             )
             losers = repeated.filter(lost)
             emptied = pa.array([None] * losers.num_rows, pa.list_(TEXT))
-            losers = losers.set_column(losers.column_names.index("captions"), REPEAT.field("captions"), emptied)
+            losers = losers.set_column(losers.column_names.index("_captions"), REPEAT.field("_captions"), emptied)
             scatter.add(_placed(losers, losers.column("shard"), shift))
             scatter.add(_placed(repeated, to, shift))
     scatter.close()
@@ -316,7 +316,7 @@ def _repeated(tables: Sequence[pa.Table]) -> Iterator[pa.Table]:
 def _placed(rows: pa.Table, to: pa.ChunkedArray, shift: int) -> pa.Table:
     """Rows on their way to the shard `to`."""
     place = pa.array(to.to_numpy().astype(np.uint64) << np.uint64(shift))
-    return rows.set_column(rows.column_names.index("place"), REPEAT.field("place"), place).select(REPEAT.names)
+    return rows.set_column(rows.column_names.index("_place"), REPEAT.field("_place"), place).select(REPEAT.names)
 
 
 # -- adopt -------------------------------------------------------------------------------------------------------------
@@ -328,12 +328,12 @@ def adopt(task: Task, attempt: Attempt) -> None:
     schema = understood(task.hints["schema"])
     rows = attempt.read(scan, "image")
     lost, gathered = _concerning(task, attempt, repeats)
-    losing = pc.is_in(rows.column("row"), value_set=lost)
+    losing = pc.is_in(rows.column("_row"), value_set=lost)
     rows = rows.filter(pc.invert(losing))
     own = rows.filter(pc.invert(pc.is_in(rows.column("uid"), value_set=gathered.column("uid").combine_chunks())))
     gathered = gathered.filter(pc.is_in(gathered.column("uid"), value_set=rows.column("uid").combine_chunks()))
     image = rows.append_column("source_file", pa.array([task.hints["parquet"]] * rows.num_rows, pa.string()))
-    image = conform(image.append_column("source_row", rows.column("row")), schema)
+    image = conform(image.append_column("source_row", rows.column("_row")), schema)
     caption = complete(image, distinct(pa.concat_tables([flattened(own), flattened(gathered)])))
     firsts = caption.column("caption").filter(pa.array(first_of(caption.column("uid"))))
     image = image.set_column(image.column_names.index("caption"), schema.field("caption"), firsts)
@@ -349,11 +349,11 @@ def _concerning(task: Task, attempt: Attempt, repeats: Record) -> tuple[pa.Array
     shard, bits = task.payload["shard"], _shard_bits(task.payload["shards"])
     tables = list(gather(attempt, [repeats], bits, shard))
     rows = pa.concat_tables(tables) if tables else REPEAT.empty_table()
-    rows = rows.filter(pc.equal(rows.column("place"), pa.scalar(shard << (64 - bits), pa.uint64())))
-    losing = pc.is_null(rows.column("captions"))
+    rows = rows.filter(pc.equal(rows.column("_place"), pa.scalar(shard << (64 - bits), pa.uint64())))
+    losing = pc.is_null(rows.column("_captions"))
     gathered = rows.filter(pc.invert(losing))
-    order = pc.sort_indices(gathered, sort_keys=[("uid", "ascending"), ("shard", "ascending"), ("row", "ascending")])
-    return rows.filter(losing).column("row").combine_chunks(), gathered.take(order)
+    order = pc.sort_indices(gathered, sort_keys=[("uid", "ascending"), ("shard", "ascending"), ("_row", "ascending")])
+    return rows.filter(losing).column("_row").combine_chunks(), gathered.take(order)
 
 
 def adopted_path(path: str, attempt: Attempt) -> str:

@@ -9,7 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from pipeline.records import SUPERSEDED, Generation, Record
+from stages.ingest.columns import understood
 
 FileList = list[tuple[str, str]]
 """(path, digest), in order."""
@@ -34,6 +37,11 @@ class Increment:
         return sum(
             sum(record.statuses.values()) - sum(record.notes.get(SUPERSEDED, {}).values()) for record in self.records
         )
+
+    @property
+    def columns(self) -> pa.Schema:
+        """What its parts carry along."""
+        return understood(self.records[0].notes["schema"])
 
     def overlapping(self, bits: int, bucket: int) -> list[Record]:
         """The parts that may share a uid with a bucket out of `2**bits`."""

@@ -15,7 +15,7 @@ from pipeline.attempt import Attempt
 from pipeline.partwork import ERRORS
 from pipeline.records import SUPERSEDED
 from pipeline.stage import OBSERVED, Task
-from stages.ingest.columns import CAPTION, conform, understood
+from stages.ingest.columns import CAPTION, carried_in, conform, understood, written
 from stages.ingest.identity import NO_CAPTION
 from stages.ingest.rows import BAD_ROW, BASE, MERGED, NO_URL, OK, TEXT
 from stages.kit.exchange import gather
@@ -29,7 +29,7 @@ REFUSED = pa.schema([f.with_metadata(OBSERVED) if f.name in ("row", "error") els
 
 def known(task: Task, attempt: Attempt) -> None:
     """The rows of a few earlier parts whose URLs come again."""
-    wanted = _within(task, gather(attempt, task.inputs["rows"], *_bucket(task), ["uid", "status", "file", "row"]))
+    wanted = _within(task, gather(attempt, task.inputs["rows"], *_bucket(task), ["uid", "status", "_file", "_row"]))
     uids = pc.unique(wanted.filter(pc.equal(wanted.column("status"), OK)).column("uid"))
     images, captions = [], []
     for record in task.inputs["earlier"]:
@@ -57,9 +57,9 @@ def merge(task: Task, attempt: Attempt) -> None:
     rows = _sorted_rows(task, attempt, schema)
     good = rows.filter(pc.equal(rows.column("status"), OK))
     first = first_of(good.column("uid"))
-    origin = pa.array(task.hints["paths"], pa.string()).take(good.column("file").combine_chunks())
-    located = good.append_column("source_file", origin).append_column("source_row", good.column("row"))
-    image = conform(located.drop_columns(["captions"]).filter(pa.array(first)), schema)
+    origin = pa.array(task.hints["paths"], pa.string()).take(good.column("_file").combine_chunks())
+    located = good.append_column("source_file", origin).append_column("source_row", good.column("_row"))
+    image = conform(located.drop_columns(["_captions"]).filter(pa.array(first)), schema)
     caption = distinct(flattened(good))
     statuses = Counter(rows.column("status").to_pylist())
     old_image, old_caption = _earlier(task, attempt, schema)
@@ -77,6 +77,8 @@ def merge(task: Task, attempt: Attempt) -> None:
     if replaced:
         attempt.note(**{SUPERSEDED: {OK: len(replaced)}})
     attempt.note(**{name: task.payload[name] for name in ("increment", "bits", "bucket", "files")})
+    if task.payload["bucket"] == 0:  # what the next increment asks; once is enough
+        attempt.note(schema=written(carried_in(schema)))
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
@@ -92,21 +94,20 @@ def _within(task: Task, tables: object) -> pa.Table:
     table = (
         pa.concat_tables(found)
         if found
-        else pa.table({name: pa.array([], BASE.field(name).type) for name in ("uid", "status", "file", "row")})
+        else pa.table({name: pa.array([], BASE.field(name).type) for name in ("uid", "status", "_file", "_row")})
     )
     cut = task.payload["cut"]
     if cut is None:
         return table
-    file, row = table.column("file"), table.column("row")
+    file, row = table.column("_file"), table.column("_row")
     return table.filter(pc.or_(pc.less(file, cut[0]), pc.and_(pc.equal(file, cut[0]), pc.less(row, cut[1]))))
 
 
 def _sorted_rows(task: Task, attempt: Attempt, schema: pa.Schema) -> pa.Table:
-    carried = [field for field in schema if field.name not in ("uid", "url", "caption", "source_file", "source_row")]
-    full = pa.schema([*BASE, *carried])
+    full = pa.schema([*BASE, *carried_in(schema)])
     tables = (conform(table, full) for table in gather(attempt, task.inputs["rows"], *_bucket(task)))
     rows = conform(_within(task, tables), full)
-    return rows.take(pc.sort_indices(rows, sort_keys=[(name, "ascending") for name in ("uid", "file", "row")]))
+    return rows.take(pc.sort_indices(rows, sort_keys=[(name, "ascending") for name in ("uid", "_file", "_row")]))
 
 
 def first_of(uids: pa.ChunkedArray) -> np.ndarray:
@@ -127,7 +128,7 @@ def _count_in(uids: pa.ChunkedArray, others: pa.ChunkedArray) -> int:
 
 def flattened(good: pa.Table) -> pa.Table:
     """The caption table of sorted rows, repeats included."""
-    lists = good.column("captions").combine_chunks()
+    lists = good.column("_captions").combine_chunks()
     flat = pc.list_flatten(lists)
     columns = {name: pc.struct_field(flat, name) for name in (field.name for field in TEXT)}
     uids = good.column("uid").combine_chunks().take(pc.list_parent_indices(lists))
@@ -209,13 +210,13 @@ def _write_refused(task: Task, attempt: Attempt, rows: pa.Table) -> None:
     if not refused.num_rows:
         return
     paths = task.hints["paths"]
-    columns = refused.select(["uid", "status", "file", "row", "error"]).to_pylist()
+    columns = refused.select(["uid", "status", "_file", "_row", "_error"]).to_pylist()
     table = [
         {
             "uid": None if row["status"] in (NO_URL, BAD_ROW) else row["uid"],
-            "row": row["row"],
+            "row": row["_row"],
             "step": STEP,
-            "error": f"{row['status']}: {paths[row['file']]} row {row['row']}: {row['error']}",
+            "error": f"{row['status']}: {paths[row['_file']]} row {row['_row']}: {row['_error']}",
             "traceback": "",
             "attempts": 1,
         }

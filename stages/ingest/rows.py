@@ -34,10 +34,10 @@ BASE = pa.schema(
         ("uid", pa.string()),
         ("url", pa.string()),
         ("status", pa.string()),
-        ("file", pa.int32()),
-        ("row", pa.int64()),
-        ("error", pa.string()),
-        ("captions", pa.list_(TEXT)),
+        ("_file", pa.int32()),
+        ("_row", pa.int64()),
+        ("_error", pa.string()),
+        ("_captions", pa.list_(TEXT)),
     ]
 )
 """What every row on its way to `merge` has; the carried columns follow. A refused row's uid only decides its bucket."""
@@ -71,18 +71,15 @@ class Reading:
         bad = why_bad(urls, pc.is_valid(raw))
         captions, long, shown = self._captions(batch.table)
         no_url, bad_url = np.asarray(empty), np.asarray(pc.is_valid(bad)) & ~np.asarray(empty)
-        refused = no_url | bad_url | long
         status = np.select([no_url, bad_url, long], [NO_URL, BAD_URL, TOO_LONG], OK)
         errors: list[str | None] = [None] * len(urls)
-        for place in np.flatnonzero(refused):
+        for place in np.flatnonzero(no_url | bad_url | long):
             if no_url[place]:
                 errors[place] = "the row has no URL"
             elif bad_url[place]:
                 errors[place] = f"{urls[place].as_py()[:SHOWN]!r} {bad[place]}"
             else:
                 errors[place] = f"{shown[int(place)]!r}… has more than {self.max_caption_chars} characters"
-        if refused.any():
-            captions = pc.if_else(pa.array(refused), pa.scalar([], captions.type), captions)
         uids = identify_all(
             url or self._stand_in(number)
             for url, number in zip(urls.cast(pa.binary()).to_pylist(), batch.numbers, strict=True)

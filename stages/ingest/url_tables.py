@@ -102,10 +102,18 @@ class UrlTables(TableStage):
         left = None if self.limit is None else self.limit - sum(increment.rows for increment in earlier)
         reads, cut, rows = self._read_until(work, number, files, left)
         paths = [path for path, _ in files[: len(reads)]]
-        columns = union([(path, understood(read.notes["schema"])) for path, read in zip(paths, reads, strict=True)])
+        schemas = [(f"increment {before.number}", before.columns) for before in earlier]
+        schemas += [(path, understood(read.notes["schema"])) for path, read in zip(paths, reads, strict=True)]
+        columns = union(schemas)
         bits = (max(0, rows - 1) // self.rows_per_part).bit_length()
         holders = spread_to(work, f"spread{number}-", reads, bits)
-        common = {"increment": number, "bits": bits, "cut": cut, "files": [digest for _, digest in files[: len(reads)]]}
+        common = {
+            "increment": number,
+            "bits": bits,
+            "cut": cut,
+            "files": [digest for _, digest in files[: len(reads)]],
+            "columns": [[column.name, str(column.type)] for column in columns],
+        }
         buckets = range(1 << bits)
         payloads = {bucket: {**common, "bucket": bucket} for bucket in buckets}
         found = self._known(work, number, payloads, holders, earlier)

@@ -27,7 +27,7 @@ RUN_BYTES = 256 << 20
 
 CODEC = pa.Codec("zstd", compression_level=1)
 
-PLACE = pa.field("place", pa.uint64(), nullable=False)
+PLACE = pa.field("_place", pa.uint64(), nullable=False)
 SLICES = pa.schema(
     [
         ("run", pa.int32()),
@@ -44,7 +44,7 @@ SLICES = pa.schema(
 
 
 class Scatter:
-    """Writes a task's rows (tables with a `place`) as slices, `bits` being the leading bits that all of them share."""
+    """Writes a task's rows (tables with a `_place`) as slices, `bits` being the leading bits that all of them share."""
 
     def __init__(self, attempt: Attempt, bits: int = 0) -> None:
         self._attempt = attempt
@@ -70,7 +70,7 @@ class Scatter:
     def _flush(self) -> None:
         if self._waiting_rows:
             table = pa.concat_tables(self._waiting)
-            prefixes = table.column("place").to_numpy() >> self._shift
+            prefixes = table.column("_place").to_numpy() >> self._shift
             order = np.argsort(prefixes, kind="stable")
             prefixes = prefixes[order]
             bounds = [0, *(np.flatnonzero(np.diff(prefixes)) + 1), len(prefixes)]

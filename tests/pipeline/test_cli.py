@@ -57,7 +57,7 @@ def test_a_misspelt_command_is_answered_with_the_nearest() -> None:
     [
         (["run", "nowhere.yaml", "r"], "no DAG file 'nowhere.yaml'"),
         (["status", "/nowhere/at/all"], "/nowhere/at/all holds no run; `sluice run DAG /nowhere/at/all` makes one"),
-        (["sql", "/nowhere/at/all", "SELECT 1"], "holds no run"),
+        (["sql", "/nowhere/at/all", "SELECT 1"], "has no run"),
     ],
 )
 def test_errors_are_one_line_without_a_traceback(arguments: list[str], expected: str) -> None:
@@ -95,7 +95,10 @@ def test_sql_prints_tables_csv_json_and_parquet(root: str, tmp_path: Path) -> No
     assert "http_503" in sluice("sql", root, query).output
     assert sluice("sql", root, query, "--format", "csv").output == "status,rows\nhttp_503,4\nsuccess,36\n"
     lines = sluice("sql", root, query, "--format", "json").output.splitlines()
-    assert [json.loads(line) for line in lines] == [{"status": "http_503", "rows": 4}, {"status": "success", "rows": 36}]
+    assert [json.loads(line) for line in lines] == [
+        {"status": "http_503", "rows": 4},
+        {"status": "success", "rows": 36},
+    ]
     sluice("sql", root, query, "--format", "parquet", "--out", str(tmp_path / "x.parquet"))
     assert pq.read_table(tmp_path / "x.parquet").column("rows").to_pylist() == [4, 36]
     assert "needs --out FILE" in sluice("sql", root, query, "--format", "parquet").output

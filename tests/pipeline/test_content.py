@@ -20,7 +20,9 @@ ROWS = st.lists(
             "captions": st.none()
             | st.lists(
                 st.none()
-                | st.fixed_dictionaries({"text": st.none() | st.text(max_size=3), "score": st.none() | st.floats(0, 1)}),
+                | st.fixed_dictionaries(
+                    {"text": st.none() | st.text(max_size=3), "score": st.none() | st.floats(0, 1)}
+                ),
                 max_size=3,
             ),
         }

@@ -36,7 +36,11 @@ def test_a_good_dag_has_nothing_wrong_and_an_order() -> None:
     ("old", "new", "expected"),
     [
         ("tests.toys.Times", "tests.toys.Time", "tests.toys has no 'Time'; did you mean 'Times'?"),
-        ("tests.toys.Times", "stages.txt_quality.X", "no module 'stages.txt_quality'; did you mean 'stages.text_quality'?"),
+        (
+            "tests.toys.Times",
+            "stages.txt_quality.X",
+            "no module 'stages.txt_quality'; did you mean 'stages.text_quality'?",
+        ),
         ("tests.toys.Times", "Times", "'Times' is no import path; write it like stages.download.Download"),
         ("{rows: 8}", "{row: 8}", "has no parameter 'row'; did you mean 'rows'?"),
         ("{rows: 8}", "{rows: many}", "rows = 'many': input should be a valid integer"),
@@ -69,7 +73,9 @@ def test_a_column_that_two_nodes_have_is_ambiguous() -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    text = GOOD.replace("tests.toys.Times, ", f"{{tests.toys.Listed: {{numbers: {tmp_path}/none.txt}}}}, tests.toys.Times, ")
+    text = GOOD.replace(
+        "tests.toys.Times, ", f"{{tests.toys.Listed: {{numbers: {tmp_path}/none.txt}}}}, tests.toys.Times, "
+    )
     assert f"scores: Listed: numbers: no such file: '{tmp_path}/none.txt'; check the path" in wrong(text)
 
 

@@ -170,7 +170,7 @@ def test_a_resource_under_another_name_is_the_same_work(tmp_path: Path) -> None:
 def test_a_plan_says_what_would_happen_and_why(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     fresh = survey(Dag.parse(TEXT), store)
-    assert [(p.name, p.state) for p in fresh.values()][0] == ("urls", "run")
+    assert next((p.name, p.state) for p in fresh.values()) == ("urls", "run")
     assert fresh["pool"].state == "wait"
     go(tmp_path)
     plans = survey(Dag.parse(TEXT, ["scores.factor=3", "pool.fails=9"]), store)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import SluiceError
 from stages.download.addresses import Guard, denied, literal, redact, redact_all
-from stages.download.statuses import FetchError
+from stages.download.statuses import FetchError, is_status
 
 SPELLINGS = {
     # loopback in every spelling that a resolver understands
@@ -128,6 +128,15 @@ def test_every_spelling_means_what_it_resolves_to(url: str, status: str) -> None
         Guard().check_url(url)
     assert refused.value.status == status
     assert "\n" not in refused.value.message
+
+
+@given(st.text(), st.sampled_from(["", "http://", "https://[", "http://x:", "http://x/", "//"]))
+def test_any_text_is_a_url_or_refused(text: str, before: str) -> None:
+    try:
+        ended = Guard().check_url(before + text).scheme
+    except FetchError as refused:
+        ended = refused.status
+    assert ended in ("http", "https") or is_status(ended)
 
 
 def test_no_url_at_all_is_a_bad_url() -> None:

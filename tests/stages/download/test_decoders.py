@@ -21,7 +21,7 @@ JPEG = encoded(picture())
 
 @pytest.fixture
 def pool() -> Iterator[DecoderPool]:
-    running = DecoderPool(Options(512, 95, 50_000_000), timeout_s=1.0, count=1)
+    running = DecoderPool(Options(512, 95, 50_000_000), timeout_s=2.0, count=1)
     running.wait_ready()
     yield running
     running.close()
@@ -31,7 +31,7 @@ def test_a_segfault_costs_one_image_and_the_process_is_replaced(pool: DecoderPoo
     (pid,) = pool.pids()
     os.kill(pid, signal.SIGSTOP)  # so that the image is surely in its hands when it dies
     decoded = pool.submit(JPEG)
-    time.sleep(0.2)
+    time.sleep(0.5)
     os.kill(pid, signal.SIGSEGV)
     os.kill(pid, signal.SIGCONT)
     assert decoded.result(10).status == "decoder_crash"
@@ -45,7 +45,7 @@ def test_a_hang_ends_at_the_deadline_and_the_process_is_replaced(pool: DecoderPo
     os.kill(pid, signal.SIGSTOP)
     started = time.monotonic()
     assert pool.decode(JPEG).status == "decode_timeout"
-    assert 0.9 < time.monotonic() - started < 3
+    assert 1.9 < time.monotonic() - started < 10
     assert pool.decode(JPEG).status == "success"
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
@@ -68,7 +68,7 @@ def test_spent_cpu_time_is_a_timeout(pool: DecoderPool) -> None:
     (pid,) = pool.pids()
     os.kill(pid, signal.SIGSTOP)
     decoded = pool.submit(JPEG)
-    time.sleep(0.1)
+    time.sleep(0.5)
     os.kill(pid, signal.SIGXCPU)
     os.kill(pid, signal.SIGCONT)
     assert decoded.result(10).status == "decode_timeout"

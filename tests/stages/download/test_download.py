@@ -181,7 +181,7 @@ def test_two_parts_at_once_do_not_mix(worker: Worker, urls: list[str | None]) ->
 
 
 def test_a_killed_decoder_costs_a_part_at_most_the_image_in_its_hands(server: HostileServer) -> None:
-    worker = opened(server, threads=1, decode_timeout_s=0.7)
+    worker = opened(server, threads=1, decode_timeout_s=2)
     (pid,) = worker.decoder_pids()
     os.kill(pid, signal.SIGSTOP)
     urls: list[str | None] = [server.serve(f"/hang/{place}", encoded(picture(seed=place))) for place in range(8)]

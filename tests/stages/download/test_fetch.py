@@ -2,10 +2,12 @@
 
 import asyncio
 import gzip
+import random
 import socket
 import ssl
 import time
 import zlib
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,14 +18,14 @@ from stages.download import addresses, retries
 from stages.download.addresses import Guard
 from stages.download.connect import CheckedConnector
 from stages.download.fetch import Fetched, Fetcher, Limits
-from stages.download.statuses import FetchError
+from stages.download.statuses import FetchError, is_status
 from stages.download.worker import Worker
 from tests.stages.download.conftest import opened
 from tests.stages.download.doubles import encoded, fetch_one, part_of, picture
 from tests.stages.download.hostile import HostileServer
 
 JPEG = encoded(picture())
-LIMITS = Limits(timeout_s=1.5, max_bytes=1_000_000, tries=3, user_agent="sluice/0.1 (tests)")
+LIMITS = Limits(timeout_s=10, max_bytes=1_000_000, tries=3, user_agent="sluice/0.1 (tests)")
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +101,7 @@ def test_all_rows_of_a_paused_host_wait(server: HostileServer, guard: Guard) -> 
     server.serve("/idle", JPEG)
 
     async def both() -> float:
-        async with Fetcher(Limits(1.5, 10**6, 1, "a"), guard) as fetcher:
+        async with Fetcher(Limits(10, 10**6, 1, "a"), guard) as fetcher:
             with pytest.raises(FetchError, match="http_429"):
                 await fetcher.fetch(server.url("/busy"))
             started = time.monotonic()
@@ -133,7 +135,7 @@ def test_a_flapping_host_is_asked_three_times_at_most(
     assert server.hits[path] == asked
 
 
-def test_a_slow_loris_ends_at_the_deadline(server: HostileServer, worker: Worker) -> None:
+def test_a_slow_loris_ends_at_the_deadline(server: HostileServer) -> None:
     async def answer(writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
         for _ in range(100):
@@ -141,9 +143,11 @@ def test_a_slow_loris_ends_at_the_deadline(server: HostileServer, worker: Worker
             await writer.drain()
             await asyncio.sleep(0.1)
 
+    impatient = opened(server, threads=1, timeout_s=0.5)
     started = time.monotonic()
-    assert fetch_one(worker, server.on("/loris", answer))["status"] == "timeout"
-    assert time.monotonic() - started < 4
+    assert fetch_one(impatient, server.on("/loris", answer))["status"] == "timeout"
+    assert 0.5 <= time.monotonic() - started < 5
+    impatient.close()
     assert server.hits["/loris"] == 1
 
 
@@ -180,8 +184,8 @@ def test_a_body_that_says_it_is_too_large_is_not_read(server: HostileServer, wor
 @pytest.mark.parametrize("name", ["gzip", "deflate", "raw-deflate"])
 def test_a_compression_bomb_is_counted_on_its_decoded_bytes(server: HostileServer, worker: Worker, name: str) -> None:
     packer = zlib.compressobj(9, wbits={"gzip": 31, "deflate": 15, "raw-deflate": -15}[name])
-    bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(200)) + packer.flush()
-    assert len(bomb) < 300_000
+    bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(32)) + packer.flush()
+    assert len(bomb) < 50_000
     url = server.serve(f"/bomb-{name}", bomb, f"Content-Encoding: {name.removeprefix('raw-')}\r\n")
     assert fetch_one(worker, url)["status"] == "too_large"
     assert all("accept-encoding: identity" in request.lower() for request in server.requests)
@@ -304,6 +308,52 @@ def test_bytes_past_the_content_length_never_become_the_next_answer(server: Host
     assert rows[0]["status"] in ("success", "connection_error")
     assert rows[0]["sha256"] in (rows[1]["sha256"], None)
     assert server.connections >= connections + 2
+
+
+ANSWERS = (
+    f"HTTP/1.1 200 OK\r\nContent-Length: {len(JPEG)}\r\nContent-Type: image/jpeg\r\n\r\n".encode() + JPEG,
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n4\r\nabcd\r\n0\r\n\r\n",
+    b"HTTP/1.1 302 Found\r\nLocation: /next\r\nSet-Cookie: a=b\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nX-Robots-Tag: noai\r\n\r\n" + gzip.compress(b"abc"),
+    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\nabc",
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\nabc",
+)
+INSERTED = (
+    b"\r\n",
+    b"\0",
+    b": ",
+    b"\xff\xfe",
+    b"Content-Length: 5\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"-1",
+    b"9" * 30,
+)
+
+
+def test_whatever_a_host_answers_ends_with_a_known_status(server: HostileServer) -> None:
+    chance = random.Random(5)
+    urls: list[str | None] = []
+    for place in range(400):
+        answer = bytearray(chance.choice(ANSWERS))
+        for _ in range(chance.randrange(1, 4)):
+            at = chance.randrange(min(len(answer), 120))
+            answer[at : at + chance.randrange(3)] = chance.choice([*INSERTED, chance.randbytes(2)])
+        urls.append(server.raw(f"/fuzz/{place}", bytes(answer)))
+    hardened = opened(server, threads=1, tries=1, timeout_s=1)
+    statuses = Counter(hardened(part_of(urls)).column("status").to_pylist())
+    hardened.close()
+    assert all(is_status(status) for status in statuses)
+    assert len(statuses) > 5
+
+
+def test_a_claimed_type_that_is_no_text_is_kept_as_far_as_it_can_be_printed(
+    server: HostileServer, worker: Worker
+) -> None:
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(JPEG)}\r\nContent-Type: ".encode()
+    row = fetch_one(worker, server.raw("/type", head + b"image/\xff\xfe" + b"x" * 500 + b"\r\n\r\n" + JPEG))
+    assert row["status"] == "success"
+    assert row["content_type"].startswith("image/  xxx")
+    assert len(row["content_type"]) == 200
 
 
 @pytest.mark.parametrize(("body", "status"), [(b"", "empty"), (b"<!DOCTYPE html><svg></svg>", "not_an_image")])

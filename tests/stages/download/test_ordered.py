@@ -78,7 +78,7 @@ def test_leaving_early_cancels_what_runs(loop: asyncio.AbstractEventLoop) -> Non
     work = Work()
     results = Ordered(loop, work, lambda _: 1, concurrency=2, budget=10).run([0.0, 60.0, 60.0])
     assert next(results) == 0.0
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     deadline = time.monotonic() + 5
     while asyncio.all_tasks(loop) and time.monotonic() < deadline:
         time.sleep(0.01)

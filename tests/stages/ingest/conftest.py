@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pipeline.dag import Dag
-from pipeline.node import NodeWork, prepare, seal
+from pipeline.node import NodeWork, Prepared, prepare, seal
 from pipeline.plan import last_alike
 from pipeline.records import Generation
 from pipeline.store import Store
@@ -25,14 +25,22 @@ class Ingest:
         self.before_work: Callable[[], object] = lambda: None
 
     def __call__(self, files: Any, stage: str = "stages.ingest.UrlTables", **parameters: Any) -> Generation:
+        prepared = self.prepare(files, stage, parameters)
+        previous = last_alike(prepared, self.store, self.store.newest("urls"))
+        self.before_work()
+        return seal(prepared, self.store, NodeWork(prepared, self.store, previous, self.executor).assemble())
+
+    def work(self, files: Any, previous: Generation | None = None, plan: bool = False, **parameters: Any) -> NodeWork:
+        """What a run would do after `previous`; a plan does nothing."""
+        prepared = self.prepare(files, "stages.ingest.UrlTables", parameters)
+        return NodeWork(prepared, self.store, previous, None if plan else self.executor)
+
+    def prepare(self, files: Any, stage: str, parameters: dict[str, Any]) -> Prepared:
         files = [str(file) for file in files] if isinstance(files, list) else str(files)
         document = {"dag": "test", "nodes": {"urls": {"steps": [{stage: {"files": files, **parameters}}]}}}
         dag = Dag.parse(yaml.safe_dump(document))
         dag.check()
-        prepared = prepare(dag, "urls", self.store, {})
-        previous = last_alike(prepared, self.store, self.store.newest("urls"))
-        self.before_work()
-        return seal(prepared, self.store, NodeWork(prepared, self.store, previous, self.executor).assemble())
+        return prepare(dag, "urls", self.store, {})
 
     def table(self, generation: Generation, kind: str) -> pa.Table:
         """The rows of all parts that have such a table, in order of the parts, superseded rows left out."""
