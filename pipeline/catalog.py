@@ -28,6 +28,7 @@ import pyarrow as pa
 from pipeline.errors import SluiceError, did_you_mean
 from pipeline.judge import BATCH_ROWS, KEPT, name, text
 from pipeline.pairs import KEY_NAMES
+from pipeline.recorded import RecordedFiles
 from pipeline.records import Run
 from pipeline.rules import Rules
 from pipeline.store import Store
@@ -53,6 +54,7 @@ class Catalog:
             raise SluiceError(f"{root} has no run {run!r}{did_you_mean(run, by_id)}")
         self.run = by_id[run] if run is not None else self._runs[0]
         self._segments = min(MAX_SEGMENTS, SEGMENTS_PER_CPU * (os.cpu_count() or 1))
+        self._sizes: dict[str, int] = {}
         self._connection = self._connect()
         self._add_runs()
         self._schemas: dict[str, Schema] = {}
@@ -135,7 +137,7 @@ class Catalog:
         connection.execute("SET enable_progress_bar = false")  # it would stand among the answers
         connection.execute("SET python_enable_replacements = false")  # nor find the variables of this program
         if not self._store.local:
-            connection.register_filesystem(self._store.fs)
+            connection.register_filesystem(RecordedFiles(self._store.fs, self._sizes))
         return connection
 
     def _add_runs(self) -> None:
@@ -153,6 +155,7 @@ class Catalog:
                 )
             generations[node] = generation
         schema = self._schemas[run.dag] = Schema(self._store, generations)
+        self._sizes.update(schema.sizes())
         self._connection.execute(f"CREATE SCHEMA {name(run.dag)}")
         for view, query in schema.views(self._segments).items():
             self._connection.execute(f"CREATE VIEW {name(run.dag)}.{name(view)} AS {query}")

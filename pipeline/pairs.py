@@ -26,6 +26,7 @@ class Piece:
 
     part: str
     path: str
+    bytes: int
     rows: int
     supersedes: tuple[str, ...]
 
@@ -80,7 +81,7 @@ def _gone(table: Table, pieces: Sequence[Piece]) -> str | None:
     values = ", ".join(f"({text(by)}, {text(path)})" for by, path in replaced)
     return (
         f"(SELECT later.uid, replaced.path FROM {scan(later)} AS later "
-        f"JOIN (VALUES {values}) AS replaced(by, path) ON later.filename = replaced.by)"
+        f"JOIN (VALUES {values}) AS replaced(later, path) ON later.filename = replaced.later)"
     )
 
 

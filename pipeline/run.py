@@ -41,6 +41,10 @@ class Result:
     """The nodes that did anything."""
 
 
+LEASES = "runs/active"
+"""The folder of the leases of runs that write, or that were killed and not resumed."""
+
+
 class RunFailed(SluiceError):
     """Some nodes could not be finished; the others were."""
 
@@ -240,10 +244,31 @@ class _Signals:
 
 @contextmanager
 def _lease(store: Store) -> Iterator[None]:
-    """Says that a run is writing, so that `gc` does not take its uncommitted files."""
-    path = f"runs/active/{uuid4().hex[:12]}.lease"
+    """Says that a run is writing, so that `gc` does not take its uncommitted files.
+
+    A run that ends well also takes back the leases of runs of this machine that were killed.
+    """
+    path = f"{LEASES}/{uuid4().hex[:12]}.lease"
     store.put(path, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
     try:
         yield
-    finally:
+    except BaseException:
         store.delete(path)
+        raise
+    store.delete(path)
+    for name in store.names(LEASES):
+        if _is_dead(json.loads(store.get(f"{LEASES}/{name}"))):
+            store.delete(f"{LEASES}/{name}")
+
+
+def _is_dead(lease: dict[str, Any]) -> bool:
+    """Whether the process that holds a lease is known to be gone."""
+    if lease["host"] != socket.gethostname():
+        return False
+    try:
+        os.kill(lease["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

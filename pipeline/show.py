@@ -17,6 +17,7 @@ from rich.text import Text
 from pipeline.dag import Dag
 from pipeline.errors import SluiceError, did_you_mean
 from pipeline.records import Generation
+from pipeline.run import LEASES
 from pipeline.stage import PIXELS
 from pipeline.store import Store
 from pipeline.upkeep import Damage, generations_of, newest_run
@@ -159,7 +160,7 @@ def status(console: Console, store: Store) -> None:
                 style="red",
                 highlight=False,
             )
-    if store.names("runs/active"):
+    if store.names(LEASES):
         console.print("a run is writing now, or was interrupted; the same `sluice run` resumes it", style="yellow")
 
 

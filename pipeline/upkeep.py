@@ -16,6 +16,7 @@ from pipeline.errors import SluiceError
 from pipeline.node import REPAIRS, NodeFailed, NodeWork, prepare
 from pipeline.records import File, Generation, Record, Run, digest, in_order
 from pipeline.stage import PoolStage, Task
+from pipeline.run import LEASES
 from pipeline.store import Store
 from pipeline.worker import Call, Fault, work
 
@@ -241,7 +242,7 @@ def find_garbage(store: Store, keep_runs: int) -> Garbage:
 
     Raises `SluiceError` while a run is writing, or was interrupted and not resumed.
     """
-    leases = store.names("runs/active")
+    leases = store.names(LEASES)
     if leases:
         raise SluiceError(
             f"{store.root} has {len(leases)} run(s) that write or were interrupted ({leases[0]}); "
@@ -281,5 +282,5 @@ def _everything(store: Store) -> Iterator[tuple[str, int]]:
 
 def clear_leases(store: Store) -> None:
     """Forget interrupted runs."""
-    for name in store.names("runs/active"):
-        store.delete(f"runs/active/{name}")
+    for name in store.names(LEASES):
+        store.delete(f"{LEASES}/{name}")

@@ -46,6 +46,10 @@ class Schema:
         self.pools: list[Pool] = pools(generations, self.tables)
         self.shards = _shards(store, generations)
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every Parquet file, by address."""
+        return {piece.path: piece.bytes for table in self.tables.values() for piece in table.pieces}
+
     def selections(self) -> list[str]:
         """The nodes whose captions say what was kept, and why the others were dropped."""
         said = {"kept", "dropped_by"}
@@ -125,7 +129,7 @@ def _tables(store: Store, generations: Mapping[str, Generation]) -> Tables:
             for file in record.files:
                 if file.path.endswith(".parquet"):
                     path = _address(store, store.place(record, file))
-                    piece = Piece(record.part, path, record.rows.get(file.kind, 0), record.supersedes)
+                    piece = Piece(record.part, path, file.bytes, record.rows.get(file.kind, 0), record.supersedes)
                     pieces.setdefault((node, file.kind), []).append(piece)
     found = {}
     for (node, kind), files in pieces.items():

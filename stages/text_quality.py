@@ -20,6 +20,7 @@ LETTER, UPPER, DIGIT, CONTROL, BIDI, IDEOGRAPH = (1 << bit for bit in range(6))
 IDEOGRAPHS = ((0x3005, 0x3007), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF),
               (0xF900, 0xFAFF), (0xFF66, 0xFF9F), (0x20000, 0x3FFFF))  # fmt: skip
 """Han, Hiragana and Katakana: scripts without spaces, in which every character counts as a word."""
+IDEOGRAPH_PATTERN = "[" + "".join(f"\\x{{{first:x}}}-\\x{{{last:x}}}" for first, last in IDEOGRAPHS) + "]"
 BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Embeddings, overrides, isolates (Boucher & Anderson 2023); the harmless marks of Hebrew and Arabic do not count."""
 WHITE_CONTROLS = "\t\n\r"
@@ -115,7 +116,6 @@ def measure(captions: pa.Array, phrases: pa.Array) -> dict[str, npt.NDArray[np.g
     """All measures of large_string captions without nulls; the phrases are `normalised`."""
     kinds, bounds = code_points(captions)
     characters = np.diff(bounds)
-
     present = np.bitwise_or.reduce(kinds)
 
     def count(kind: int) -> npt.NDArray[np.int64]:
@@ -125,8 +125,7 @@ def measure(captions: pa.Array, phrases: pa.Array) -> dict[str, npt.NDArray[np.g
         return np.where(characters > 0, np.add.reduceat(here, bounds[:-1], dtype=np.int64), 0)
 
     letters, lower = count(LETTER), pc.utf8_lower(captions)
-    ranges = "".join(f"\\x{{{first:x}}}-\\x{{{last:x}}}" for first, last in IDEOGRAPHS)
-    words, repeated = _words(_replaced(captions, count(IDEOGRAPH) > 0, f"[{ranges}]", r" \0 "))
+    words, repeated = _words(_replaced(captions, count(IDEOGRAPH) > 0, IDEOGRAPH_PATTERN, r" \0 "))
     return {
         "characters": characters,
         "words": words,

@@ -9,6 +9,7 @@ from typing import IO, Any, BinaryIO, cast
 import fsspec
 
 from pipeline.errors import SluiceError
+from stages.kit.endings import ending_of
 
 TEXTS = frozenset({"txt", "json", "cls"})
 """Endings of members that are no image."""
@@ -117,20 +118,9 @@ def _image(member: tarfile.TarInfo, content: IO[bytes] | None) -> Image:
     for block in _blocks(content):
         head = head or block[:16]
         sha.update(block)
-    return Image(member.offset_data, member.size, sha.hexdigest(), format_of(head) is not None)
+    return Image(member.offset_data, member.size, sha.hexdigest(), ending_of(head) is not None)
 
 
 def _blocks(content: Any) -> Iterator[bytes]:
     while block := content.read(BLOCK):
         yield block
-
-
-def format_of(head: bytes) -> str | None:
-    """The ending that fits an image's first 12 bytes; None where they are no JPEG, PNG, WebP or GIF."""
-    if head.startswith(b"\xff\xd8\xff"):
-        return "jpg"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "webp"
-    return "gif" if head[:6] in (b"GIF87a", b"GIF89a") else None

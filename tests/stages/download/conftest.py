@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline.stage import Device
-from stages.download import Download
+from stages.download import Download, retries
+from stages.download.addresses import Guard
 from stages.download.worker import Worker
 from tests.stages.download.hostile import HostileServer
 
@@ -36,3 +37,14 @@ def worker(server: HostileServer) -> Iterator[Worker]:
     running = opened(server)
     yield running
     running.close()
+
+
+@pytest.fixture
+def guard(server: HostileServer) -> Guard:
+    return Guard((f"127.0.0.1:{server.port}",))
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses between tries short enough for tests."""
+    monkeypatch.setattr(retries, "BACKOFF_S", 0.01)

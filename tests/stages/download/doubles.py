@@ -10,6 +10,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from stages.download.fetch import Limits
+
+LIMITS = Limits(timeout_s=10, max_bytes=1_000_000, tries=3, user_agent="sluice/0.1 (tests)")
 CAPTIONS = pa.schema([(name, pa.string()) for name in ("uid", "caption_id", "caption", "source")])
 
 

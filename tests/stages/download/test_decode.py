@@ -252,7 +252,7 @@ def test_the_name_of_a_format_is_in_the_message() -> None:
         ("import os; os.fork()", "PermissionError"),
         ("import os; os.kill(os.getppid(), 0)", "PermissionError"),
         ("bytearray(2 << 30)", "MemoryError"),
-        ("open('/tmp/sluice-test-decoder', 'wb').write(bytes(4 << 20))", "OSError"),
+        ("import tempfile; file = tempfile.TemporaryFile(); file.write(bytes(4 << 20)); file.flush()", "OSError"),
     ],
 )
 def test_a_confined_decoder_has_no_network_no_programs_and_no_memory_to_waste(attempt: str, error: str) -> None:

@@ -1,0 +1,193 @@
+"""The kept pairs of one part as samples: one per image, with its text, its JSON and the place of its bytes.
+
+Tables of one part are joined by key, so that a retried part meets the tables of the part that it retried, and captions
+that another node wrote meet those of the pool.
+"""
+
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.attempt import Attempt
+from pipeline.content import covered
+from pipeline.errors import SluiceError, did_you_mean
+from pipeline.records import Record
+from pipeline.stage import KEYS, OBSERVED
+from stages.kit.exchange import PLACE
+
+SAMPLES = pa.schema(
+    [
+        PLACE,
+        ("shard", pa.int64()),
+        ("position", pa.int64()),
+        ("uid", pa.string()),
+        ("caption_id", pa.string()),
+        ("txt", pa.string()),
+        ("json", pa.string()),
+        ("stored_sha256", pa.string()),
+        pa.field("tar", pa.string(), metadata=OBSERVED),
+        pa.field("offset", pa.int64(), metadata=OBSERVED),
+        pa.field("nbytes", pa.int64(), metadata=OBSERVED),
+    ]
+)
+"""A sample on its way to its shard. What is covered decides the bytes of the shard, and nothing else does."""
+
+WHERE = ("offset", "nbytes", "stored_sha256")
+PLUMBING = frozenset(
+    {*WHERE, "key", "status", "caption", "source", "kept", "dropped_by", "caption_cleaned", "caption_raw_sha256"}
+)
+"""Columns that no JSON repeats unless it is asked to: how the pool works, and what has a place of its own."""
+
+
+class Part:
+    """The images of one pool part that are live and have a kept pair, with the tables of every node in `from`."""
+
+    def __init__(self, attempt: Attempt, records: Mapping[str, Record], pool: str, replacing: Sequence[Record]) -> None:
+        self.pool = records[pool]
+        self._files: dict[tuple[str, str], pq.ParquetFile] = {}
+        for node, record in records.items():
+            for grain in ("image", "caption"):
+                file = record.file(grain)
+                if file is not None:
+                    data = attempt.store.read_file(record, file)
+                    self._files[node, grain] = pq.ParquetFile(io.BytesIO(data))
+        image = self._files[pool, "image"].read(["uid", "status", *WHERE])
+        if replacing:
+            gone = pa.concat_tables([attempt.read(record, "image", ["uid"]) for record in replacing]).column("uid")
+            image = image.filter(pc.invert(pc.is_in(image.column("uid"), value_set=gone.combine_chunks())))
+        pairs = self._kept()
+        self.image = image.filter(pc.is_in(image.column("uid"), value_set=pairs.column("uid").combine_chunks()))
+        self.pairs = pairs.filter(pc.is_in(pairs.column("uid"), value_set=self.image.column("uid").combine_chunks()))
+        missing = self.image.filter(pc.is_null(self.image.column("offset")))
+        if missing.num_rows:
+            raise SluiceError(
+                f"{missing.num_rows} images of part {self.pool.part} are kept but were not downloaded "
+                f"(uid {missing.column('uid')[0]}: {missing.column('status')[0]}); "
+                "begin the rules with `downloaded: status = 'success'`"
+            )
+
+    def _kept(self) -> pa.Table:
+        """uid and caption_id of the kept pairs, in their order."""
+        for _, file in self._of("caption"):
+            if "kept" in file.schema_arrow.names:
+                table = file.read(["uid", "caption_id", "kept"])
+                return table.filter(table.column("kept")).select(["uid", "caption_id"])
+        raise SluiceError("no node in `from` has the column 'kept'; add a selection, such as stages.select.Select")
+
+    def _of(self, grain: str) -> list[tuple[str, pq.ParquetFile]]:
+        return [(node, file) for (node, kind), file in self._files.items() if kind == grain]
+
+    def columns(self, grain: str, chosen: Sequence[str] | None) -> dict[str, list[Any]]:
+        """Name in the JSON -> values, row by row of the images or pairs: those that were chosen, else all plain ones.
+
+        Of two nodes' columns of one name, the later one is called `node.name`.
+        """
+        found: dict[str, list[Any]] = {}
+        for node, file in self._of(grain):
+            schema = file.schema_arrow
+            places = self._places(file, grain)
+            for name in covered(schema):
+                wanted = name not in PLUMBING and _is_plain(schema.field(name).type)
+                if chosen is not None:
+                    wanted = name in chosen or f"{node}.{name}" in chosen
+                if wanted and name not in KEYS["caption"].names:
+                    shown = name if name not in found else f"{node}.{name}"
+                    found[shown] = _values(file.read([name]).column(0).take(places))
+        return found
+
+    def texts(self) -> tuple[list[str | None], list[str | None]]:
+        """Text and source of every pair, from the first node that knows the pair."""
+        texts = sources = pa.nulls(self.pairs.num_rows, pa.string())
+        known = np.zeros(self.pairs.num_rows, dtype=bool)
+        for _, file in self._of("caption"):
+            if "caption" in file.schema_arrow.names:
+                table = file.read(["caption", "source"])
+                places = self._places(file, "caption")
+                texts = pc.coalesce(texts, table.column("caption").take(places).combine_chunks())
+                sources = pc.coalesce(sources, table.column("source").take(places).combine_chunks())
+                known |= np.asarray(places.is_valid())
+        if not known.all():
+            pair = self.pairs.slice(int(np.flatnonzero(~known)[0]), 1).to_pylist()[0]
+            raise SluiceError(f"no node in `from` has the text of the kept pair {pair}; add the node that wrote it")
+        return texts.to_pylist(), sources.to_pylist()
+
+    def ranking(self, name: str) -> np.ndarray:
+        """float64 (pairs,): the values of the caption column by which the best caption is found; -inf for none."""
+        known: list[str] = []
+        for node, file in self._of("caption"):
+            names = file.schema_arrow.names
+            known += names
+            short = name.removeprefix(f"{node}.")
+            if short in names:
+                values = file.read([short]).column(0).take(self._places(file, "caption")).cast(pa.float64())
+                filled = np.asarray(pc.fill_null(values, -math.inf), dtype=np.float64)
+                return np.where(np.isnan(filled), -math.inf, filled)
+        raise SluiceError(f"best_by: no caption has the column {name!r}{did_you_mean(name, known)}")
+
+    def _places(self, file: pq.ParquetFile, grain: str) -> pa.Array:
+        """The row in a table of every image or pair; null where it has none."""
+        wanted = self.image if grain == "image" else self.pairs
+        return pc.index_in(_key(wanted, grain), value_set=_key(file.read(KEYS[grain].names), grain))
+
+
+def _key(table: pa.Table, grain: str) -> pa.Array:
+    return pc.binary_join_element_wise(*(table.column(name).combine_chunks() for name in KEYS[grain].names), " ")
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_primitive(kind) or pa.types.is_string(kind))
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """Values as JSON has them: the shortest float that is the same, null for NaN and infinity, text for times."""
+    kind = column.type
+    if pa.types.is_float16(kind) or pa.types.is_float32(kind):
+        return [None if text is None else _finite(float(text)) for text in column.cast(pa.string()).to_pylist()]
+    if pa.types.is_temporal(kind):
+        column = column.cast(pa.string())
+    return [_finite(value) for value in column.to_pylist()]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def samples(part: Part, best_by: str | None, json_columns: Sequence[str] | None, tar: str) -> Iterator[dict[str, Any]]:
+    """One row per image, in the pool's order, with all of `SAMPLES` but its place."""
+    texts, sources = part.texts()
+    scores = part.ranking(best_by) if best_by else np.zeros(part.pairs.num_rows)
+    of_image, of_pair = part.columns("image", json_columns), part.columns("caption", json_columns)
+    pairs_of: dict[str, list[int]] = {}
+    for row, uid in enumerate(part.pairs.column("uid").to_pylist()):
+        if texts[row] is not None:
+            pairs_of.setdefault(uid, []).append(row)
+    ids = part.pairs.column("caption_id").to_pylist()
+    for row, image in enumerate(part.image.select(["uid", *WHERE]).to_pylist()):
+        rows = pairs_of.get(image["uid"], [])
+        best = max(rows, key=lambda pair: (scores[pair], -pair)) if rows else None
+        text = texts[best] if best is not None else None
+        captions = [
+            {"caption_id": ids[pair], "text": texts[pair], "source": sources[pair]}
+            | {name: values[pair] for name, values in of_pair.items()}
+            for pair in rows
+        ]
+        facts = {name: values[row] for name, values in of_image.items()}
+        document = {"uid": image["uid"], "caption": text, "captions": captions, **facts}
+        yield {
+            **image,
+            "caption_id": ids[best] if best is not None else None,
+            "txt": text,
+            "json": json.dumps(document, ensure_ascii=False),
+            "tar": tar,
+        }
