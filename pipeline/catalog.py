@@ -76,7 +76,7 @@ class Catalog:
                     raise
                 return self._connection.sql(query, params=list(params))
         except duckdb.Error as error:
-            raise SluiceError(" ".join(str(error).partition("\n\n")[0].splitlines())) from None
+            raise _refusal(error) from None
 
     def sql(self, query: str, params: Sequence[object] = ()) -> pa.Table:
         """The whole answer; an empty table for a statement that has none. Raises `SluiceError`."""
@@ -86,7 +86,7 @@ class Catalog:
         try:
             return relation.to_arrow_table()
         except duckdb.Error as error:
-            raise SluiceError(" ".join(str(error).partition("\n\n")[0].splitlines())) from None
+            raise _refusal(error) from None
 
     def funnel(self, node: str) -> pa.Table:
         """Per rule of a selection, in order: `position`, `rule`, `pairs_in`, `dropped`, `pairs_left`."""
@@ -158,7 +158,10 @@ class Catalog:
         self._sizes.update(schema.sizes())
         self._connection.execute(f"CREATE SCHEMA {name(run.dag)}")
         for view, query in schema.views(self._segments).items():
-            self._connection.execute(f"CREATE VIEW {name(run.dag)}.{name(view)} AS {query}")
+            try:
+                self._connection.execute(f"CREATE VIEW {name(run.dag)}.{name(view)} AS {query}")
+            except duckdb.IOException as error:
+                raise SluiceError(f"{_refusal(error)}; `sluice verify {self._store.root}` says what is lost") from None
         shards = f"{name(run.dag)}.shards"
         self._connection.execute(f"CREATE TABLE {shards} (node VARCHAR, path VARCHAR, samples BIGINT, bytes BIGINT)")
         rows = [(shard.node, shard.path, shard.samples, shard.bytes) for shard in schema.shards]
@@ -177,3 +180,8 @@ class Catalog:
         if columns:
             items = ", ".join(f"unnest(?::{kind})" for kind in types.split(", "))
             self._connection.execute(f"INSERT INTO {table} SELECT {items}", columns)
+
+
+def _refusal(error: duckdb.Error) -> SluiceError:
+    """What DuckDB says and suggests, on one line, without the query."""
+    return SluiceError(" ".join(str(error).partition("\n\n")[0].split()))

@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -228,7 +229,8 @@ class Crew:
     def _failed(self, node: Node, calls: Sequence[Call], faults: dict[str, Fault]) -> NodeFailed:
         for call in calls:
             if call.work_key in faults:
-                self._store.add_failure(call.node, call.work_key, call.task.part, call.phase, faults[call.work_key])
+                with suppress(OSError):  # the store may be what failed
+                    self._store.add_failure(call.node, call.work_key, call.task.part, call.phase, faults[call.work_key])
         first = next(iter(faults.values()))
         if _disk_full(first):
             return NodeFailed(

@@ -6,6 +6,7 @@ result = run(Dag.load("quickstart"), "runs/demo")
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import socket
 import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -84,28 +85,33 @@ def run(
     store = Store(root)
     with _reaching(root):
         plans = survey(dag, store, retry)
-    board = Board(console or Console(quiet=True), shown=console is not None)
-    if all(plan.generation is not None for plan in plans.values()):
-        generations = {name: plan.generation for name, plan in plans.items() if plan.generation is not None}
-        return Result(_remember(store, whole, generations), generations)
-    with _reaching(root):
+        board = Board(console or Console(quiet=True), shown=console is not None)
+        if all(plan.generation is not None for plan in plans.values()):
+            generations = {name: plan.generation for name, plan in plans.items() if plan.generation is not None}
+            return Result(_remember(store, whole, generations), generations)
         store.probe()
-    with _lease(store), board, _Signals() as signals:
-        runner = _Runner(dag, store, plans, set(retry), board, signals, address, executor)
-        try:
-            generations = runner.run()
-        finally:
-            runner.close()
-        return Result(_remember(store, whole, generations), generations, runner.worked)
+        with _lease(store), board, _Signals() as signals:
+            runner = _Runner(dag, store, plans, set(retry), board, signals, address, executor)
+            try:
+                generations = runner.run()
+            finally:
+                runner.close()
+            return Result(_remember(store, whole, generations), generations, runner.worked)
 
 
 @contextmanager
 def _reaching(root: str) -> Iterator[None]:
-    """A root that is not there, or not for us, is something that the user can mend."""
+    """A root that is not there, not for us, full or out of order is something that the user can mend."""
     try:
         yield
     except OSError as error:
-        raise SluiceError(f"{root} cannot be used: {error}; check its name, your rights and credentials") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "free space and run the same command, it resumes"
+        elif error.errno == errno.EIO:
+            remedy = "the store failed several times in a row; try the same command later, it resumes"
+        else:
+            remedy = "check its name, your rights and credentials"
+        raise SluiceError(f"{root} cannot be used: {error}; {remedy}") from error
 
 
 def _remember(store: Store, dag: Dag, generations: dict[str, Generation]) -> Run:
@@ -252,13 +258,13 @@ def _lease(store: Store) -> Iterator[None]:
     store.put(path, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
     try:
         yield
-    except BaseException:
-        store.delete(path)
-        raise
-    store.delete(path)
-    for name in store.names(LEASES):
-        if _is_dead(json.loads(store.get(f"{LEASES}/{name}"))):
-            store.delete(f"{LEASES}/{name}")
+    finally:
+        with suppress(OSError):  # a lease that stays keeps `gc` waiting, no more; it must not hide why a run failed
+            store.delete(path)
+    with suppress(OSError):
+        for name in store.names(LEASES):
+            if _is_dead(json.loads(store.get(f"{LEASES}/{name}"))):
+                store.delete(f"{LEASES}/{name}")
 
 
 def _is_dead(lease: dict[str, Any]) -> bool:

@@ -102,12 +102,10 @@ def result(console: Console, root: str, dag: Dag, done: Result) -> None:
             f"run {done.run.id} of {dag.name} is finished; worked on: {', '.join(done.worked)}", highlight=False
         )
     _funnels(console, done.generations)
+    pools = [name for name in done.generations if any(c.name == "status" for c in dag.columns(name))]
+    query = f" 'SELECT status, count(*) AS rows FROM {pools[0]} GROUP BY ALL ORDER BY rows DESC'" if pools else ""  # noqa: S608
     console.print("\nNext:")
-    for line in (
-        f"sluice sql {root} 'SELECT status, count(*) AS rows FROM pool GROUP BY ALL ORDER BY rows DESC'",  # noqa: S608 - shown, not run
-        f"sluice status {root}",
-        f"sluice errors {root}",
-    ):
+    for line in (f"sluice sql {root}{query}", f"sluice status {root}", f"sluice errors {root}"):
         console.print(f"  {line}", highlight=False, soft_wrap=True)
 
 

@@ -15,8 +15,8 @@ from pipeline.dag import Dag, Node
 from pipeline.errors import SluiceError
 from pipeline.node import REPAIRS, NodeFailed, NodeWork, prepare
 from pipeline.records import File, Generation, Record, Run, digest, in_order
-from pipeline.stage import PoolStage, Task
 from pipeline.run import LEASES
+from pipeline.stage import PoolStage, Task
 from pipeline.store import Store
 from pipeline.worker import Call, Fault, work
 

@@ -1,6 +1,6 @@
 """The views of one DAG's run, as SQL: a view per table of a node, and those over all nodes.
 
-Opens one file of every table for its columns, whatever the number of parts.
+Opens one file of every table for its columns, whatever the number of parts. (DuckDB opens another for every segment.)
 """
 
 # ruff: noqa: S608 - paths and names are quoted; nothing else is put into the SQL

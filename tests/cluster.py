@@ -37,9 +37,9 @@ class Machines:
     environment: Mapping[str, str]
     """For drivers: the cluster's token and mark, and this repository to import from."""
 
-    def workers(self, raylet: int) -> list[int]:
-        """The worker processes of a raylet."""
-        return [pid for pid in _children(raylet) if "ray::" in _command(pid)]
+    def processes(self, raylet: int) -> list[int]:
+        """All that dies with the machine: the raylet, its agents and its workers."""
+        return [raylet, *_children(raylet)]
 
 
 @contextmanager
@@ -79,15 +79,15 @@ def marked(environment: Mapping[str, str]) -> dict[str, str]:
     return {**environment, MARK: uuid4().hex, "PYTHONPATH": str(REPOSITORY)}
 
 
-def processes_with(mark: str) -> list[int]:
-    """The processes, daemons included, whose environment carries the mark."""
+def processes_with(mark: str) -> dict[int, str]:
+    """The processes, daemons included, whose environment carries the mark, and their command lines."""
     needle = f"{MARK}={mark}".encode()
-    found = []
+    found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with suppress(OSError):
                 if needle in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
+                    found[int(entry.name)] = _command(int(entry.name))
     return found
 
 
@@ -102,7 +102,7 @@ def marks_killed(mark: str) -> Iterator[None]:
             for pid in left:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            assert time.monotonic() < deadline, f"{[_command(pid) for pid in left]} cannot be killed"
+            assert time.monotonic() < deadline, f"{left} cannot be killed"
             time.sleep(0.05)
 
 

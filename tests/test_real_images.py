@@ -44,7 +44,7 @@ def curated(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder / "root"
 
 
-def count(curated: Path, query: str) -> dict[str, int]:
+def count(curated: Path, query: str) -> dict[str | None, int]:
     table = Catalog(str(curated)).sql(query)
     return dict(zip(table.column(0).to_pylist(), table.column(1).to_pylist(), strict=True))
 

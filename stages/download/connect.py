@@ -6,7 +6,6 @@ SNI stay the name's), and the peer's address is checked again before the request
 
 import functools
 import socket
-from collections.abc import Callable
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -43,8 +42,8 @@ class Protocol(ResponseHandler):
     """aiohttp's reader of answers, with two holes closed, so that an answer's end does not depend on how packets fall.
 
     Bytes past the Content-Length: a parser that meets them in the same read as the headers forgets the whole answer;
-    one that meets them later has the body already. So it is given the headers alone first. And chunks that are none: the
-    parser gives up without telling whoever waits for the body.
+    one that meets them later has the body already. So it is given the headers alone first. And chunks that are none:
+    the parser gives up without telling whoever waits for the body.
     """
 
     def data_received(self, data: bytes) -> None:
@@ -68,7 +67,7 @@ class CheckedConnector(aiohttp.TCPConnector):
         super().__init__(resolver=CheckedResolver(guard, resolver), force_close=True, limit=0)
         self._guard = guard
         # Private, and the only way in (aiohttp 3.14); tests notice when it no longer is.
-        self._factory: Callable[[], ResponseHandler] = functools.partial(Protocol, loop=self._loop)
+        self._factory = functools.partial(Protocol, loop=self._loop)  # type: ignore[assignment]
 
     async def connect(self, req: ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout) -> Connection:
         connection = await super().connect(req, traces, timeout)

@@ -1,8 +1,6 @@
 """Tables of any supported format as batches of rows, streamed, and a check that the file is still what was promised.
 
-Parquet keeps its types, but for those that are only other ways to store a value (dictionaries, views, large offsets,
-extension types) and decimals, which become text. CSV, TSV and JSON Lines give text; what is nested in JSON stays JSON.
-TSV has no quotes (as CC3M and IANA have it): a quotation mark that opens a caption must not swallow the next rows.
+CSV, TSV and JSON Lines give text; what is nested in JSON stays JSON. TSV has no quotes (as CC3M and IANA have it): a quotation mark that opens a caption must not swallow the next rows.
 """
 
 import csv
@@ -25,6 +23,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import SluiceError
 from pipeline.identity import fingerprint
+from stages.ingest import parquet
 
 T = TypeVar("T")
 
@@ -73,7 +72,7 @@ def schema_of(path: str, names: Sequence[str] | None) -> pa.Schema:
     with _readable(path, kind), _open(path) as raw:
         if kind == "Parquet":
             with _unpacked(raw, packed) as source:
-                return _plain_schema(pq.read_schema(source), path)
+                return parquet.plain_schema(pq.read_schema(source), path)
         with _stream(raw, packed) as stream:
             if kind == "JSON Lines":
                 return pa.schema([(name, pa.string()) for name in [*_head_keys(stream), MORE]])
@@ -99,7 +98,10 @@ def read(
                 found = sha256(data).hexdigest()
                 raw = cast(BinaryIO, io.BytesIO(data))
             with _unpacked(raw, packed) as source:
-                yield from _parquet(source, path, limit)
+                start = 0
+                for table in parquet.tables(source, path, limit, BATCH_ROWS, BATCH_CHARS):
+                    yield Rows(table, np.arange(start, start + table.num_rows))
+                    start += table.num_rows
         else:
             hashing = _Hashing(raw)
             with _stream(cast(BinaryIO, hashing), packed) as stream:
@@ -184,81 +186,6 @@ def _unpacked(raw: BinaryIO, packed: bool) -> Iterator[BinaryIO]:
             spool.write(block)
         spool.seek(0)
         yield cast(BinaryIO, spool)
-
-
-# -- Parquet -----------------------------------------------------------------------------------------------------------
-
-
-def plain(kind: pa.DataType) -> pa.DataType | None:
-    """The type that a Parquet column is carried as, None where there is no way."""
-    types = pa.types
-    if isinstance(kind, pa.BaseExtensionType):
-        return plain(kind.storage_type)
-    if types.is_dictionary(kind):
-        return plain(kind.value_type)
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_decimal(kind):
-        return pa.string()
-    if (
-        types.is_binary(kind)
-        or types.is_large_binary(kind)
-        or types.is_binary_view(kind)
-        or types.is_fixed_size_binary(kind)
-    ):
-        return pa.binary()
-    if types.is_map(kind):
-        key, value = plain(kind.key_type), plain(kind.item_type)
-        return pa.list_(pa.struct([("key", key), ("value", value)])) if key and value else None
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_list_view(kind) or types.is_large_list_view(kind):
-        value = plain(kind.value_type)
-        return pa.list_(value) if value else None
-    if types.is_fixed_size_list(kind):
-        value = plain(kind.value_type)
-        return pa.list_(value, kind.list_size) if value else None
-    if types.is_struct(kind):
-        inner = [(member.name, plain(member.type)) for member in kind]
-        return pa.struct(inner) if all(value for _, value in inner) else None
-    return kind if types.is_primitive(kind) or types.is_null(kind) else None
-
-
-def _plain_schema(schema: pa.Schema, path: str) -> pa.Schema:
-    repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
-    if repeated:
-        raise SluiceError(f"{path} has two columns {repeated[0]!r}; rename one of them")
-    fields = [(column.name, plain(column.type)) for column in schema]
-    for name, kind in fields:
-        if kind is None:
-            raise SluiceError(
-                f"{path}: column {name!r} is {schema.field(name).type}, which cannot be carried; leave it out"
-            )
-    return pa.schema(fields)
-
-
-def _parquet(source: BinaryIO, path: str, limit: int | None) -> Iterator[Rows]:
-    file = pq.ParquetFile(source, pre_buffer=False, page_checksum_verification=True)
-    schema = _plain_schema(file.schema_arrow, path)
-    start = 0
-    for batch in file.iter_batches(batch_size=min(_batch_rows(file), limit or BATCH_ROWS), use_threads=False):
-        table = pa.Table.from_batches([batch])
-        if limit is not None:
-            table = table.slice(0, limit - start)
-        columns = [_as_plain(table.column(place), kind.type) for place, kind in enumerate(schema)]
-        yield Rows(pa.table(columns, schema=schema), np.arange(start, start + table.num_rows))
-        start += table.num_rows
-        if start == limit:
-            return
-
-
-def _batch_rows(file: pq.ParquetFile) -> int:
-    """So many rows that a batch stays below `BATCH_CHARS` bytes, going by the widest row group."""
-    groups = (file.metadata.row_group(place) for place in range(file.num_row_groups))
-    widest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=0.0)
-    return max(1, min(BATCH_ROWS, int(BATCH_CHARS / max(1.0, widest))))
-
-
-def _as_plain(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    if isinstance(column.type, pa.BaseExtensionType):
-        column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
-    return column if column.type == kind else column.cast(kind)
 
 
 # -- CSV and TSV -------------------------------------------------------------------------------------------------------

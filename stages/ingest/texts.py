@@ -19,7 +19,9 @@ MAX_URL_CHARS = 16_384
 """Longer than any server takes; keeps a `data:`-sized mistake out of the tables."""
 
 # What nearly every URL looks like; the others are parsed one by one. A port of five digits may exceed 65535.
-PLAIN_URL = r"(?i)^https?://[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,4})?(?:[/?#][^\x00-\x1f\x7f\x{80}-\x{9f}]*)?$"
+PLAIN_URL = (
+    r"(?i)^https?://[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[1-9][0-9]{0,3})?(?:[/?#][^\x00-\x1f\x7f\x{80}-\x{9f}]*)?$"
+)
 URL_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 

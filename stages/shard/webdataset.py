@@ -88,7 +88,7 @@ class WebDataset(Job):
             named = names & {*(self.json_columns or ())}
             if named and not column.covered:
                 raise SluiceError(
-                    f"json_columns: {min(named)!r} may differ from run to run; the shards would, leave it out"
+                    f"json_columns: {min(named)!r} may differ from run to run, and so would the shards; leave it out"
                 )
             if named and pa.types.is_binary(column.type):
                 raise SluiceError(f"json_columns: {min(named)!r} is binary, which JSON cannot hold; leave it out")

@@ -267,8 +267,9 @@ def test_tables_whose_rows_were_counted_zip_and_only_images_with_several_caption
     assert "Hash Join" in plan(captions("a", "b", "b"))
 
 
-def test_opening_reads_one_file_of_every_table(store: Store) -> None:
+def test_opening_reads_one_file_of_every_table(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files of later parts may even be gone; DuckDB looks whether the first two exist."""
+    monkeypatch.setattr("pipeline.catalog.MAX_SEGMENTS", 1)
     parts = {
         f"000-{part}": {"image": images({f"{part}": "success"}), "caption": captions(f"{part}")} for part in range(9)
     }
@@ -280,6 +281,9 @@ def test_opening_reads_one_file_of_every_table(store: Store) -> None:
         assert catalog.sql("DESCRIBE samples").num_rows > 5
         with pytest.raises(SluiceError, match="No files found"):
             catalog.sql("FROM pool")
+    next(Path(store.path).glob("pool/data/000-1*caption*")).unlink()
+    with pytest.raises(SluiceError, match=r"`sluice verify .*` says what is lost"):
+        Catalog(store.root)
 
 
 # -- over all nodes ----------------------------------------------------------------------------------------------------

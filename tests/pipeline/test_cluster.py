@@ -105,6 +105,18 @@ def until(true: Callable[[], object], what: str, driver: subprocess.Popen[str]) 
         time.sleep(0.05)
 
 
+def lose(machines: Machines, raylet: int) -> list[int]:
+    """Kill everything on a machine at once; it is dead on return."""
+    victims = machines.processes(raylet)
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while any(alive(pid) for pid in victims):
+        assert time.monotonic() < deadline, "the machine would not die"
+        time.sleep(0.01)
+    return victims
+
+
 def alive(pid: int) -> bool:
     """A zombie is not."""
     try:
@@ -119,7 +131,7 @@ def test_three_machines_give_the_hashes_of_one_and_all_of_them_work(
     case = Case(tmp_path, 0.2)
     with running(command("run", str(case.dag), root, "--address", machines.address), machines.environment) as driver:
         until(lambda: len(set(case.worked())) == 3, "all three machines worked", driver)
-        owners = {pid: place for place, raylet in enumerate(machines.raylets) for pid in machines.workers(raylet)}
+        owners = {pid: place for place, raylet in enumerate(machines.raylets) for pid in machines.processes(raylet)}
         assert {owners[pid] for pid in case.worked()} == {0, 1, 2}
         finish(driver)
     assert case.hashes_in(root) == case.hashes
@@ -173,12 +185,12 @@ def test_a_local_run_listens_on_loopback_only_and_joins_no_other_cluster(tmp_pat
     with marks_killed(environment[MARK]):
         with running(command("run", str(case.dag), str(tmp_path / "root")), environment) as driver:
             until(lambda: len(case.worked()) > 2, "the workers worked", driver)
-            listening = listeners(processes_with(environment[MARK]))
+            listening = listeners([*processes_with(environment[MARK])])
             finish(driver)
         until_gone = time.monotonic() + 20
         while processes_with(environment[MARK]) and time.monotonic() < until_gone:
             time.sleep(0.1)
-        assert processes_with(environment[MARK]) == [], "a process outlived the run"
+        assert processes_with(environment[MARK]) == {}, "a process outlived the run"
     assert len(listening) >= 4, "Ray's own processes listen"
     assert {address for address in listening if not address.startswith(("127.", "::1", "::ffff:127."))} == set()
     assert case.hashes_in(str(tmp_path / "root")) == case.hashes
@@ -188,14 +200,13 @@ def test_a_run_outlives_a_machine(machines: Machines, root: str, tmp_path: Path)
     case = Case(tmp_path, 0.3)
     lost = machines.raylets[-1]
     with running(command("run", str(case.dag), root, "--address", machines.address), machines.environment) as driver:
-        until(lambda: set(case.worked()) & set(machines.workers(lost)), "the machine worked", driver)
-        victims = machines.workers(lost)
-        os.kill(lost, signal.SIGKILL)
-        until(lambda: not any(alive(pid) for pid in [lost, *victims]), "the machine and its workers are gone", driver)
-        before = len(case.worked())
-        assert before < 24, "the machine was lost too late to matter"
+        until(lambda: set(case.worked()) & set(machines.processes(lost)), "the machine worked", driver)
+        victims = lose(machines, lost)
+        before = case.worked()
+        assert len(before) < 24, "the machine was lost too late to matter"
         finish(driver)
-    assert not set(case.worked()[before:]) & set(victims)
+    assert set(before) & set(victims)
+    assert not set(case.worked()[len(before) :]) & set(victims)
     assert case.hashes_in(root) == case.hashes
 
 
@@ -209,7 +220,7 @@ def test_a_run_outlives_all_machines_but_one_and_resumes_on_a_new_cluster(s3: S3
             for place in (2, 1, 0):
                 count = len(case.worked())
                 until(lambda count=count: len(case.worked()) > count + 1, "work goes on", driver)  # type: ignore[misc]
-                os.kill(first.raylets[place], signal.SIGKILL)
+                lose(first, first.raylets[place])
             said, _ = driver.communicate(timeout=PATIENCE_S)
             assert driver.returncode != 0, said
     done = len(Store(root).committed("slow"))

@@ -4,10 +4,12 @@ import csv
 import gzip
 import json
 from collections import Counter
+from decimal import Decimal
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -161,6 +163,36 @@ def test_columns_keep_their_types_and_give_way_to_names_that_mean_something(inge
     assert image.schema.field("source_WIDTH").type == pa.int32()
     assert image.schema.field("kind").type == pa.string()
     assert image.column("tags").to_pylist() == [["a", "b"]]
+
+
+def test_types_that_only_store_a_value_otherwise_become_plain(ingest: Ingest, tmp_path: Path) -> None:
+    columns = {
+        "url": pa.array([CAT], pa.large_string()),
+        "caption": pa.array(["x"], pa.string_view()),
+        "price": pa.array([Decimal("1.50")], pa.decimal128(5, 2)),
+        "digest": pa.array([b"0123"], pa.binary(4)),
+        "id": pa.ExtensionArray.from_storage(pa.uuid(), pa.array([bytes(16)], pa.binary(16))),
+        "labels": pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int8())),
+        "box": pa.array(
+            [{"x": 1.5, "names": ["n"]}], pa.struct([("x", pa.float64()), ("names", pa.list_(pa.large_string()))])
+        ),
+        "when": pa.array([0], pa.timestamp("ms", "UTC")),
+        "vector": pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2)),
+        "nothing": pa.nulls(1),
+    }
+    (row,) = ingest.rows(ingest(parquet(tmp_path / "t.parquet", **columns)), "image")
+    assert (row["price"], row["digest"], row["id"], row["labels"]) == (
+        "1.50",
+        b"0123",
+        bytes(16),
+        [{"key": "a", "value": 1}],
+    )
+    assert (row["box"], row["when"].year, row["vector"], row["nothing"]) == (
+        {"x": 1.5, "names": ["n"]},
+        1970,
+        [1.0, 2.0],
+        None,
+    )
 
 
 def test_an_id_of_the_input_is_carried_as_source_uid(ingest: Ingest, tmp_path: Path) -> None:
@@ -379,3 +411,15 @@ def test_the_output_is_what_it_was(ingest: Ingest, tmp_path: Path) -> None:
     path = parquet(tmp_path / "t.parquet", url=[CAT, DOG, CAT, "x"], caption=["a", "b\0", "c", "d"], n=[1, 2, 3, 4])
     generation = ingest(path)
     assert generation.content_hash == "514db2dd34313ef2e707a7acd8e56c16"
+
+
+def test_files_on_another_store_are_read_alike(ingest: Ingest) -> None:
+    fs = fsspec.filesystem("memory")
+    with fs.open("/tables/t.csv", "wb") as handle:
+        handle.write(f"url,caption\n{CAT},a cat\n".encode())
+    try:
+        generation = ingest("memory://tables/*.csv")
+        assert ingest.pairs(generation) == {(CAT, "a cat")}
+        assert ingest.rows(generation, "image")[0]["source_file"] == "memory:///tables/t.csv"
+    finally:
+        fs.rm("/tables", recursive=True)
