@@ -9,7 +9,7 @@ For the owner of the store only: the SQL may read and write whatever the process
   `<node>_edges` … Rows that a later part replaced are left out.
 - `samples`: every pair with every column that any table of the run has for it; `node_column` where two nodes share a
   name. `drops`: what each rule of each selection saw and dropped. `errors`: quarantined rows.
-- `shards`: the output shards; `shard_samples`: what is in them. `runs`: the generations of every run.
+- `shards`: the output shards by `path`; `shard_samples`: what is in them. `runs`: the generations of every run.
 
 A DAG has a schema of its own; the one of the chosen run is on the search path.
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -33,6 +34,7 @@ from pipeline.worker import Call, Fault, work
 TRIES = 3
 """How often a part is tried before it is bisected, or given up."""
 IN_FLIGHT = 2
+LOOK_EVERY_S = 5.0
 MAX_POISON = 100
 """Rows of one part that may be quarantined; with more of them the stage is at fault, not the rows."""
 
@@ -110,6 +112,7 @@ class Crew:
         self._work = threading.Event()
         self._stopping = threading.Event()
         self._failure: BaseException | None = None
+        self._looked = 0.0
         start_ray(address)
         self._elastic = address is not None
         self._thread = threading.Thread(target=self._dispatch, name="sluice-dispatch", daemon=True)
@@ -287,6 +290,7 @@ class Crew:
                     self._work.wait(timeout=0.5)
                     self._work.clear()
                     continue
+                self._check_home()
                 done, _ = ray.wait(references, num_returns=1, timeout=0.1)
                 more, _ = ray.wait(references, num_returns=len(references), timeout=0) if done else ([], [])
                 for reference in {*done, *more}:
@@ -296,6 +300,15 @@ class Crew:
             self._abandon(error if isinstance(error, SluiceError) else SluiceError(f"{type(error).__name__}: {error}"))
         else:
             self._abandon(Stopped("stopped"))
+
+    def _check_home(self) -> None:
+        """Raise where Ray's process on this machine is gone and no worker is left: Ray would wait for ever."""
+        if time.monotonic() < self._looked + LOOK_EVERY_S or not all(hand.starting for hand in self._hands):
+            return
+        self._looked = time.monotonic()
+        home = ray.get_runtime_context().get_node_id()
+        if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == home):
+            raise SluiceError("Ray's process on this machine died; the same command resumes where it was")
 
     def _hire(self) -> None:
         """Start actors for the lanes that wait; let idle ones of another size go."""
@@ -413,12 +426,29 @@ def start_ray(address: str | None) -> None:
         options |= {"address": address}
     try:
         _knock(address)
-        ray.init(**options)
+        _in_a_lasting_thread(lambda: ray.init(**options))
     except (OSError, ValueError) as error:
         raise SluiceError(
             f"no Ray cluster answers at {address!r}: {error}; "
             "start one, give this shell its RAY_AUTH_TOKEN, or leave --address out"
         ) from None
+
+
+def _in_a_lasting_thread(start: Callable[[], object]) -> None:
+    """Ray's processes ask the kernel to kill them when the thread that started them ends (PR_SET_PDEATHSIG)."""
+    started: Future[None] = Future()
+
+    def keep() -> None:
+        try:
+            start()
+        except BaseException as error:
+            started.set_exception(error)
+        else:
+            started.set_result(None)
+            threading.Event().wait()
+
+    threading.Thread(target=keep, name="sluice-ray", daemon=True).start()
+    started.result()
 
 
 def _knock(address: str | None) -> None:

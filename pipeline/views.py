@@ -67,7 +67,7 @@ class Schema:
             "samples": " UNION ALL BY NAME ".join(samples) or _nothing("uid VARCHAR, caption_id VARCHAR"),
             "drops": " UNION ALL ".join(self._drops(node) for node in self.selections()) or _nothing(NO_DROPS),
             "errors": self._of_all_nodes("errors", "part", parts) or _nothing(f"{NO_ERRORS}, attempts INTEGER"),
-            "shard_samples": self._of_all_nodes("samples", "shard", shards) or _nothing("node VARCHAR, shard VARCHAR"),
+            "shard_samples": self._of_all_nodes("samples", "path", shards) or _nothing("node VARCHAR, path VARCHAR"),
         }
 
     def _node_views(self) -> dict[str, str]:

@@ -27,6 +27,8 @@ from pipeline.store import Store
 VERDICTS = pa.schema([*KEYS["caption"], ("kept", pa.bool_()), ("dropped_by", pa.string())])
 DIGEST_BYTES = 16
 GRAINS = ("image", "caption")
+LOCAL, TOGETHER = "-local", "-together"
+"""The records of earlier phases among the inputs of a task, where nodes have names."""
 
 
 class Select(TableStage):
@@ -64,7 +66,7 @@ class Select(TableStage):
             return work.map("parts", tasks, self._judge_part)
         local = work.map("local", tasks, self._judge_locally, final=False)
         rows = sum(record.rows["survivors"] for record in local)
-        everything = Task("all", inputs={"local": tuple(local)}, rows=rows)
+        everything = Task("all", inputs={LOCAL: tuple(local)}, rows=rows)
         together = work.map("global", [everything], self._judge_together, final=False)
         return work.map("final", _final_tasks(tasks, local, together), self._finish)
 
@@ -87,7 +89,7 @@ class Select(TableStage):
     def _judge_together(self, task: Task, attempt: Attempt) -> None:
         """The other rules, over the survivors of all parts; one block of verdicts per part, in their order."""
         _, rest = Rules(self.rules).split()
-        records = task.inputs["local"]
+        records = task.inputs[LOCAL]
         replacing: dict[str, list[Record]] = {}
         for record in records:
             for part in record.supersedes:
@@ -115,8 +117,8 @@ class Select(TableStage):
     def _finish(self, task: Task, attempt: Attempt) -> None:
         """Lay the verdicts on the survivors beside those of the first phase."""
         _, rest = Rules(self.rules).split()
-        local, *replacing = task.inputs["local"]
-        (together,) = task.inputs["global"]
+        local, *replacing = task.inputs[LOCAL]
+        (together,) = task.inputs[TOGETHER]
         judged = attempt.read(local, "local")
         codes = _block(attempt.store, together, task.hints["offset"], local.rows["survivors"])
         dropped_by = judged.column("dropped_by").combine_chunks()
@@ -235,7 +237,7 @@ def _final_tasks(tasks: Sequence[Task], local: Sequence[Record], together: Seque
     offset = 0
     for task, record in zip(tasks, local, strict=True):
         mine = (record, *replacing.get(task.part, ()))
-        inputs = {**task.inputs, "local": mine, "global": tuple(together)}
+        inputs = {**task.inputs, LOCAL: mine, TOGETHER: tuple(together)}
         yield Task(task.part, inputs=inputs, supersedes=task.supersedes, rows=task.rows, hints={"offset": offset})
         offset += DIGEST_BYTES + 2 * record.rows["survivors"]
 
@@ -265,5 +267,6 @@ def _block(store: Store, record: Record, offset: int, rows: int) -> np.ndarray:
     place = store.place(record, file)
     data = store.get_range(place, offset, offset + DIGEST_BYTES + 2 * rows)
     if _digest(data[DIGEST_BYTES:]) != data[:DIGEST_BYTES]:
-        raise SluiceError(f"{store.url(place)} is corrupt; `sluice verify {store.root} --repair`")
+        commit = store.url(f"{record.node}/commits/{record.work_key}.json")
+        raise SluiceError(f"{store.url(place)} is corrupt; delete {commit} and run again, which judges anew")
     return np.frombuffer(data, np.int16, offset=DIGEST_BYTES)

@@ -1,6 +1,7 @@
 """Tables of any supported format as batches of rows, streamed, and a check that the file is still what was promised.
 
-CSV, TSV and JSON Lines give text; what is nested in JSON stays JSON. TSV has no quotes (as CC3M and IANA have it): a quotation mark that opens a caption must not swallow the next rows.
+CSV, TSV and JSON Lines give text; what is nested in JSON stays JSON. TSV has no quotes (as CC3M and IANA have it): a
+quotation mark that opens a caption must not swallow the next rows.
 """
 
 import csv

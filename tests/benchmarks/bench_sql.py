@@ -28,7 +28,7 @@ QUESTIONS = {
     "captions only": "SELECT dropped_by, avg(clip_score) FROM samples GROUP BY ALL",
     "one table": "SELECT status, count(*) FROM pool GROUP BY ALL",
     "drops": "FROM drops",
-    "one uid": "SELECT * FROM samples WHERE uid = (SELECT uid FROM pool LIMIT 1)",
+    "one uid of a node": "SELECT * FROM pool WHERE uid = (SELECT max(uid) FROM pool)",
     "best ten": "SELECT uid, url, clip_score FROM samples WHERE kept ORDER BY clip_score DESC LIMIT 10",
 }
 ASK = """

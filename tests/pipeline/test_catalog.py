@@ -314,14 +314,14 @@ def test_shards_and_what_is_in_them(store: Store) -> None:
     for place, uids in enumerate((["a", "b"], ["c"])):
         with Attempt(store, "shards", "parts", Task(f"shard-{place}"), f"{place}") as attempt:
             attempt.write_bytes("shard", "tar", b"x" * 10 * len(uids))
-            attempt.write("samples", pa.table({"uid": uids}))
+            attempt.write("samples", pa.table({"uid": uids, "shard": [f"{place:08}.tar"] * len(uids)}))
             records.append(attempt.commit())
     seal_node(store, "shards", records)
     write_run(store, ["shards"])
     with Catalog(store.root) as catalog:
         assert rows(catalog, "SELECT node, samples, bytes FROM shards") == [("shards", 2, 20), ("shards", 1, 10)]
         assert all(Path(path).is_file() for (path,) in rows(catalog, "SELECT path FROM shards"))
-        found = rows(catalog, "SELECT s.uid, t.bytes FROM shard_samples s JOIN shards t ON s.shard = t.path ORDER BY 1")
+        found = rows(catalog, "SELECT uid, bytes FROM shard_samples JOIN shards USING (node, path) ORDER BY 1")
         assert found == [("a", 20), ("b", 20), ("c", 10)]
 
 

@@ -156,7 +156,7 @@ ROW = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(rows=st.lists(ROW, max_size=12), rules=st.lists(conditions(), min_size=1, max_size=4))
 def test_rules_over_one_row_mean_what_python_says(rows: list[dict[str, Any]], rules: list[tuple[str, Meaning]]) -> None:
     named = [{f"r{place}": sql} for place, (sql, _) in enumerate(rules)]
@@ -168,7 +168,7 @@ def test_rules_over_one_row_mean_what_python_says(rows: list[dict[str, Any]], ru
     assert judged(named, pairs) == expected
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(rows=st.lists(ROW, max_size=12), rule=conditions(), cut=st.integers(0, 12))
 def test_rows_judged_in_pieces_are_judged_together(
     rows: list[dict[str, Any]], rule: tuple[str, Meaning], cut: int
@@ -369,17 +369,17 @@ def many(parts: int, rows: int) -> Iterator[pa.Table]:
 
 
 def test_more_rows_than_memory_holds_are_spilled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """800,000 survivors take about 90 MB; without a folder to spill to, 64 MB are proven to be too little."""
+    """400,000 survivors take about 45 MB; without a folder to spill to, 40 MB are proven to be too little."""
     best = {"best": "uid = first_value(uid) OVER (PARTITION BY pool.width ORDER BY score DESC)"}
     bound = Rules([best]).check(COLUMNS)
-    kept = sum(int((codes == judge.KEPT).sum()) for codes in bound.judge_all(many(80, 10_000), memory="64MB"))
-    groups = {int(group) for piece in many(80, 10_000) for group in np.unique(piece["pool.width"])}
+    kept = sum(int((codes == judge.KEPT).sum()) for codes in bound.judge_all(many(40, 10_000), memory="40MB"))
+    groups = {int(group) for piece in many(40, 10_000) for group in np.unique(piece["pool.width"])}
     assert kept == len(groups)
 
     unspilled = judge.locked
     monkeypatch.setattr(judge, "locked", lambda memory, threads, folder: unspilled(memory, threads, ""))
     with pytest.raises(SluiceError, match="could not allocate"):
-        list(bound.judge_all(many(80, 10_000), memory="64MB"))
+        list(bound.judge_all(many(40, 10_000), memory="40MB"))
 
 
 @pytest.mark.parametrize(("sql", "threads"), [("score > avg(score) OVER ()", 1), ("score = max(score) OVER ()", None)])

@@ -83,6 +83,7 @@ def run(store: Store, rules: Any, *inputs: Generation) -> tuple[dict[str, dict[s
 
 
 LOCAL = [{"downloaded": "status = 'success'"}, {"large": "width >= 200"}, {"aligned": "score >= 0.15"}]
+GOLDEN = ["5e552632bc4477a9fc1065cd1330c3c1", "d6d4614b229f2434799a575ceec10b64", "968adabfb2d94f0db9e32dbbe19548fa"]
 BEST_HALF = [{"downloaded": "status = 'success'"}, {"best": "score >= median(score) OVER ()"}]
 
 
@@ -105,6 +106,12 @@ def test_swapping_two_rules_changes_who_is_blamed(store: Store) -> None:
     assert verdicts["000-0"]["c3"] == "large"
     assert Select(rules=LOCAL) != Select(rules=[LOCAL[1], LOCAL[0], LOCAL[2]])
     assert Select(rules=LOCAL).model_dump_json() != Select(rules=[LOCAL[1], LOCAL[0], LOCAL[2]]).model_dump_json()
+
+
+def test_the_golden_verdicts_hold_or_the_revision_is_raised(store: Store) -> None:
+    pool = write_pool(store, retried=True)
+    _, _, records = run(store, [*LOCAL, BEST_HALF[1]], *pool.values())
+    assert [record.content_hash for record in records] == GOLDEN
 
 
 def test_rules_are_the_same_as_a_list_and_as_a_mapping() -> None:
@@ -260,8 +267,12 @@ def test_a_corrupt_verdict_is_found_when_it_is_read(store: Store) -> None:
     for commit in Path(store.path).glob("kept/commits/*.json"):
         if '"phase": "final"' in commit.read_text():
             commit.unlink()
-    with pytest.raises(SluiceError, match="is corrupt"):
+    with pytest.raises(SluiceError, match=r"is corrupt; delete .* and run again") as caught:
         stage.assemble(work)
+    Path(str(caught.value).partition("delete ")[2].partition(" and run")[0]).unlink()
+    work.done.clear()
+    assert len(stage.assemble(work)) == 2
+    assert ("global", "all") in work.done
 
 
 def test_parts_that_do_not_match_are_refused(store: Store) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -66,6 +67,11 @@ class Ingest:
         """(url, caption) of everything that counts."""
         urls = {row["uid"]: row["url"] for row in self.rows(generation, "image")}
         return {(urls[row["uid"]], row["caption"]) for row in self.rows(generation, "caption")}
+
+
+def parquet(path: Path, **columns: Any) -> Path:
+    pq.write_table(pa.table(columns), path)
+    return path
 
 
 @pytest.fixture
