@@ -15,7 +15,7 @@ from pipeline.errors import SluiceError
 from pipeline.identity import Resources, find_resources, generation_key, node_identity, resource_fields, work_key
 from pipeline.partwork import PartWork, PoolWork
 from pipeline.records import Generation, Record, in_order
-from pipeline.stage import NodeRef, PartStage, Stage, TableStage, Task
+from pipeline.stage import Column, NodeRef, PartStage, Stage, TableStage, Task
 from pipeline.store import Store
 from pipeline.worker import Call
 
@@ -57,6 +57,8 @@ class Prepared:
     inputs: dict[str, Generation]
     references: dict[str, Generation]
     exact: bool
+    columns: tuple[Column, ...]
+    """What the inputs give."""
     sources: tuple[Mapping[str, Any], ...]
 
     @property
@@ -103,6 +105,7 @@ def prepare(dag: Dag, name: str, store: Store, generations: Mapping[str, Generat
         inputs={other: generations[other] for other in node.inputs},
         references=references,
         exact=dag.exact(name),
+        columns=tuple(dag.inputs_of(name)),
         sources=tuple(dag.sources(name)),
     )
 
@@ -136,11 +139,15 @@ class NodeWork:
         self.retry = retry
         self.seed = prepared.seed
         self.inputs: Mapping[str, Generation] = prepared.inputs
+        self.columns = prepared.columns
         self.resources: Mapping[str, Sequence[tuple[str, str]]] = prepared.resources
-        self.previous = previous
         self.done: list[tuple[str, bool]] = []
         self._identity = prepared.task_identity()
-        before = [record for record in previous.records if record.work_key not in forget] if previous else []
+        if previous is not None and forget:
+            left = tuple(record for record in previous.records if record.work_key not in forget)
+            previous = previous.model_copy(update={"records": left})
+        self.previous = previous
+        before = previous.records if previous else ()
         self._known = {str(record.notes.get(REPAIRS, record.work_key)): record for record in before}
         self._forget = forget
         self._committed: set[str] | None = None

@@ -39,6 +39,9 @@ class Table:
     kind: str
     pieces: tuple[Piece, ...]
     schema: pa.Schema
+    """All columns of all files."""
+    examples: tuple[str, ...] = ()
+    """One file of every increment, where their columns differ: later input may have brought columns of its own."""
 
     def rows(self) -> dict[str, int]:
         return {piece.part: piece.rows for piece in self.pieces}
@@ -57,18 +60,30 @@ Tables = Mapping[tuple[str, str], Table]
 """By node and kind."""
 
 
-def scan(pieces: Sequence[Piece]) -> str:
-    paths = ", ".join(text(piece.path) for piece in pieces)
-    return f"read_parquet([{paths}], hive_partitioning = false)"
+def scan(table: Table, pieces: Sequence[Piece]) -> str:
+    """Some files of a table, with all its columns and DuckDB's `filename` and `file_index`."""
+    files = _files([piece.path for piece in pieces])
+    if not table.examples:
+        return f"read_parquet({files})"
+    everything = f"read_parquet({_files(table.examples)}, union_by_name = true)"
+    some = f"read_parquet({files}, union_by_name = true)"
+    columns = "*, filename, file_index"
+    return f"(SELECT {columns} FROM {some} UNION ALL BY NAME SELECT {columns} FROM {everything} WHERE false)"
+
+
+def _files(paths: Sequence[str]) -> str:
+    return f"[{', '.join(text(path) for path in paths)}], hive_partitioning = false"
 
 
 def live(table: Table) -> str:
     """The rows of a table that count."""
     dead = _gone(table, table.pieces)
+    columns = "one.* EXCLUDE (filename, file_index)" if table.examples else "one.*"
+    source = f"SELECT {columns} FROM {scan(table, table.pieces)} AS one"
     if dead is None:
-        return f"SELECT * FROM {scan(table.pieces)}"
+        return source
     on = "one.uid = dead.uid AND one.filename = dead.path"
-    return f"SELECT one.* FROM {scan(table.pieces)} AS one ANTI JOIN {dead} AS dead ON {on}"
+    return f"{source} ANTI JOIN {dead} AS dead ON {on}"
 
 
 def _gone(table: Table, pieces: Sequence[Piece]) -> str | None:
@@ -80,7 +95,7 @@ def _gone(table: Table, pieces: Sequence[Piece]) -> str | None:
     replaced = [(piece.path, paths[part]) for piece in later for part in piece.supersedes if part in paths]
     values = ", ".join(f"({text(by)}, {text(path)})" for by, path in replaced)
     return (
-        f"(SELECT later.uid, replaced.path FROM {scan(later)} AS later "
+        f"(SELECT later.uid, replaced.path FROM {scan(table, later)} AS later "
         f"JOIN (VALUES {values}) AS replaced(later, path) ON later.filename = replaced.later)"
     )
 
@@ -207,7 +222,8 @@ def _zip(
     tables: Sequence[Table], parts: Sequence[str], items: Mapping[Table, Sequence[str]], keys: Sequence[str]
 ) -> str:
     """Tables side by side, row by row; the keys are those of the first."""
-    sources = " POSITIONAL JOIN ".join(f"{scan(table.of(parts))} AS t{place}" for place, table in enumerate(tables))
+    scans = [scan(table, table.of(parts)) for table in tables]
+    sources = " POSITIONAL JOIN ".join(f"{found} AS t{place}" for place, found in enumerate(scans))
     fields = [f"t0.{key}" for key in keys]
     fields += [f"t{place}.{item}" for place, table in enumerate(tables) for item in items.get(table, ())]
     return f"(SELECT {', '.join(fields)} FROM {sources})"

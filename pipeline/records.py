@@ -9,6 +9,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Self
 
@@ -122,8 +123,11 @@ class Generation(Stored):
 
     def for_part(self, part: str) -> Record | None:
         """The record of `part`, else of the part that it retried."""
-        by_part = {record.part: record for record in self.records}
-        return by_part.get(part) or by_part.get(part.partition(".")[0])
+        return self._by_part.get(part) or self._by_part.get(part.partition(".")[0])
+
+    @cached_property
+    def _by_part(self) -> dict[str, Record]:
+        return {record.part: record for record in self.records}
 
 
 class Run(Stored):

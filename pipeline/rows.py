@@ -52,12 +52,13 @@ class PartRows:
         tables = dict(base)
         for node, record in records.items():
             for grain in ("image", "caption"):
-                wanted = [c.name for c in columns if c.node == node and c.grain == grain and c.name != PIXELS]
-                if grain == "image" and node == pixels:
-                    wanted += MEMBER
-                wanted = list(dict.fromkeys(wanted))
+                types = {c.name: c.type for c in columns if c.node == node and c.grain == grain and c.name != PIXELS}
+                wanted = [
+                    *types,
+                    *(name for name in MEMBER if grain == "image" and node == pixels and name not in types),
+                ]
                 if wanted:
-                    found = store.read_table(record, grain, GRAIN_KEYS[grain] + wanted)
+                    found = store.read_table(record, grain, GRAIN_KEYS[grain] + wanted, types)
                     if grain not in tables:
                         tables[grain] = base[grain] = found.select(GRAIN_KEYS[grain])
                     tables[grain] = _beside(tables[grain], base[grain], found, wanted, record, GRAIN_KEYS[grain])

@@ -88,6 +88,7 @@ def run(
         board = Board(console or Console(quiet=True), shown=console is not None)
         if all(plan.generation is not None for plan in plans.values()):
             generations = {name: plan.generation for name, plan in plans.items() if plan.generation is not None}
+            _take_back(store)
             return Result(_remember(store, whole, generations), generations)
         store.probe()
         with _lease(store), board, _Signals() as signals:
@@ -261,6 +262,11 @@ def _lease(store: Store) -> Iterator[None]:
     finally:
         with suppress(OSError):  # a lease that stays keeps `gc` waiting, no more; it must not hide why a run failed
             store.delete(path)
+    _take_back(store)
+
+
+def _take_back(store: Store) -> None:
+    """Delete the leases of runs of this machine that were killed: what they left has been resumed."""
     with suppress(OSError):
         for name in store.names(LEASES):
             if _is_dead(json.loads(store.get(f"{LEASES}/{name}"))):

@@ -205,6 +205,8 @@ class Work(Protocol):
     """The newest generations of the nodes in `from`, in that order."""
     previous: Generation | None
     """The newest generation of this node with the same parameters, whatever its inputs were."""
+    columns: Sequence[Column]
+    """The columns of the nodes in `from`. A part from before a column first came along lacks it: it is null there."""
     resources: Mapping[str, Sequence[tuple[str, str]]]
     """(path, digest) of every resource, by parameter."""
 

@@ -12,7 +12,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
@@ -223,8 +223,17 @@ class Store:
             )
         return data
 
-    def read_table(self, record: Record, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """A table of a record, checked. Raises `SluiceError` where the record has none of that kind."""
+    def read_table(
+        self,
+        record: Record,
+        kind: str,
+        columns: Sequence[str] | None = None,
+        types: Mapping[str, pa.DataType] | None = None,
+    ) -> pa.Table:
+        """A table of a record, checked. A column of `types` that it lacks is null: later input brought it.
+
+        Raises `SluiceError` where the record has none of that kind.
+        """
         file = record.file(kind)
         if file is None:
             raise SluiceError(
@@ -234,8 +243,14 @@ class Store:
         threads = file.bytes > SMALL  # starting threads takes longer than reading a small table
         # Not `pq.read_table`: its scanner's threads may still hold the bytes when the interpreter ends, which then
         # aborts (16 of 240 processes that read just before their end; this way 0 of 180).
-        table = pq.ParquetFile(data).read(columns=list(columns) if columns is not None else None, use_threads=threads)
-        return table if columns is None else table.select(list(columns))
+        parquet = pq.ParquetFile(data)
+        if columns is None:
+            return parquet.read(use_threads=threads)
+        lacking = set(types or ()) - set(parquet.schema_arrow.names)
+        table = parquet.read(columns=[name for name in columns if name not in lacking], use_threads=threads)
+        for name in sorted(lacking & set(columns)):
+            table = table.append_column(name, pa.nulls(table.num_rows, (types or {})[name]))
+        return table.select(list(columns))
 
     # -- records -------------------------------------------------------------------------------------------------------
 

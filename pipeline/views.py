@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import SluiceError
@@ -116,7 +117,7 @@ class Schema:
                 listed = ", ".join(f"({text(path)}, {text(value) if value else 'NULL'})" for path, value in pairs)
                 queries.append(
                     f"SELECT {text(node)} AS node, known.value AS {name(column)}, file.* "
-                    f"FROM {scan(table.pieces)} AS file "
+                    f"FROM {scan(table, table.pieces)} AS file "
                     f"JOIN (VALUES {listed}) AS known(path, value) ON file.filename = known.path"
                 )
         return " UNION ALL BY NAME ".join(queries)
@@ -133,13 +134,20 @@ def _tables(store: Store, generations: Mapping[str, Generation]) -> Tables:
                     pieces.setdefault((node, file.kind), []).append(piece)
     found = {}
     for (node, kind), files in pieces.items():
-        try:
-            with fsspec.open(files[0].path, "rb") as handle:
-                schema = pq.read_schema(handle)
-        except FileNotFoundError:
-            raise SluiceError(f"{files[0].path} is gone, but a record names it; `sluice verify {store.root}`") from None
-        found[node, kind] = Table(node, kind, tuple(files), schema)
+        firsts = {piece.part.partition("-")[0]: piece.path for piece in reversed(files)}  # of every increment
+        schemas = [_schema_of(path, store) for path in firsts.values()]
+        alike = all(schema.names == schemas[0].names for schema in schemas)
+        schema = schemas[0] if alike else pa.unify_schemas([schema.remove_metadata() for schema in schemas])
+        found[node, kind] = Table(node, kind, tuple(files), schema, () if alike else tuple(firsts.values()))
     return found
+
+
+def _schema_of(path: str, store: Store) -> pa.Schema:
+    try:
+        with fsspec.open(path, "rb") as handle:
+            return pq.read_schema(handle)
+    except FileNotFoundError:
+        raise SluiceError(f"{path} is gone, but a record names it; `sluice verify {store.root}`") from None
 
 
 def _shards(store: Store, generations: Mapping[str, Generation]) -> list[Shard]:

@@ -21,7 +21,7 @@ from pipeline.attempt import Attempt
 from pipeline.errors import SluiceError
 from pipeline.records import Generation, Record
 from pipeline.rules import SUPERSEDED, Rules
-from pipeline.stage import KEYS, Column, TableStage, Task, Work
+from pipeline.stage import KEYS, PIXELS, Column, TableStage, Task, Work
 from pipeline.store import Store
 
 VERDICTS = pa.schema([*KEYS["caption"], ("kept", pa.bool_()), ("dropped_by", pa.string())])
@@ -61,7 +61,7 @@ class Select(TableStage):
         return {"caption": VERDICTS}
 
     def assemble(self, work: Work) -> list[Record]:
-        tasks = _part_tasks(work.inputs)
+        tasks = _part_tasks(work.inputs, work.columns)
         if Rules(self.rules).local or not tasks:
             return work.map("parts", tasks, self._judge_part)
         local = work.map("local", tasks, self._judge_locally, final=False)
@@ -72,14 +72,14 @@ class Select(TableStage):
 
     def _judge_part(self, task: Task, attempt: Attempt) -> None:
         """Every rule looks at one row alone."""
-        pairs = Pairs(attempt.store, task.inputs)
+        pairs = Pairs(attempt.store, task.inputs, task.hints["columns"])
         bound = Rules(self.rules).bind(pairs.columns)
         self._write(attempt, pairs.keys, bound.judge(pairs.table(bound.schema().names)))
 
     def _judge_locally(self, task: Task, attempt: Attempt) -> None:
         """The rules before the first window; who survives, with the columns that the others read."""
         leading, rest = Rules(self.rules).split()
-        pairs = Pairs(attempt.store, task.inputs)
+        pairs = Pairs(attempt.store, task.inputs, task.hints["columns"])
         bound = leading.bind(pairs.columns)
         dropped_by = bound.judge(pairs.table(bound.schema().names))
         attempt.write("local", pairs.keys.append_column("dropped_by", dropped_by))
@@ -140,10 +140,11 @@ class Pairs:
     """The pairs of one part: its caption rows, each with the columns of its image.
 
     Tables of one pool zip by position; one of another part (a node without the retried part) is joined by key.
+    A column that the part lacks is null: later input brought it.
     Raises `SluiceError` where a pair has no row in a table.
     """
 
-    def __init__(self, store: Store, inputs: Mapping[str, Sequence[Record]]) -> None:
+    def __init__(self, store: Store, inputs: Mapping[str, Sequence[Record]], columns: Sequence[Column]) -> None:
         self._records = {node: records[0] for node, records in inputs.items()}
         self._files: dict[tuple[str, str], pq.ParquetFile] = {}
         for node, record in self._records.items():
@@ -151,11 +152,8 @@ class Pairs:
                 file = record.file(grain)
                 if file is not None:
                     self._files[node, grain] = pq.ParquetFile(io.BytesIO(store.read_file(record, file)))
-        self.columns = [
-            Column(field.name, node, grain, field.type)
-            for (node, grain), file in self._files.items()
-            for field in file.schema_arrow
-        ]
+        known = [column for column in columns if column.grain in GRAINS and column.name != PIXELS]
+        self.columns = sorted(known, key=lambda column: GRAINS.index(column.grain))
         first = next((file for (_, grain), file in self._files.items() if grain == "caption"), None)
         if first is None:
             nodes = ", ".join(self._records)
@@ -174,6 +172,9 @@ class Pairs:
 
     def _column(self, node: str, column: str) -> pa.ChunkedArray:
         grain = self._grain[node, column]
+        if column not in self._files[node, grain].schema_arrow.names:
+            lacking = next(c for c in self.columns if (c.node, c.name, c.grain) == (node, column, grain))
+            return pa.chunked_array([pa.nulls(self.keys.num_rows, lacking.type)])
         if (node, grain) not in self._places:
             self._places[node, grain] = self._find(node, grain)
         return self._files[node, grain].read([column]).column(0).combine_chunks().take(self._places[node, grain])
@@ -204,7 +205,7 @@ def _joined(keys: pa.Table) -> pa.Array:
     return pc.binary_join_element_wise(*columns, " ")
 
 
-def _part_tasks(inputs: Mapping[str, Generation]) -> list[Task]:
+def _part_tasks(inputs: Mapping[str, Generation], columns: Sequence[Column]) -> list[Task]:
     """One task per part of the first node, with the matching records of the others.
 
     Raises `SluiceError` where the parts do not match.
@@ -224,7 +225,8 @@ def _part_tasks(inputs: Mapping[str, Generation]) -> list[Task]:
             node = next(node for node in found if node not in records)
             raise SluiceError(f"{node} has no part {record.part}, which {first} has; run the whole DAG again")
         rows = record.rows.get("caption", 0)
-        tasks.append(Task(record.part, inputs=records, supersedes=record.supersedes, rows=rows))
+        hints = {"columns": tuple(columns)}
+        tasks.append(Task(record.part, inputs=records, supersedes=record.supersedes, rows=rows, hints=hints))
     return tasks
 
 

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 REPOSITORY = Path(__file__).parents[1]
@@ -125,7 +126,7 @@ def main(raylets: int) -> None:
 
     head = {"num_cpus": 1, "include_dashboard": False, "node_ip_address": "127.0.0.1"}
     machines = Cluster(initialize_head=True, head_node_args=head)
-    nodes = [machines.head_node]
+    nodes: list[Any] = [machines.head_node]
     nodes += [machines.add_node(num_cpus=1, node_ip_address=f"127.0.0.{n}") for n in range(2, raylets + 1)]
     pids = [node.all_processes[ray_constants.PROCESS_TYPE_RAYLET][0].process.pid for node in nodes]
     sys.stdout.write(json.dumps({"address": machines.address, "raylets": pids}) + "\n")

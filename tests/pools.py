@@ -8,7 +8,7 @@ import pyarrow as pa
 from pipeline.attempt import Attempt
 from pipeline.identity import node_identity, work_key
 from pipeline.records import Generation, Record, Run, digest
-from pipeline.stage import TableStage, Task
+from pipeline.stage import Column, TableStage, Task
 from pipeline.store import Store
 
 Kinds = Mapping[str, pa.Table]
@@ -54,6 +54,17 @@ def write_run(store: Store, nodes: Sequence[str], dag: str = "demo") -> Run:
     return store.add_run(Run(id="", dag=dag, text="", generations=generations))
 
 
+def columns_of(store: Store, generation: Generation) -> list[Column]:
+    """What the tables of a generation hold, all its parts together."""
+    found: dict[tuple[str, str], Column] = {}
+    for record in generation.records:
+        for kind in ("image", "caption"):
+            if record.file(kind):
+                for field in store.read_table(record, kind).schema:
+                    found.setdefault((kind, field.name), Column(field.name, generation.node, kind, field.type))
+    return list(found.values())
+
+
 class InlineWork:
     """The `Work` of a table stage, in this process; `done` lists what was not found committed, as phase and part."""
 
@@ -64,6 +75,7 @@ class InlineWork:
         self.store, self.node = store, node
         self.inputs: Mapping[str, Generation] = {generation.node: generation for generation in inputs}
         self.resources: Mapping[str, Sequence[tuple[str, str]]] = {}
+        self.columns = [column for generation in inputs for column in columns_of(store, generation)]
         self.identity = node_identity([stage], 0)
         self.done: list[tuple[str, str]] = []
 

@@ -6,7 +6,7 @@ with serving() as s3:                      # a process of its own, so that Ray w
     s3.order(Fault("slow_down", method="PUT", times=3))
 
 moto looks whether a key exists and writes it in two steps, and its server is threaded: two exclusive puts can both
-succeed (moto 5.2.5: in 1 of 200 races of 16). S3 does not do that, so here requests that write are served one at a time.
+succeed (moto 5.2.5: in 1 of 200 races of 16). S3 does not do that, so here writes are served one at a time.
 """
 
 from __future__ import annotations
@@ -199,10 +199,10 @@ def _refuse(kind: str, start: Start) -> list[bytes]:
 
 def main() -> None:
     """Serve on a free port until the parent closes our standard input, or dies."""
-    from moto.server import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
     from werkzeug.serving import make_server
 
-    class Handler(MotoRequestHandler):  # type: ignore[misc]  # moto is untyped
+    class Handler(MotoRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def log(self, *_: Any) -> None:

@@ -15,7 +15,6 @@ from stages.download.addresses import Guard
 from stages.download.decode import Options
 from stages.download.fetch import Limits
 from stages.download.statuses import RETRYABLE
-from stages.download.worker import Worker
 
 
 class Download(PoolStage):
@@ -92,6 +91,8 @@ class Download(PoolStage):
 
     def open(self, device: Device) -> Callable[[PoolPart], pa.Table]:
         """Start the fetching thread and `device.threads` decoders; raises `SluiceError` when one does not start."""
+        from stages.download.worker import Worker  # aiohttp takes half a second to import: only where it fetches
+
         return Worker(
             schema=self.adds,
             limits=Limits(self.timeout_s, int(self.max_mb * 1e6), self.tries, self.user_agent),

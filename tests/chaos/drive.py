@@ -54,7 +54,7 @@ def register() -> None:
 
 
 class Patient:
-    """An `Executor` in this process that tries again where the crew would; `calls` lists the parts worked on, by node."""
+    """An `Executor` in this process that tries again where the crew would; `calls` lists the parts done, by node."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -70,9 +70,10 @@ class Patient:
             if isinstance(outcome, Record):
                 return outcome
             assert isinstance(outcome, Fault)
+            error = NodeFailed(f"{call.node}: {outcome.error}")
             if outcome.kind != "store":
                 break
-        raise NodeFailed(f"{call.node}: {outcome.error}")
+        raise error
 
 
 def inline(dag: Dag, root: str, **options: Any) -> Result:
@@ -114,11 +115,11 @@ class Case:
 # -- a driver that may be killed ---------------------------------------------------------------------------------------
 
 
-def run_and_die(case: Case, root: str) -> int | None:
+def run_and_die(case: Case, root: str, retry: Sequence[str] = ()) -> int | None:
     """A run in a process of its own; its exit code, negative where a signal ended it."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.chaos.drive"])
-    child = context.Process(target=_run_here, args=(case, root))
+    child = context.Process(target=_run_here, args=(case, root, retry))
     child.start()
     child.join(60)
     code = child.exitcode
@@ -128,12 +129,12 @@ def run_and_die(case: Case, root: str) -> int | None:
     return code
 
 
-def _run_here(case: Case, root: str) -> None:
+def _run_here(case: Case, root: str, retry: Sequence[str]) -> None:
     os.environ[FAULTS] = str(case.control.folder)
     os.fsync = lambda _: None  # type: ignore[assignment]  # a killed process loses nothing that it wrote
-    setattr(pipeline.store, "time", SimpleNamespace(sleep=lambda _: None))
+    vars(pipeline.store)["time"] = SimpleNamespace(sleep=lambda _: None)
     register()
-    inline(case.dag, root)
+    inline(case.dag, root, retry=retry)
 
 
 # -- what must hold ----------------------------------------------------------------------------------------------------

@@ -162,12 +162,13 @@ def _disturbed(plan: Plan, path: str, do: Callable[[], Any], data: bytes) -> Any
         os.kill(os.getpid(), signal.SIGSTOP)
     if plan.do == "swap":
         shutil.copyfile(plan.source, plan.target)
-    result = do()
-    if plan.do == "kill_after":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if plan.do == "lost":
-        raise OSError(errno.EIO, "the connection was reset before the reply came", path)
-    return result
+    try:
+        return do()
+    finally:
+        if plan.do == "kill_after":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if plan.do == "lost":
+            raise OSError(errno.EIO, "the connection was reset before the reply came", path)
 
 
 class Faulty(DurableLocal):

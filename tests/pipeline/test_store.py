@@ -176,7 +176,7 @@ def test_a_record_names_files_that_can_be_read_back_and_checked(store: Store) ->
     store.delete(f"node/{tar.path}")
     with pytest.raises(SluiceError, match="is gone though a record names it"):
         store.read_file(record, tar)
-    with pytest.raises(SluiceError, match="is gone; delete .*k1.json and run again"):
+    with pytest.raises(SluiceError, match=r"is gone; delete .*k1.json and run again"):
         store.check_sizes([record])
 
 
