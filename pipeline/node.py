@@ -5,9 +5,12 @@ The same code plans and runs. A plan has no executor: it stops at the first phas
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import pyarrow.compute as pc
 
 from pipeline.attempt import Attempt
 from pipeline.dag import Dag, Node
@@ -139,7 +142,7 @@ class NodeWork:
         self.retry = retry
         self.seed = prepared.seed
         self.inputs: Mapping[str, Generation] = prepared.inputs
-        self.columns = prepared.columns
+        self.columns: Sequence[Column] = prepared.columns
         self.resources: Mapping[str, Sequence[tuple[str, str]]] = prepared.resources
         self.done: list[tuple[str, bool]] = []
         self._identity = prepared.task_identity()
@@ -276,6 +279,7 @@ def seal(prepared: Prepared, store: Store, records: Sequence[Record]) -> Generat
         resources=prepared.resources,
         inputs={other: g.content_hash for other, g in prepared.inputs.items()},
         records=tuple(records),
+        superseded=_superseded(prepared, store, records),
     )
     newest = store.newest(name)
     if newest is not None and _same(newest, generation):
@@ -285,6 +289,26 @@ def seal(prepared: Prepared, store: Store, records: Sequence[Record]) -> Generat
         _check_every_row(prepared, records)
     store.check_sizes([record for record in records if record.work_key not in known])
     return store.seal(generation)
+
+
+def _superseded(prepared: Prepared, store: Store, records: Sequence[Record]) -> dict[str, int]:
+    """Rows by status whose URL came again in later input. Only the parts of a pool that hold such rows are read."""
+    if isinstance(prepared.stages[0], TableStage):
+        return {}
+    if prepared.node.pool_stage is None:
+        count = sum(next(iter(prepared.inputs.values())).superseded.values())
+        return {"ok": count} if count else {}
+    total = Counter[str]()
+    by_part = {record.part: record for record in records}
+    for record in records:
+        if record.supersedes and record.part == record.base:
+            uids = store.read_table(record, "image", ["uid"]).column("uid").combine_chunks()
+            for part in record.supersedes:
+                if part in by_part:
+                    older = store.read_table(by_part[part], "image", ["uid", "status"])
+                    again = older.filter(pc.is_in(older.column("uid"), value_set=uids))
+                    total.update(again.column("status").to_pylist())
+    return dict(total)
 
 
 def _check_every_row(prepared: Prepared, records: Sequence[Record]) -> None:

@@ -97,6 +97,8 @@ class Generation(Stored):
     inputs: dict[str, str]
     """Input node -> content hash of its generation."""
     records: tuple[Record, ...]
+    superseded: dict[str, int] = {}
+    """Rows by status that rows of later input took the place of; what retries replaced stands in their records."""
 
     @property
     def content_hash(self) -> str:
@@ -109,12 +111,14 @@ class Generation(Stored):
         for record in self.records:
             total.update(record.statuses)
             total.subtract(record.notes.get(SUPERSEDED, {}))
+        total.subtract(self.superseded)
         return {status: count for status, count in total.items() if count}
 
     @property
     def images(self) -> int:
         """Image rows that count."""
         superseded = sum(sum(record.notes.get(SUPERSEDED, {}).values()) for record in self.records)
+        superseded += sum(self.superseded.values())
         return sum(record.rows.get("image", 0) for record in self.records) - superseded
 
     def superseding(self, part: str) -> list[Record]:

@@ -362,13 +362,13 @@ class Store:
     def seal(self, generation: Generation) -> Generation:
         """Put a generation under the next free number; the same content put by another driver is adopted."""
         number = self.newest_number(generation.node)
-        while True:
+        stands = self.generation(generation.node, number) if number else None
+        while stands is None or stands.model_copy(update={"number": 0}) != generation:
             number += 1
             mine = generation.model_copy(update={"number": number})
             path = f"{generation.node}/generations/{number:04d}.json"
             stands = self._parsed(Generation, path, self.put_if_absent(path, mine.to_json()))
-            if stands.model_copy(update={"number": 0}) == mine.model_copy(update={"number": 0}):
-                return stands
+        return stands
 
     def runs(self) -> Iterator[Run]:
         """Newest first. A stale listing is walked on from its end."""

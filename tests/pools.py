@@ -75,7 +75,7 @@ class InlineWork:
         self.store, self.node = store, node
         self.inputs: Mapping[str, Generation] = {generation.node: generation for generation in inputs}
         self.resources: Mapping[str, Sequence[tuple[str, str]]] = {}
-        self.columns = [column for generation in inputs for column in columns_of(store, generation)]
+        self.columns: Sequence[Column] = [c for generation in inputs for c in columns_of(store, generation)]
         self.identity = node_identity([stage], 0)
         self.done: list[tuple[str, str]] = []
 

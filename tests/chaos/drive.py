@@ -5,9 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +33,7 @@ nodes:
   pool: {{from: numbers, steps: [{{tests.toys.Fetch: {{fails: 5, answers: "{folder}/answers"}}}}]}}
   scores: {{from: pool, steps: [{{tests.toys.Times: {{}}}}, {{tests.toys.Label: {{}}}}]}}
   listed: {{from: [pool, scores], steps: [{{tests.toys.Listed: {{numbers: "{folder}/listed.txt"}}}}]}}
-  shards: {{from: scores, steps: [{{tests.chaos.jobs.Bundle: {{}}}}]}}
+  shards: {{from: scores, steps: [{{tests.chaos.stages.Bundle: {{}}}}]}}
 """
 """Every way to write: tables, a tar, a shipped resource, files under final names."""
 
@@ -115,18 +117,26 @@ class Case:
 # -- a driver that may be killed ---------------------------------------------------------------------------------------
 
 
-def run_and_die(case: Case, root: str, retry: Sequence[str] = ()) -> int | None:
-    """A run in a process of its own; its exit code, negative where a signal ended it."""
+@contextmanager
+def beside(case: Case, root: str, retry: Sequence[str] = ()) -> Iterator[ForkServerProcess]:
+    """A run in a process of its own, dead afterwards."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.chaos.drive"])
     child = context.Process(target=_run_here, args=(case, root, retry))
     child.start()
-    child.join(60)
-    code = child.exitcode
-    child.kill()
-    child.join()
-    child.close()
-    return code
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.join()
+        child.close()
+
+
+def run_and_die(case: Case, root: str, retry: Sequence[str] = ()) -> int | None:
+    """The exit code of a run in a process of its own, negative where a signal ended it."""
+    with beside(case, root, retry) as child:
+        child.join(60)
+        return child.exitcode
 
 
 def _run_here(case: Case, root: str, retry: Sequence[str]) -> None:
@@ -169,6 +179,11 @@ def check(root: str | Path) -> None:
             assert len(set(uids[name])) == len(uids[name]), f"{name} holds a uid twice"
             assert sum(generation.statuses.values()) == len(uids[name])
     assert len({tuple(sorted(found)) for found in uids.values()}) == 1, "not every node has the same images"
+
+
+def files(root: str | Path, pattern: str) -> list[Path]:
+    """The files of a root that match, hidden ones included."""
+    return [path for path in Path(local(root).path).glob(pattern) if path.is_file()]
 
 
 def whole(root: str | Path) -> int:

@@ -40,8 +40,8 @@ class Driver:
 
     def until(self, true: Callable[[], object], what: str) -> None:
         """Wait while the driver runs."""
-        waited = until(lambda: true() or self.process.poll() is not None, what)
-        assert true() or waited is None, f"ended before {what}: {self.said()}"
+        until(lambda: true() or self.process.poll() is not None, what)
+        assert true(), f"ended before {what}: {self.said()}"
 
     def finish(self) -> int:
         """The exit code, once it ended by itself."""
@@ -60,7 +60,7 @@ class Driver:
 def started(
     arguments: Sequence[str | Path], control: Control | None = None, variables: Mapping[str, str] | None = None
 ) -> Iterator[Driver]:
-    """`sluice` with these arguments; nothing of it is left afterwards. With a control, its faults come true there too."""
+    """`sluice` with these arguments; nothing of it is left afterwards. `control` brings its faults."""
     environment = marked({**os.environ, **(variables or {})})
     if control is not None:
         environment |= control.environment()

@@ -246,19 +246,23 @@ def test_columns_that_later_input_brings_are_null_in_what_was_there_before(tmp_p
 dag: grows
 nodes:
   urls: {{steps: [{{stages.ingest.UrlTables: {{files: {tmp_path}/in/*.parquet}}}}]}}
-  words: {{from: urls, steps: [stages.text_quality.TextQuality]}}
-  kept: {{from: [urls, words], steps: [{{stages.select.Select: {{rules: [{{RULE}}]}}}}]}}
+  pool: {{from: urls, steps: [tests.toys.Fetch]}}
+  words: {{from: pool, steps: [stages.text_quality.TextQuality]}}
+  kept: {{from: [pool, words], steps: [{{stages.select.Select: {{rules: [{{RULE}}]}}}}]}}
 """
     (tmp_path / "in").mkdir()
     pq.write_table(
-        pa.table({"url": ["http://a/1", "http://a/2"], "caption": ["one", "two"]}), tmp_path / "in/1.parquet"
+        pa.table({"url": ["http://a/1", "http://a/2"], "caption": ["one", "two"], "n": [1, 2]}),
+        tmp_path / "in/1.parquet",
     )
     go(tmp_path / "root", text=text.replace("RULE", "all: 'true'"))
-    later = {"url": ["http://a/3", "http://a/1"], "caption": ["three", "uno"], "lang": ["en", "es"]}
+    later = {"url": ["http://a/3", "http://a/1"], "caption": ["three", "uno"], "lang": ["en", "es"], "n": [3, 1]}
     pq.write_table(pa.table(later), tmp_path / "in/2.parquet")
     result, calls = go(tmp_path / "root", text=text.replace("RULE", "english: lang = 'en'"))
     assert all(part.startswith("001-") for part in calls["words"])
-    assert result.generations["urls"].images == 3
+    assert [result.generations[name].images for name in ("urls", "pool", "words")] == [3, 3, 3]
+    assert result.generations["pool"].statuses == {"success": 3}
+    assert result.generations["words"].statuses == {"ok": 3}
     catalog = Catalog(str(tmp_path / "root"))
     rows = catalog.sql("SELECT caption, lang, kept, words FROM samples ORDER BY caption").to_pylist()
     assert [tuple(row.values()) for row in rows] == [
