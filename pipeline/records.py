@@ -114,6 +114,13 @@ class Generation(Stored):
         total.subtract(self.superseded)
         return {status: count for status, count in total.items() if count}
 
+    @property
+    def images(self) -> int:
+        """Image rows that count."""
+        superseded = sum(sum(record.notes.get(SUPERSEDED, {}).values()) for record in self.records)
+        superseded += sum(self.superseded.values())
+        return sum(record.rows.get("image", 0) for record in self.records) - superseded
+
     def superseding(self, part: str) -> list[Record]:
         """The records whose uids no longer count in `part`."""
         return [record for record in self.records if part in record.supersedes]

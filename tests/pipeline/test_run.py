@@ -260,6 +260,7 @@ nodes:
     pq.write_table(pa.table(later), tmp_path / "in/2.parquet")
     result, calls = go(tmp_path / "root", text=text.replace("RULE", "english: lang = 'en'"))
     assert all(part.startswith("001-") for part in calls["words"])
+    assert [result.generations[name].images for name in ("urls", "pool")] == [3, 3]
     assert result.generations["pool"].statuses == {"success": 3}
     assert result.generations["words"].statuses == {"ok": 3}
     catalog = Catalog(str(tmp_path / "root"))
