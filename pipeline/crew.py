@@ -8,6 +8,7 @@ the rows that kill it are found and quarantined.
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections import deque
@@ -111,6 +112,7 @@ class Crew:
         self._work = threading.Event()
         self._stopping = threading.Event()
         self._failure: BaseException | None = None
+        self._stillborn = 0
         self._looked = 0.0
         start_ray(address)
         self._elastic = address is not None
@@ -180,7 +182,7 @@ class Crew:
             if fault is None or fault.kind not in ("stage", "crash") or not getattr(call.do, "bisectable", False):
                 continue
             poison = self._poison(lane, call)
-            if not poison:
+            if poison is None:
                 break  # the stage is at fault, not the rows: the other parts would tell the same
             entries = [
                 {"row": row, "step": found.step, "error": found.error, "traceback": found.traceback, "attempts": TRIES}
@@ -198,12 +200,15 @@ class Crew:
                 faults[call.work_key] = outcome
         return records
 
-    def _poison(self, lane: Lane, call: Call) -> dict[int, Fault]:
-        """The rows on which the call fails, each tried twice on its own; empty when no row is to blame."""
+    def _poison(self, lane: Lane, call: Call) -> dict[int, Fault] | None:
+        """The rows on which the call fails, each tried twice on its own; None when no row is to blame.
+
+        There are none of them where every row holds by now: what killed the workers has passed.
+        """
         poison: dict[int, Fault] = {}
         last = call.task.rows - 1
         if last > 1 and all(self._probe(lane, call, range(row, row + 1)) for row in (0, last // 2, last)):
-            return {}
+            return None
         ranges = [range(call.task.rows)]
         while ranges:
             rows = ranges.pop()
@@ -211,13 +216,13 @@ class Crew:
             if outcome is None:
                 continue
             if outcome.kind not in ("stage", "crash"):
-                return {}
+                return None
             if len(rows) == 1:
                 confirmed = self._probe(lane, call, rows)
                 if confirmed is not None:
                     poison[rows[0]] = confirmed
                 if len(poison) > min(MAX_POISON, max(1, call.task.rows // 2)):
-                    return {}
+                    return None
                 continue
             middle = len(rows) // 2
             ranges += [rows[middle:], rows[:middle]]
@@ -363,6 +368,7 @@ class Crew:
             outcome = Fault("crash", f"{type(error).__name__}: {str(error).splitlines()[0]}")
         if reference is hand.starting:
             hand.starting = None
+            self._stillborn = 0
             return
         self._finish(hand, reference, outcome)
 
@@ -379,12 +385,12 @@ class Crew:
             self._hands.remove(hand)
         if hand.starting and "CreationTaskError" in type(error).__mro__[0].__name__:
             raise SluiceError(f"a worker could not start: {str(error).strip().splitlines()[-1]}")
-        reason = str(error).strip().splitlines()
-        cause = next((line.strip() for line in reason if "cause" in line.lower()), reason[0] if reason else "")
+        cause = _cause(error)
+        self._stillborn += bool(hand.starting)
+        if self._stillborn >= TRIES * max([TRIES, *(lane.limit for lane in self._lanes)]):
+            raise SluiceError(f"no worker stays alive until it has started: {cause}; is there memory enough for them?")
         for reference in list(hand.calls):
-            self._finish(
-                hand, reference, Fault("crash", f"the worker process died: {cause}"[:500], traceback=str(error))
-            )
+            self._finish(hand, reference, Fault("crash", f"the worker process died: {cause}", traceback=str(error)))
 
     def _dismiss(self, hand: Hand) -> None:
         self._hands.remove(hand)
@@ -402,6 +408,12 @@ class Crew:
         for order in orders:
             if not order.result.done():
                 order.result.set_exception(error)
+
+
+def _cause(error: RayActorError) -> str:
+    """What Ray knows about a death, without its advice."""
+    found = re.search(r"(?:exit detail|death cause|reason): *(.*?)(?: Some common causes|\n|$)", str(error))
+    return found[1].rstrip(".")[:300] if found else type(error).__name__
 
 
 def _disk_full(fault: Fault) -> bool:

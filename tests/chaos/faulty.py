@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,8 @@ class Plan:
     """How many operations are concerned."""
     match: str = ""
     """A regular expression searched in "<operation> <path>"."""
+    who: str = ""
+    """A regular expression searched in the command that the process was started with."""
     pid: int = 0
     source: str = ""
     target: str = ""
@@ -104,7 +107,7 @@ class Control:
     def _due(self, operation: str) -> Plan | None:
         """Counts the operation; the plan, where it is concerned."""
         plan = Plan(**json.loads((self.folder / "plan.json").read_text()))
-        if not re.search(plan.match, operation):
+        if not re.search(plan.match, operation) or not re.search(plan.who, " ".join(sys.orig_argv)):
             return None
         with self._locked():
             _append(self.folder / "count", ".")
@@ -175,6 +178,9 @@ class Faulty(DurableLocal):
     """A local disk: files are spooled beside their place, and the steps of a write are operations of their own."""
 
     protocol = "faulty"
+
+    def __init__(self, **kwargs: Any) -> None:
+        happen("connect", "", partial(super().__init__, **kwargs))
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
         place = str(self._strip_protocol(path))

@@ -12,6 +12,7 @@ from pipeline import Dag
 from tests import toys
 from tests.chaos.drive import check, generations, hashes, inline, values
 from tests.chaos.driver import Driver, send, sluice, started, until
+from tests.chaos.faulty import FOREVER, Control, Plan
 
 SLOW = """
 dag: slow
@@ -103,7 +104,7 @@ def test_exactly_the_poison_rows_are_quarantined(tmp_path: Path, killers: str) -
     for n in poison["raising"]:
         assert f"ValueError: cannot bear {n}" in said
     assert "Traceback (most recent call last)" in said
-    assert "the worker process died" in said
+    assert "the worker process died" in " ".join(said.split())
 
 
 def test_a_part_that_fails_wholly_fails_its_node_in_one_line_and_is_done_once_mended(tmp_path: Path) -> None:
@@ -146,3 +147,15 @@ def test_a_part_whose_workers_were_killed_three_times_by_others_is_done_and_noth
     assert len(set((tmp_path / "log").read_text().split())) == 3, "three workers died"
     assert code == 0, said
     assert generations(tmp_path / "root")["faints"].statuses == {"ok": 8}
+
+
+@pytest.mark.chaos
+def test_workers_that_all_die_before_they_start_end_the_run(tmp_path: Path) -> None:
+    dag = tmp_path / "poison.yaml"
+    dag.write_text(POISON)
+    control = Control(tmp_path / "faults")
+    control.arm(Plan("kill", times=FOREVER, match="^connect ", who="default_worker"))
+    code, said = sluice("run", dag, f"faulty://{tmp_path}/root", control=control)
+    assert len(control.landed()) >= 3
+    assert code == 2
+    assert "error: no worker stays alive until it has started" in said
