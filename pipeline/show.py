@@ -98,9 +98,8 @@ def result(console: Console, root: str, dag: Dag, done: Result) -> None:
     if not done.worked:
         console.print(f"nothing to do: run {done.run.id} of {dag.name} is finished", highlight=False)
     else:
-        console.print(
-            f"run {done.run.id} of {dag.name} is finished; worked on: {', '.join(done.worked)}", highlight=False
-        )
+        worked = f"worked on: {', '.join(done.worked)}"
+        console.print(f"run {done.run.id} of {dag.name} is finished; {worked}", highlight=False, soft_wrap=True)
     _funnels(console, done.generations)
     pools = [name for name in done.generations if any(c.name == "status" for c in dag.columns(name))]
     query = f" 'SELECT status, count(*) AS rows FROM {pools[0]} GROUP BY ALL ORDER BY rows DESC'" if pools else ""  # noqa: S608

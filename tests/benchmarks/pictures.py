@@ -1,4 +1,4 @@
-"""A pool without a network: every row gets one of a few JPEGs of noise and gradients, so that only sluice is measured."""
+"""A pool without a network: every row gets one of a few JPEGs of noise and gradients; only sluice is measured."""
 
 from __future__ import annotations
 

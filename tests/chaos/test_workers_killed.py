@@ -8,63 +8,34 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import Dag
 from tests import toys
-from tests.chaos.drive import check, generations, hashes, inline, values
+from tests.chaos.drive import check, generations, hashes, values
 from tests.chaos.driver import Driver, send, sluice, started, until
 from tests.chaos.faulty import FOREVER, Control, Plan
-
-SLOW = """
-dag: slow
-nodes:
-  numbers: {{steps: [{{tests.toys.Numbers: {{rows: 96, parts: 24}}}}]}}
-  slow: {{from: numbers, steps: [{{tests.toys.Slow: {{seconds: {seconds}, log: "{folder}/log"}}}}, tests.toys.Times]}}
-"""
-
-
-@pytest.fixture
-def slow(tmp_path: Path) -> Path:
-    """A DAG whose second node takes a third of a second per part and says in a log what it did."""
-    dag = tmp_path / "slow.yaml"
-    dag.write_text(SLOW.format(folder=tmp_path, seconds=0.3))
-    return dag
-
-
-def batches(dag: Path) -> list[int]:
-    """The process that did each batch of the slow node."""
-    log = dag.with_name("log")
-    return [int(line.split()[0]) for line in log.read_text().splitlines()] if log.exists() else []
-
-
-def undisturbed(dag: Path) -> dict[str, str]:
-    root = dag.with_name("undisturbed")
-    inline(Dag.parse(SLOW.format(folder=dag.parent, seconds=0)), str(root))
-    found = hashes(root)
-    dag.with_name("log").unlink()
-    return found
+from tests.chaos.slow import Slow
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.chaos)])
-def test_workers_killed_at_random_are_replaced_and_their_parts_done_once(slow: Path, kills: int) -> None:
-    calm = undisturbed(slow)
-    root = slow.with_name("root")
-    with started(["run", slow, root]) as driver:
+def test_workers_killed_at_random_are_replaced_and_their_parts_done_once(tmp_path: Path, kills: int) -> None:
+    slow = Slow(tmp_path, parts=24, seconds=0.3)
+    root = tmp_path / "root"
+    with started(["run", slow.dag, root]) as driver:
         killed = [kill_a_worker_that_has_worked(driver, slow, number) for number in range(kills)]
         assert driver.finish() == 0, driver.said()
     assert len(set(killed)) == kills
-    assert set(killed) < set(batches(slow)), "those killed had worked, and others took over"
-    assert hashes(root) == calm
+    assert set(killed) < set(slow.batches()), "those killed had worked, and others took over"
+    assert hashes(root) == slow.calm
     check(root)
     assert generations(root)["slow"].statuses == {"ok": 96}
 
 
-def kill_a_worker_that_has_worked(driver: Driver, dag: Path, before: int) -> int:
+def kill_a_worker_that_has_worked(driver: Driver, slow: Slow, before: int) -> int:
     """The process id, once it is dead. Kills are spread over the parts."""
     victims: list[int] = []
 
     def found() -> bool:
-        victims[:] = sorted(set(driver.workers()) & set(batches(dag)))
-        return bool(victims) and len(batches(dag)) > 2 * before
+        victims[:] = sorted(set(driver.workers()) & set(slow.batches()))
+        return bool(victims) and len(slow.batches()) > 2 * before
 
     driver.until(found, "a worker worked")
     victim = random.choice(victims)
