@@ -1,4 +1,4 @@
-"""Drivers and machines killed while real Ray runs: the next run resumes, and nothing is lost or doubled."""
+"""A real run: its driver killed, its worker asleep during the resume, two drivers at once (FAULTS 34, 42, 43)."""
 
 from __future__ import annotations
 
