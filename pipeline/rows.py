@@ -202,14 +202,15 @@ class Decoder:
         self._place = store.place(rows.pool, tar)
         self._rows = rows
         self._ahead = ThreadPoolExecutor(max_workers=1)
-        self._threads = ThreadPoolExecutor(max_workers=max(1, threads))
+        self._threads = ThreadPoolExecutor(max_workers=threads) if threads > 1 else None
 
     def start(self, images: np.ndarray) -> Future[list[np.ndarray | None]]:
         return self._ahead.submit(self._decode, images)
 
     def close(self) -> None:
         self._ahead.shutdown(wait=False, cancel_futures=True)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _decode(self, images: np.ndarray) -> list[np.ndarray | None]:
         assert self._rows.pool is not None
@@ -231,7 +232,7 @@ class Decoder:
                 raise SluiceError(f"{place}: image {uids[row]} is corrupt; {remedy}")
             decoded[row] = decode(member)
 
-        list(self._threads.map(one, present))
+        list(self._threads.map(one, present) if self._threads is not None else map(one, present))
         return decoded
 
 

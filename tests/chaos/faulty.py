@@ -174,9 +174,6 @@ class Faulty(DurableLocal):
 
     protocol = "faulty"
 
-    def __init__(self, **kwargs: Any) -> None:
-        happen("connect", "", partial(super().__init__, **kwargs))
-
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
         place = str(self._strip_protocol(path))
         happen("pipe_file", place, partial(super().pipe_file, place, value, mode, **kwargs), value)
