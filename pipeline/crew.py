@@ -273,12 +273,12 @@ class Crew:
             self._lanes.remove(lane)
 
     def _order(self, lane: Lane, call: Call, alone: bool) -> Order:
-        if self._failure is not None:
-            raise SluiceError(f"the workers failed: {self._failure}")
-        if self._stopping.is_set():
-            raise Stopped("stopped")
         order = Order(call, lane, alone)
-        with self._lock:
+        with self._lock:  # `_abandon` holds it too: an order is refused, or it is there to be abandoned
+            if self._failure is not None:
+                raise SluiceError(f"the workers failed: {self._failure}")
+            if self._stopping.is_set():
+                raise Stopped("stopped")
             lane.waiting.append(order)
         self._work.set()
         return order
@@ -321,7 +321,7 @@ class Crew:
             lanes = [lane for lane in self._lanes if lane.size == size]
             have = [hand for hand in self._hands if hand.size == size]
             wanted = max(lane.limit for lane in lanes)
-            if len(have) < wanted:
+            if sum(not hand.starting for hand in have) < wanted:
                 for hand in [h for h in self._hands if h.size != size and not h.calls and not h.starting]:
                     if not any(lane.waiting for lane in self._lanes if lane.size == hand.size):
                         self._dismiss(hand)

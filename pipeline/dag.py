@@ -179,7 +179,7 @@ class Dag:
                 try:
                     for name in sorted(stage.reads if isinstance(stage, PoolStage) else stage.needs()):  # type: ignore[attr-defined]
                         if name not in KEY_COLUMNS:
-                            resolve(name, available)
+                            _check_grain(stage, resolve(name, available))
                     for parameter, _ in resource_fields(stage):
                         expand(getattr(stage, parameter), parameter)
                     stage.check(available)
@@ -228,6 +228,12 @@ class Dag:
             raise SluiceError(
                 f"{node.name} has no `from`; {type(node.stages[0]).__name__} needs a node to read, such as `from: pool`"
             )
+
+
+def _check_grain(stage: Stage, column: Column) -> None:
+    """An image has many captions, so what looks at an image cannot read a column of captions."""
+    if isinstance(stage, PartStage) and stage.grain == "image" and column.grain != "image":
+        raise SluiceError(f"works on images and reads {column.name!r} of {column.grain}s; let it work on captions")
 
 
 def resolve(name: str, columns: Sequence[Column]) -> Column:

@@ -10,8 +10,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import pyarrow.compute as pc
-
 from pipeline.attempt import Attempt
 from pipeline.dag import Dag, Node
 from pipeline.errors import SluiceError
@@ -22,6 +20,8 @@ from pipeline.stage import Column, NodeRef, PartStage, Stage, TableStage, Task
 from pipeline.store import Store
 from pipeline.worker import Call
 
+LATER = "-later"
+"""Among the inputs of a retry, where nodes have names: the parts of later input that took over some of its rows."""
 REPAIRS = "repairs"
 """The note by which a record says whose place it takes: the work key of one whose files were lost."""
 
@@ -255,7 +255,8 @@ class NodeWork:
             if rows and match is not None:
                 number = _try_number(tries[-1]) + 1
                 superseded = tuple(record.part for record in tries) + tries[0].supersedes
-                inputs = {source.node: (match,), self.prepared.node.name: tuple(tries)}
+                later = tuple(r for other, (r, *_) in earlier.items() if other != part and part in r.supersedes)
+                inputs = {source.node: (match,), self.prepared.node.name: tuple(tries), LATER: later}
                 tasks.append(Task(f"{part}.r{number}", {"retry": number}, inputs, superseded, rows))
         return tasks
 
@@ -271,6 +272,7 @@ def seal(prepared: Prepared, store: Store, records: Sequence[Record]) -> Generat
     Raises `SluiceError` where a record's statuses do not add up to its input rows, or a file has another size.
     """
     name = prepared.node.name
+    records = _covering_retries(records)
     generation = Generation(
         node=name,
         number=0,
@@ -299,16 +301,29 @@ def _superseded(prepared: Prepared, store: Store, records: Sequence[Record]) -> 
         count = sum(next(iter(prepared.inputs.values())).superseded.values())
         return {"ok": count} if count else {}
     total = Counter[str]()
-    by_part = {record.part: record for record in records}
     for record in records:
         if record.supersedes and record.part == record.base:
-            uids = store.read_table(record, "image", ["uid"]).column("uid").combine_chunks()
-            for part in record.supersedes:
-                if part in by_part:
-                    older = store.read_table(by_part[part], "image", ["uid", "status"])
-                    again = older.filter(pc.is_in(older.column("uid"), value_set=uids))
-                    total.update(again.column("status").to_pylist())
+            uids = set(store.read_table(record, "image", ["uid"]).column("uid").to_pylist())
+            for part in {name for name in record.supersedes if "." not in name}:
+                standing: dict[str, str] = {}
+                for older in sorted((r for r in records if r.base == part), key=_try_number):
+                    table = store.read_table(older, "image", ["uid", "status"]).to_pydict()
+                    standing.update(zip(table["uid"], table["status"], strict=True))
+                total.update(status for uid, status in standing.items() if uid in uids)
     return dict(total)
+
+
+def _covering_retries(records: Sequence[Record]) -> list[Record]:
+    """What later input took the place of, it also took from retries: a record cannot know those that came after it."""
+    covering = []
+    if not any(record.part != record.base for record in records):
+        return list(records)
+    for record in records:
+        older = [name for name in record.supersedes if name.partition(".")[0] != record.base]
+        tries = {r.part for r in records if r.part != r.base and r.base in older} - set(record.supersedes)
+        supersedes = (*record.supersedes, *sorted(tries))
+        covering.append(record.model_copy(update={"supersedes": supersedes}) if tries else record)
+    return covering
 
 
 def _check_every_row(prepared: Prepared, records: Sequence[Record]) -> None:

@@ -244,18 +244,21 @@ class PoolWork:
         record = inputs[0][0]
         image, caption = attempt.store.read_table(record, "image"), attempt.store.read_table(record, "caption")
         if "retry" in task.payload:
-            retry = self._retryable(inputs[1], attempt)
+            retry = self._retryable(inputs[1], inputs[2], attempt)
             image = image.filter(pc.is_in(image.column("uid"), value_set=pa.array(list(retry), pa.string())))
             caption = caption.filter(pc.is_in(caption.column("uid"), value_set=pa.array(list(retry), pa.string())))
             attempt.note(**{SUPERSEDED: Counter(retry.values())})
         return image, caption
 
-    def _retryable(self, earlier: Sequence[Record], attempt: Attempt) -> dict[str, str]:
-        """uid -> status of the rows that another try may change."""
+    def _retryable(self, earlier: Sequence[Record], later: Sequence[Record], attempt: Attempt) -> dict[str, str]:
+        """uid -> status of the rows that another try may change, and that later input did not take over."""
         newest: dict[str, str] = {}
         for record in earlier:
             table = attempt.store.read_table(record, "image", ["uid", "status"])
             newest.update(zip(table.column("uid").to_pylist(), table.column("status").to_pylist(), strict=True))
+        for record in later:
+            for uid in attempt.store.read_table(record, "image", ["uid"]).column("uid").to_pylist():
+                newest.pop(uid, None)
         return {uid: status for uid, status in newest.items() if status in self.stage.retryable}
 
     def _fetch(self, image: pa.Table, caption: pa.Table, rows: np.ndarray, task: Task, attempt: Attempt) -> pa.Table:

@@ -74,14 +74,18 @@ def plan_node(prepared: Prepared, store: Store, newest: Generation | None, retry
 
 
 def last_alike(prepared: Prepared, store: Store, newest: Generation | None) -> Generation | None:
-    """The newest generation of the node with the same identity, whatever its inputs and resources were."""
-    if newest is None or newest.identity == prepared.identity:
-        return newest
+    """The newest generation of the same work, with its retries and repairs; else the newest of the same identity."""
+    if newest is None:
+        return None
+    alike: Generation | None = None
+    key = prepared.key
     for number in reversed(store.generation_numbers(newest.node)):
-        generation = store.generation(newest.node, number)
+        generation = newest if number == newest.number else store.generation(newest.node, number)
         if generation is not None and generation.identity == prepared.identity:
-            return generation
-    return None
+            if generation.key == key:
+                return generation
+            alike = alike or generation
+    return alike
 
 
 def _unsealed(plan: NodePlan, prepared: Prepared) -> Generation | None:

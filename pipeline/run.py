@@ -95,6 +95,10 @@ def run(
             runner = _Runner(dag, store, plans, set(retry), board, signals, address, executor)
             try:
                 generations = runner.run()
+            except SluiceError:
+                if runner.sealed:  # what was done can be asked: why nothing was left is seen in the funnel
+                    _remember(store, whole, runner.sealed)
+                raise
             finally:
                 runner.close()
             return Result(_remember(store, whole, generations), generations, runner.worked)
@@ -140,6 +144,7 @@ class _Runner:
         self._crew: Any = None
         self._crew_lock = threading.Lock()
         self.worked: list[str] = []
+        self.sealed: dict[str, Generation] = {}
 
     def run(self) -> dict[str, Generation]:
         generations: dict[str, Generation] = {}
@@ -164,6 +169,7 @@ class _Runner:
                         errors[name] = error
                 if self._signals.stopped:
                     self.close()
+        self.sealed = generations
         self._raise(errors, generations)
         return generations
 

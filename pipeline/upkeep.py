@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -14,7 +14,8 @@ from pipeline.attempt import Attempt
 from pipeline.dag import Dag, Node
 from pipeline.errors import SluiceError
 from pipeline.node import REPAIRS, NodeFailed, NodeWork, prepare
-from pipeline.records import File, Generation, Record, Run, digest, in_order
+from pipeline.partwork import StageFault
+from pipeline.records import SUPERSEDED, File, Generation, Record, Run, digest, in_order
 from pipeline.run import LEASES
 from pipeline.stage import PoolStage, Task
 from pipeline.store import Store
@@ -93,24 +94,26 @@ def repair(store: Store, damages: Sequence[Damage]) -> list[str]:
     run = newest_run(store)
     dag = Dag.parse(run.text)
     generations = generations_of(store, run)
-    done = []
-    for name in (name for name in dag.nodes if name in generations):
+    done: list[str] = []
+    sealed: dict[str, Generation] = {}
+    names = [name for name in dag.nodes if name in generations]
+    # Pools last: what was made from them is rebuilt from what it was made from.
+    for name in sorted(names, key=lambda name: dag.nodes[name].pool_stage is not None):
         broken = {d.record.work_key: d.record for d in damages if d.node == name}
         if not broken:
             continue
         if dag.nodes[name].pool_stage is not None:
             records = {key: _salvage(store, dag, record, generations) for key, record in broken.items()}
-            done += [
-                f"{name} part {r.part}: {r.notes[LOST]} rows are lost; fetch them again with --retry-failed {name}"
-                for r in records.values()
-            ]
+            remedy = f"fetch them again with --retry-failed {name}"
+            done += [f"{name} part {r.part}: {r.notes[LOST]} rows are lost; {remedy}" for r in records.values()]
         else:
             records = _rebuild(store, dag, name, generations, broken)
             done += [f"{name} part {record.part}: rebuilt" for record in records.values()]
         if any(key != record.work_key for key, record in records.items()):
             old = generations[name]
             replaced = in_order([records.get(record.work_key, record) for record in old.records])
-            generations[name] = store.seal(old.model_copy(update={"number": 0, "records": tuple(replaced)}))
+            sealed[name] = store.seal(old.model_copy(update={"number": 0, "records": tuple(replaced)}))
+    generations |= sealed
     numbers = {name: generation.number for name, generation in generations.items()}
     store.add_run(run.model_copy(update={"id": "", "generations": numbers}))
     return done
@@ -154,7 +157,15 @@ class _Restorer:
                 raise NodeFailed(f"{call.node}: part {call.task.part} failed: {cause}")
             return outcome
         with Attempt(self._store, call.node, call.phase, call.task, call.work_key) as attempt:
-            call.do(call.task, attempt)
+            task = call.task
+            if getattr(call.do, "bisectable", False) and broken.file("errors"):
+                faults = self._store.read_table(broken, "errors").drop_columns(["uid"]).to_pylist()
+                hints = {**task.hints, "exclude": sorted(fault["row"] for fault in faults), "faults": faults}
+                task = replace(task, hints=hints)
+            try:
+                call.do(task, attempt)
+            except StageFault as fault:
+                raise NodeFailed(f"{call.node}: part {task.part} cannot be rebuilt: {fault.cause}") from None
             record = attempt.restore(broken)
         self.restored[call.work_key] = record
         return record.model_copy(update={"work_key": call.work_key})
@@ -170,8 +181,17 @@ def _salvage(store: Store, dag: Dag, record: Record, generations: dict[str, Gene
     original = str(record.notes.get(REPAIRS, record.work_key))
     task = Task(record.part, {"repair": record.work_key}, supersedes=record.supersedes)
     with Attempt(store, record.node, "repair", task, digest(["repair", record.work_key])) as attempt:
-        image = _readable(store, record, "image") or _all_lost(store.read_table(source, "image"), stage)
-        caption = _readable(store, record, "caption") or store.read_table(source, "caption")
+        captions = _readable(store, record, "caption")
+        image = _readable(store, record, "image")
+        if image is None:
+            image = _all_lost(store.read_table(source, "image"), stage)
+            if record.part != record.base:  # a retry holds few of the rows of its source
+                if captions is None:
+                    raise SluiceError(
+                        f"{record.node} part {record.part}: both its tables are damaged; delete its commit"
+                    )
+                image = image.filter(pc.is_in(image.column("uid"), value_set=captions.column("uid").combine_chunks()))
+        caption = captions if captions is not None else store.read_table(source, "caption")
         caption = caption.filter(pc.is_in(caption.column("uid"), value_set=image.column("uid").combine_chunks()))
         tar = record.file("tar")
         image, lost = _copy_members(store, record, tar, image, attempt, stage)
@@ -180,6 +200,8 @@ def _salvage(store: Store, dag: Dag, record: Record, generations: dict[str, Gene
         statuses = image.column("status").value_counts()
         attempt.count({entry["values"].as_py(): entry["counts"].as_py() for entry in statuses})
         attempt.note(**{LOST: lost, REPAIRS: original})
+        if SUPERSEDED in record.notes:
+            attempt.note(**{SUPERSEDED: record.notes[SUPERSEDED]})
         return attempt.commit()
 
 

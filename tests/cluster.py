@@ -77,7 +77,8 @@ def cluster(raylets: int, variables: Mapping[str, str] | None = None) -> Iterato
 
 def marked(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment with a new mark and this repository to import from."""
-    return {**environment, MARK: uuid4().hex, "PYTHONPATH": str(REPOSITORY)}
+    search = [str(REPOSITORY), *filter(None, [environment.get("PYTHONPATH")])]
+    return {**environment, MARK: uuid4().hex, "PYTHONPATH": os.pathsep.join(search)}
 
 
 def processes_with(mark: str) -> dict[int, str]:

@@ -172,7 +172,7 @@ class Fetch(PoolStage):
             ("width", pa.int32()),
             pa.field("offset", pa.int64(), metadata=OBSERVED),
             pa.field("nbytes", pa.int64(), metadata=OBSERVED),
-            pa.field("stored_sha256", pa.string(), metadata=OBSERVED),
+            ("stored_sha256", pa.string()),
             pa.field("seconds", pa.float64(), metadata=OBSERVED),
         ]
     )

@@ -37,7 +37,7 @@ class Download(PoolStage):
             pa.field("original_height", pa.int32()),
             pa.field("exif", pa.string(), metadata=OBSERVED),  # JSON text; worded by Pillow, so by its version
             pa.field("sha256", pa.string()),  # of the bytes as fetched
-            pa.field("stored_sha256", pa.string(), metadata=OBSERVED),  # of the JPEG; libjpeg's version decides
+            pa.field("stored_sha256", pa.string()),  # of the JPEG: covered, for it is what later stages look at
             pa.field("offset", pa.int64(), metadata=OBSERVED),  # bytes from the tar's begin to the JPEG's
             pa.field("nbytes", pa.int64(), metadata=OBSERVED),  # of the JPEG
             pa.field("format", pa.string()),  # JPEG, PNG, GIF or WEBP, as fetched

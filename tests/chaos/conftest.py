@@ -12,6 +12,8 @@ import pipeline.store
 from tests.chaos import drive
 from tests.chaos.faulty import FAULTS, Plan
 
+drive.register()
+
 
 @pytest.fixture(scope="session")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
@@ -27,7 +29,6 @@ def case(tmp_path: Path, calm: dict[str, str], monkeypatch: pytest.MonkeyPatch) 
     """Faulty stores in this process; nobody waits between tries, nor for the disk: no power fails here."""
     found = drive.Case(tmp_path, calm)
     found.control.arm(Plan("none"))
-    drive.register()
     monkeypatch.setenv(FAULTS, str(found.control.folder))
     monkeypatch.setattr(pipeline.store, "time", SimpleNamespace(sleep=lambda _: None))
     monkeypatch.setattr(os, "fsync", lambda _: None)

@@ -45,7 +45,7 @@ class Plan:
     `error`: EIO "503 SlowDown". `full`: ENOSPC, writes only. `lost`: it is done, then fails. `stale`: a listing shows
     nothing. `kill`, `kill_after`: SIGKILL of the process that asks, before or after. `torn`: half the bytes are written
     under a temporary name, then SIGKILL. `kill_driver`: SIGKILL of the process `pid`. `stop`: SIGSTOP of the one that
-    asks. `swap`: the file `source` takes the place of `target`.
+    asks, or only of `pid`. `swap`: the file `source` takes the place of `target`.
     """
 
     do: Do
@@ -100,6 +100,8 @@ class Control:
         """Counts the operation; the plan, where it is concerned."""
         plan = Plan(**json.loads((self.folder / "plan.json").read_text()))
         if not re.search(plan.match, operation) or not re.search(plan.who, " ".join(sys.orig_argv)):
+            return None
+        if plan.do == "stop" and plan.pid not in (0, os.getpid()):
             return None
         number = _append(self.folder / "count", ".")
         _append(self.folder / "operations", operation + "\n")

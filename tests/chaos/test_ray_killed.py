@@ -14,6 +14,7 @@ from tests.chaos.drive import check, generations, hashes, local, whole
 from tests.chaos.driver import is_stopped, send, started, until
 from tests.chaos.faulty import Control, Plan
 from tests.chaos.slow import Slow
+from tests.cluster import cluster
 
 
 @pytest.fixture
@@ -76,20 +77,42 @@ def test_a_run_whose_driver_is_killed_at_random_moments_converges(slow: Slow, se
 
 
 @pytest.mark.chaos
-def test_a_worker_that_sleeps_through_the_resume_changes_nothing_when_it_wakes_up(slow: Slow, control: Control) -> None:
+def test_a_stopped_worker_does_not_outlive_its_driver(slow: Slow, control: Control) -> None:
     root = f"faulty://{slow.folder}/root"
     with started(["run", slow.dag, root], control) as driver:
         control.arm(Plan("stop", 3, match=r"^pipe_file .*/slow/commits/"))
         driver.until(lambda: [pid for pid in driver.workers() if is_stopped(pid)], "a worker is stopped")
-        (zombie,) = (pid for pid in driver.workers() if is_stopped(pid))
         assert len(control.landed()) == 1
         driver.kill()
-        control.arm(Plan("none"))
-        slow.resume(root)
-        assert zombie in driver.processes(), "it lives, stopped"
-        before = {path: path.read_bytes() for path in Path(local(root).path).rglob("*.json")}
-        send(zombie, signal.SIGCONT)
         driver.gone()
+
+
+@pytest.mark.chaos
+def test_a_machine_that_freezes_before_a_put_and_wakes_up_after_the_run_changes_nothing(
+    slow: Slow, control: Control
+) -> None:
+    root = f"faulty://{slow.folder}/root"
+    with cluster(2, control.environment()) as machines:
+        command = ["run", slow.dag, root, "--address", machines.address]
+        with started(command, control, machines.environment) as driver:
+            frozen = machines.raylets[1]
+            driver.until(lambda: set(machines.processes(frozen)) & set(slow.batches()), "the second machine worked")
+            (zombie,) = set(machines.processes(frozen)) & set(slow.batches())
+            control.arm(Plan("stop", match=r"^pipe_file .*/slow/commits/", pid=zombie))
+            driver.until(lambda: is_stopped(zombie), "its worker is stopped")
+            (operation,) = control.landed()
+            asleep = machines.processes(frozen)
+            for pid in asleep:
+                send(pid, signal.SIGSTOP)
+            assert driver.finish() == 0, driver.said()
+        path = Path(operation.split()[1])
+        assert path.exists(), "another did the part"
+        before = {path: path.read_bytes() for path in Path(local(root).path).rglob("*.json")}
+        control.arm(Plan("none", match=str(path)))
+        for pid in asleep:
+            send(pid, signal.SIGCONT)
+        until(lambda: not Path(f"/proc/{zombie}").exists() or control.operations(), "it dies or puts")
+        time.sleep(2)
     assert {path: path.read_bytes() for path in Path(local(root).path).rglob("*.json")} == before
     assert hashes(root) == slow.calm
     check(root)

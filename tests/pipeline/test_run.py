@@ -269,3 +269,46 @@ nodes:
         ("one", None, False, 1), ("three", "en", True, 1), ("two", None, False, 1), ("uno", None, False, 1)
     ]  # fmt: skip  # of a repeated URL the first row's columns stand
     assert catalog.sql("SELECT url, lang FROM urls ORDER BY url").num_rows == 3
+
+
+def test_retries_and_later_input_together_count_every_url_once(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    answers = tmp_path / "up"
+    text = f"""
+dag: both
+nodes:
+  urls: {{steps: [{{stages.ingest.UrlTables: {{files: {tmp_path}/in/*.parquet}}}}]}}
+  pool: {{from: urls, steps: [{{tests.toys.Fetch: {{fails: 3, answers: {answers}}}}}]}}
+  scores: {{from: pool, steps: [tests.toys.Times]}}
+"""
+    (tmp_path / "in").mkdir()
+
+    def table(name: str, numbers: range) -> None:
+        rows = {"url": [f"http://a/{n}" for n in numbers], "caption": [f"{name} {n}" for n in numbers], "n": numbers}
+        pq.write_table(pa.table({**rows, "n": pa.array(numbers, pa.int64())}), tmp_path / f"in/{name}.parquet")
+
+    root = tmp_path / "root"
+    table("1", range(12))
+    go(root, text=text)
+    go(root, text=text, retry=["pool"])  # still down: every third number is in a retry, too
+    table("2", range(6, 15))
+    go(root, text=text)
+    answers.touch()
+    for _ in range(2):
+        result, _ = go(root, text=text, retry=["pool"])
+        for name in ("pool", "scores"):
+            uids = read(root, result.generations[name], "image").column("uid").to_pylist()
+            assert len(uids) == len(set(uids)) == 15
+        assert result.generations["pool"].statuses == {"success": 15}
+
+
+def test_retried_rows_outlive_a_run_on_less_input(tmp_path: Path) -> None:
+    answers = tmp_path / "up"
+    go(tmp_path / "root", f"pool.answers={answers}")
+    answers.touch()
+    retried, _ = go(tmp_path / "root", f"pool.answers={answers}", retry=["pool"])
+    go(tmp_path / "root", f"pool.answers={answers}", "urls.limit=20")
+    back, calls = go(tmp_path / "root", f"pool.answers={answers}")
+    assert "pool" not in calls
+    assert back.generations["pool"].statuses == retried.generations["pool"].statuses == {"success": 40}
