@@ -218,8 +218,11 @@ def _write(table: pa.Table, form: str, target: str | None) -> None:
     if target is None:
         show.write(table, form, sys.stdout.buffer)
         return
-    with Path(target).open("wb") as handle:
-        show.write(table, form, handle)
+    try:
+        with Path(target).open("wb") as handle:
+            show.write(table, form, handle)
+    except OSError as error:
+        raise SluiceError(f"--out {target}: {error.strerror}; name a file in a folder that exists") from None
     err.print(f"{table.num_rows:,} rows in {target}", highlight=False)
 
 

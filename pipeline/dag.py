@@ -120,7 +120,10 @@ class Dag:
                 )
             text = (shipped / f"{source}.yaml").read_text()
         else:
-            text = path.read_text()
+            try:
+                text = path.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                raise SluiceError(f"{path} is no UTF-8 text, so no DAG; name a YAML file") from None
         return cls.parse(text, overrides)
 
     @classmethod
@@ -304,6 +307,8 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             name = self.construct_object(key, deep=True)
+            if not isinstance(name, str | int | float | bool | None):
+                raise SluiceError(f"line {key.start_mark.line + 1}: {name!r} is no name; a key is a word")
             if name in seen:
                 raise SluiceError(f"line {key.start_mark.line + 1}: {name!r} stands twice; keep one of them")
             seen.add(name)
@@ -337,7 +342,11 @@ def _node(name: str, body: Any) -> Node:
         raise SluiceError(f"{name}: expected a mapping with `steps`, got {body!r}")
     _only(body, NODE_KEYS, name)
     inputs = body.get("from", [])
-    inputs = (inputs,) if isinstance(inputs, str) else tuple(inputs or ())
+    inputs = [inputs] if isinstance(inputs, str) else inputs or []
+    if not isinstance(inputs, list) or not all(isinstance(other, str) for other in inputs):
+        raise SluiceError(f"{name}: `from: {inputs!r}` is no node, and no list of nodes such as [pool, scores]")
+    if len(set(inputs)) < len(inputs):
+        raise SluiceError(f"{name}: `from` names a node twice: {', '.join(inputs)}; once is enough")
     steps = body.get("steps")
     if not isinstance(steps, list) or not steps:
         raise SluiceError(
@@ -347,7 +356,7 @@ def _node(name: str, body: Any) -> Node:
     if len(stages) > 1 and not all(isinstance(stage, PartStage) for stage in stages):
         alone = next(type(stage).__name__ for stage in stages if not isinstance(stage, PartStage))
         raise SluiceError(f"{name}: {alone} must be its node's only step; give the others a node of their own")
-    return Node(name, inputs, stages, _parsed(Workers, body.get("workers") or {}, f"{name}.workers"))
+    return Node(name, tuple(inputs), stages, _parsed(Workers, body.get("workers") or {}, f"{name}.workers"))
 
 
 def _stage(node: str, step: Any) -> Stage:
@@ -373,7 +382,7 @@ def import_stage(path: str, node: str = "") -> type[Stage]:
             raise SluiceError(f"{where}{path} needs the module {error.name!r}; install it on every machine") from None
         raise SluiceError(f"{where}no module {module_name!r}{did_you_mean(module_name, _stage_modules())}") from None
     found = getattr(module, class_name, None)
-    if not (inspect.isclass(found) and issubclass(found, Stage)):
+    if not (inspect.isclass(found) and issubclass(found, Stage)) or inspect.isabstract(found):
         stages = [
             n
             for n, c in vars(module).items()

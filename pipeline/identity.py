@@ -33,7 +33,12 @@ def expand(files: str | Sequence[str], parameter: str = "") -> list[str]:
     """
     found: list[str] = []
     for pattern in [files] if isinstance(files, str) else files:
-        fs, path = fsspec.core.url_to_fs(pattern)
+        try:
+            fs, path = fsspec.core.url_to_fs(pattern)
+        except (ValueError, ImportError) as error:
+            raise SluiceError(
+                f"{parameter or 'file'}: {pattern!r}: {error}; name a path, or a URL such as s3://…"
+            ) from None
         is_glob = any(mark in path for mark in "*?[")
         paths = sorted(str(match) for match in fs.glob(path)) if is_glob else [path]
         if not paths or not (is_glob or fs.isfile(path)):

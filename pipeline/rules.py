@@ -222,7 +222,7 @@ class _Naming:
 def _items(rules: Sequence[Mapping[str, str]] | Mapping[str, str]) -> list[tuple[str, str]]:
     if isinstance(rules, Mapping):
         return list(rules.items())
-    if isinstance(rules, str) or not all(isinstance(rule, Mapping) and len(rule) == 1 for rule in rules):
+    if not isinstance(rules, list | tuple) or not all(isinstance(rule, Mapping) and len(rule) == 1 for rule in rules):
         raise SluiceError(f"rules are a list of `name: condition`, such as [{{large: width >= 200}}], not {rules!r}")
     return [item for rule in rules for item in rule.items()]
 

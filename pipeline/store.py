@@ -95,7 +95,10 @@ class Store:
     """
 
     def __init__(self, root: str) -> None:
-        fs, path = fsspec.core.url_to_fs(root, use_listings_cache=False)
+        try:
+            fs, path = fsspec.core.url_to_fs(root, use_listings_cache=False)
+        except (ValueError, ImportError) as error:
+            raise SluiceError(f"{root} is no root: {error}; name a folder, s3://bucket/prefix or gs://…") from None
         self.fs = DurableLocal() if type(fs) is LocalFileSystem else fs
         self.local = isinstance(fs, LocalFileSystem)
         self.path = path.rstrip("/")

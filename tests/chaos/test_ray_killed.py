@@ -93,7 +93,7 @@ def test_a_machine_that_freezes_before_a_put_and_wakes_up_after_the_run_changes_
 ) -> None:
     root = f"faulty://{slow.folder}/root"
     with cluster(2, control.environment()) as machines:
-        command = ["run", slow.dag, root, "--address", machines.address]
+        command: list[str | Path] = ["run", slow.dag, root, "--address", machines.address]
         with started(command, control, machines.environment) as driver:
             frozen = machines.raylets[1]
             driver.until(lambda: set(machines.processes(frozen)) & set(slow.batches()), "the second machine worked")

@@ -59,6 +59,10 @@ def test_a_good_dag_has_nothing_wrong_and_an_order() -> None:
         ("tests.toys.Times,", "tests.toys.Times, tests.toys.Times,", "Times adds 'product', which Times has already"),
         ("seed: 3", "seed: 3\nseed: 4", "line 4: 'seed' stands twice"),
         ("seed: 3", "seed: [", "not YAML"),
+        ("seed: 3", "? [a, b]\n: 1", "line 3: ['a', 'b'] is no name"),
+        ("from: pool", "from: 3", "`from: 3` is no node"),
+        ("from: pool", "from: [pool, pool]", "`from` names a node twice: pool, pool"),
+        ("tests.toys.Times", "pipeline.stage.PartStage", "pipeline.stage has no 'PartStage'"),
     ],
 )
 def test_what_is_wrong_is_named_with_a_remedy(old: str, new: str, expected: str) -> None:
