@@ -21,6 +21,8 @@ def start_ray(address: str | None) -> None:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray's own handler of SIGTERM prints a stack trace and aborts the driver three seconds later, in mid-farewell.
+    ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "sluice"}
     if address in (None, "local"):
         # Ray's own switch for machines that must not listen on the network; by default it takes the outer address.

@@ -143,7 +143,8 @@ def test_a_resource_that_changes_while_the_run_begins_is_named(tmp_path: Path, m
 
     def prepared_then_changed(*arguments: Any) -> Any:
         result = prepare(*arguments)
-        numbers.write_text("2\n")
+        if arguments[1] == "listed":
+            numbers.write_text("2\n")
         return result
 
     monkeypatch.setattr(sys.modules["pipeline.run"], "prepare", prepared_then_changed)
