@@ -7,6 +7,7 @@ the rows that kill it are found and quarantined.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import threading
@@ -35,6 +36,8 @@ TRIES = 3
 """How often a part is tried before it is bisected, or given up."""
 IN_FLIGHT = 2
 LOOK_EVERY_S = 5.0
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+MIB = 2**20
 MAX_POISON = 100
 """Rows of one part that may be quarantined; with more of them the stage is at fault, not the rows."""
 
@@ -51,6 +54,7 @@ class Worker:
         self._store = Store(root)
         self._device = device
         self._lock = threading.Lock()
+        keep_freed_memory()
 
     def ready(self) -> int:
         return os.getpid()
@@ -59,6 +63,17 @@ class Worker:
         with self._lock:
             hints = {**call.task.hints, "device": self._device}
             return work(self._store, replace(call, task=replace(call.task, hints=hints)))
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse what it freed: by default a decoded image's pages go back to the kernel and come anew each time.
+
+    That costs a tenth of a decoding thread's time. mallopt(3); other C libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 32 * MIB)
+        mallopt(M_TRIM_THRESHOLD, 256 * MIB)
 
 
 @dataclass(frozen=True)

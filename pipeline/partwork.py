@@ -112,7 +112,7 @@ class PartWork:
         device: Device = task.hints.get("device", Device())
         functions = [opened(step, device) for step in self.steps]
         looks = any(PIXELS in source for source in self.sources)
-        decoder = Decoder(attempt.store, rows, device.threads) if looks else None
+        decoder = Decoder(attempt.store, rows, device) if looks else None
         added: dict[str, dict[str, list[pa.Array]]] = {
             grain: {field.name: [] for field in self._schema(grain)}
             for grain in ("image", "caption")
@@ -120,9 +120,7 @@ class PartWork:
         }
         try:
             for chosen, pictures in ahead(decoder, cut(images, task.hints.get("batch_rows", 256))):
-                if pictures is not None:
-                    guarded(self.steps[0], pictures.result)
-                self._batch(rows, chosen, pictures, functions, added)
+                self._batch(rows, chosen, guarded(self.steps[0], pictures), functions, added)
         finally:
             if decoder is not None:
                 decoder.close()

@@ -6,10 +6,11 @@ Tables of one pool zip by position. A node that lacks a retried part is read thr
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +19,13 @@ from PIL import Image
 
 from pipeline.errors import SluiceError
 from pipeline.records import Record
-from pipeline.stage import PIXELS, Column
+from pipeline.stage import PIXELS, Column, Device
 from pipeline.store import Store
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 MAX_PIXELS = 50_000_000
+Images = list[np.ndarray | None]
+"""uint8 (height, width, 3) each, RGB; None where the pool has no image."""
 
 
 class PartRows:
@@ -148,7 +151,7 @@ def _by_key(base: pa.Table, found: pa.Table, keys: list[str], record: Record) ->
 class RowBatch:
     """The `Batch` that stages see: a table, and pixels decoded once for all steps."""
 
-    def __init__(self, table: pa.Table, images: Future[list[np.ndarray | None]] | None) -> None:
+    def __init__(self, table: pa.Table, images: Images | None) -> None:
         self.table = table
         self._images = images
 
@@ -165,10 +168,10 @@ class RowBatch:
         matrix[present] = flat.reshape(count, width)
         return matrix
 
-    def images(self) -> list[np.ndarray | None]:
+    def images(self) -> Images:
         if self._images is None:
             raise SluiceError(f"this step did not say in `reads` that it looks at {PIXELS!r}")
-        return self._images.result()
+        return self._images
 
     def pixels(self, side: int) -> np.ndarray:
         images = self.images()
@@ -190,10 +193,22 @@ def centre_square(image: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(resized.crop((left, top, left + side, top + side)))
 
 
-class Decoder:
-    """Reads a batch's images from the pool's tar in one range, and decodes them in a bounded pool of threads."""
+class _Member(NamedTuple):
+    """An image's bytes in the tar, and what their sha256 must be."""
 
-    def __init__(self, store: Store, rows: PartRows, threads: int) -> None:
+    uid: str
+    data: memoryview
+    sha256: str
+
+
+class Decoder:
+    """Reads a batch's images from the pool's tar in one range, ahead of the batch before it, and decodes them.
+
+    They are decoded ahead as well, in a bounded pool of threads, where another processor works meanwhile. One that
+    decodes and measures on the same core is faster when it does one after the other.
+    """
+
+    def __init__(self, store: Store, rows: PartRows, device: Device) -> None:
         assert rows.pool is not None
         tar = rows.pool.file("tar")
         if tar is None:
@@ -202,38 +217,46 @@ class Decoder:
         self._place = store.place(rows.pool, tar)
         self._rows = rows
         self._ahead = ThreadPoolExecutor(max_workers=1)
-        self._threads = ThreadPoolExecutor(max_workers=threads) if threads > 1 else None
+        self._threads = ThreadPoolExecutor(device.threads) if device.threads > 1 or device.kind != "cpu" else None
 
-    def start(self, images: np.ndarray) -> Future[list[np.ndarray | None]]:
-        return self._ahead.submit(self._decode, images)
+    def start(self, images: np.ndarray) -> Callable[[], Images]:
+        """What gives the images once they are wanted; to be called once."""
+        if self._threads is not None:
+            return self._ahead.submit(lambda: self._decode(self._read(images))).result
+        members = self._ahead.submit(self._read, images)
+        return lambda: self._decode(members.result())
 
     def close(self) -> None:
         self._ahead.shutdown(wait=False, cancel_futures=True)
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _decode(self, images: np.ndarray) -> list[np.ndarray | None]:
+    def _read(self, images: np.ndarray) -> list[_Member | None]:
         assert self._rows.pool is not None
         table = self._rows.image.take(images)
-        uids = table.column("uid").to_pylist()
-        offsets, sizes, shas = (table.column(f"{self._rows.pool.node}.{name}").to_pylist() for name in MEMBER)
-        present = [row for row, offset in enumerate(offsets) if offset is not None]
-        decoded: list[np.ndarray | None] = [None] * len(offsets)
+        names = ("uid", *(f"{self._rows.pool.node}.{name}" for name in MEMBER))
+        members = list(zip(*(table.column(name).to_pylist() for name in names), strict=True))
+        present = [(offset, offset + size) for _, offset, size, _ in members if offset is not None]
         if not present:
-            return decoded
-        start = min(offsets[row] for row in present)
-        data = memoryview(self._store.get_range(self._place, start, max(offsets[row] + sizes[row] for row in present)))
+            return [None] * len(members)
+        start, end = min(first for first, _ in present), max(last for _, last in present)
+        data = memoryview(self._store.get_range(self._place, start, end))
+        return [
+            _Member(uid, data[offset - start : offset - start + size], sha) if offset is not None else None
+            for uid, offset, size, sha in members
+        ]
 
-        def one(row: int) -> None:
-            member = data[offsets[row] - start : offsets[row] - start + sizes[row]]
-            if sha256(member).hexdigest() != shas[row]:
+    def _decode(self, members: Sequence[_Member | None]) -> Images:
+        def one(member: _Member | None) -> np.ndarray | None:
+            if member is None:
+                return None
+            if sha256(member.data).hexdigest() != member.sha256:
                 place = self._store.url(self._place)
                 remedy = f"`sluice verify {self._store.root} --repair`"
-                raise SluiceError(f"{place}: image {uids[row]} is corrupt; {remedy}")
-            decoded[row] = decode(member)
+                raise SluiceError(f"{place}: image {member.uid} is corrupt; {remedy}")
+            return decode(member.data)
 
-        list(self._threads.map(one, present) if self._threads is not None else map(one, present))
-        return decoded
+        return list(self._threads.map(one, members) if self._threads is not None else map(one, members))
 
 
 def decode(data: bytes | memoryview) -> np.ndarray:
@@ -249,10 +272,10 @@ def decode(data: bytes | memoryview) -> np.ndarray:
 
 def ahead(
     decoder: Decoder | None, slices: Sequence[np.ndarray]
-) -> Iterator[tuple[np.ndarray, Future[list[np.ndarray | None]] | None]]:
-    """Every slice with its images, the next one's already being decoded."""
+) -> Iterator[tuple[np.ndarray, Callable[[], Images | None]]]:
+    """Every slice with what gives its images, the next one's already on their way."""
     if decoder is None:
-        yield from ((rows, None) for rows in slices)
+        yield from ((rows, lambda: None) for rows in slices)
         return
     waiting = [decoder.start(rows) for rows in slices[:2]]
     for place, rows in enumerate(slices):

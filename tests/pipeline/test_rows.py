@@ -13,7 +13,7 @@ from pipeline import SluiceError
 from pipeline.attempt import Attempt
 from pipeline.records import Record
 from pipeline.rows import Decoder, PartRows, RowBatch, ahead, centre_square, cut, decode
-from pipeline.stage import PIXELS, Column, Task
+from pipeline.stage import PIXELS, Column, Device, Task
 from pipeline.store import Store
 
 
@@ -87,13 +87,14 @@ def test_captions_that_are_not_grouped_by_image_are_refused(uids: list[str]) -> 
         PartRows(pa.table({"uid": ["x", "y"]}), caption, None)
 
 
-def test_pixels_come_from_the_tar_and_failed_rows_have_none(store: Store) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_pixels_come_from_the_tar_and_failed_rows_have_none(store: Store, threads: int) -> None:
     record = pool(store, [jpeg((200, 0, 0)), None, jpeg((0, 0, 200), (64, 64))])
     rows = PartRows.load(store, {"pool": [record]}, [column(PIXELS, "pool")])
-    decoder = Decoder(store, rows, threads=2)
+    decoder = Decoder(store, rows, Device(threads=threads))
     try:
         slices = cut(np.arange(3), 2)
-        batches = [RowBatch(rows.image.take(chosen), pictures) for chosen, pictures in ahead(decoder, slices)]
+        batches = [RowBatch(rows.image.take(chosen), pictures()) for chosen, pictures in ahead(decoder, slices)]
         red, nothing = batches[0].images()
         (blue,) = batches[1].images()
     finally:
@@ -114,9 +115,9 @@ def test_a_corrupt_image_is_named_with_the_repair(store: Store, tmp_path: Path) 
     data[100] ^= 1
     tar.write_bytes(bytes(data))
     rows = PartRows.load(store, {"pool": [record]}, [column(PIXELS, "pool")])
-    decoder = Decoder(store, rows, threads=1)
+    decoder = Decoder(store, rows, Device())
     with pytest.raises(SluiceError, match=r"image u0 is corrupt; `sluice verify .* --repair`"):
-        decoder.start(np.arange(1)).result()
+        decoder.start(np.arange(1))()
     decoder.close()
 
 
