@@ -250,8 +250,11 @@ def verify(root: str, mend: bool) -> None:
         damages = upkeep.verify(store, progress)
     show.damages(out, root, damages)
     if damages and mend:
-        for line in upkeep.repair(store, damages):
+        repair = upkeep.repair(store, damages)
+        for line in [*repair.done, *repair.left]:
             out.print(line, highlight=False)
+        if repair.left:
+            sys.exit(1)
     elif damages:
         sys.exit(1)
 

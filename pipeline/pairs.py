@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline.judge import name, text
 from pipeline.records import Generation
-from pipeline.stage import KEYS, Column
+from pipeline.stage import CAPTIONS, KEYS, Column
 
 KEY_NAMES = tuple(KEYS["caption"].names)
 PAIR_GRAINS = ("image", "caption")
@@ -45,6 +45,12 @@ class Table:
 
     def rows(self) -> dict[str, int]:
         return {piece.part: piece.rows for piece in self.pieces}
+
+    @property
+    def counts_captions(self) -> bool:
+        """Whether a column says how many captions each image has."""
+        found = [field for field in self.schema if field.name == CAPTIONS.name]
+        return bool(found) and found[0].equals(CAPTIONS, check_metadata=True)
 
     def of(self, parts: Iterable[str]) -> list[Piece]:
         wanted = set(parts)
@@ -132,7 +138,8 @@ class Pool:
     def pairs(self, shown: Mapping[tuple[str, str], str], segments: int) -> str:
         """Every pair that counts: the keys, and the columns `shown` under these names.
 
-        Tables whose rows are those of the pool, part by part, zip by position: many times faster than a join by uid.
+        Tables whose rows are those of the pool, part by part, zip by position: many times faster than a join by uid;
+        an image with several captions is repeated for each where a table counts them.
         The parts are cut into segments because DuckDB reads one zip in one thread. Other tables are joined by key.
         """
         owners = self._owners(shown)
@@ -168,14 +175,19 @@ class Pool:
     ) -> str:
         """The pairs of some parts. `one_each`: every image has one caption, so that image rows zip too."""
         images = [table for table in zipped if table.kind == "image"]
+        counting = [table for table in images if table.counts_captions]
         beside = [table for table in zipped if table.kind == "caption" and table is not self.captions]
         beside += images if one_each else []
         keys = [*KEY_NAMES, "filename AS path", "file_index AS place"]
         rows = f"{_zip([self.captions, *beside], parts, items, keys)} AS pair"
+        if counting and not one_each:
+            images.sort(key=lambda table: table is not counting[0])
+            each = _zip(images, parts, items, [f"{CAPTIONS.name} AS captions"])
+            rows += f" POSITIONAL JOIN (SELECT *, unnest(range(captions)) FROM {each}) AS image"
         dead = _gone(self.captions, self.captions.of(parts))
         if dead is not None:
             rows += f" ANTI JOIN {dead} AS dead ON pair.uid = dead.uid AND pair.path = dead.path"
-        if images and not one_each:
+        if images and not one_each and not counting:
             # By part too: a uid stands in its old part and in the retry, each with an image of its own.
             rows += f" JOIN {_zip(images, parts, items, ['uid', 'file_index AS place'])} AS image USING (uid, place)"
         return f"SELECT * FROM {rows}"

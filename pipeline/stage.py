@@ -39,6 +39,12 @@ KEYS: dict[str, pa.Schema] = {
 PIXELS = "pixels"
 """The name under which a stage says in `reads` that it looks at the images."""
 
+CAPTIONS = pa.field("captions", pa.int32(), metadata={"counts": "captions of the image"})
+"""A column of an ingested image table: how many captions of this part belong to the image, at least 1.
+
+Where a table has it, SQL zips images with captions instead of joining them by uid.
+"""
+
 OBSERVED: dict[bytes | str, bytes | str] = {"covered": "no"}
 """Field metadata of a column that `content_hash` leaves out: timings, dates, wording of errors."""
 

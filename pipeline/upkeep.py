@@ -86,8 +86,16 @@ def _problem(store: Store, path: str, file: File, progress: Callable[[int], None
 # -- repair ------------------------------------------------------------------------------------------------------------
 
 
-def repair(store: Store, damages: Sequence[Damage]) -> list[str]:
-    """Rebuild what can be rebuilt, mark the pool rows whose bytes are gone `lost`; what was done, a line each.
+@dataclass(frozen=True)
+class Repair:
+    """What a repair did and what it could not do yet, a line each."""
+
+    done: list[str]
+    left: list[str]
+
+
+def repair(store: Store, damages: Sequence[Damage]) -> Repair:
+    """Rebuild what can be rebuilt, mark the pool rows whose bytes are gone `lost`.
 
     Works in this process, node by node from the sources on, and seals a new generation where a record had to change.
     """
@@ -95,6 +103,7 @@ def repair(store: Store, damages: Sequence[Damage]) -> list[str]:
     dag = Dag.parse(run.text)
     generations = generations_of(store, run)
     done: list[str] = []
+    left: list[str] = []
     sealed: dict[str, Generation] = {}
     names = [name for name in dag.nodes if name in generations]
     # Pools last: what was made from them is rebuilt from what it was made from.
@@ -107,7 +116,11 @@ def repair(store: Store, damages: Sequence[Damage]) -> list[str]:
             remedy = f"fetch them again with --retry-failed {name}"
             done += [f"{name} part {r.part}: {r.notes[LOST]} rows are lost; {remedy}" for r in records.values()]
         else:
-            records = _rebuild(store, dag, name, generations, broken)
+            try:
+                records = _rebuild(store, dag, name, generations, broken)
+            except SluiceError as error:  # what it is made from may be damaged as well
+                left.append(f"{name} is not mended yet: {error}; once that is mended, run the DAG again")
+                continue
             done += [f"{name} part {record.part}: rebuilt" for record in records.values()]
         if any(key != record.work_key for key, record in records.items()):
             old = generations[name]
@@ -116,7 +129,7 @@ def repair(store: Store, damages: Sequence[Damage]) -> list[str]:
     generations |= sealed
     numbers = {name: generation.number for name, generation in generations.items()}
     store.add_run(run.model_copy(update={"id": "", "generations": numbers}))
-    return done
+    return Repair(done, left)
 
 
 def _rebuild(

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 import pyarrow as pa
 
 from pipeline.errors import SluiceError, did_you_mean
-from pipeline.stage import OBSERVED
+from pipeline.stage import CAPTIONS, OBSERVED
 from stages.ingest.formats import MORE
 
 RESERVED = frozenset(
     {
-        *("uid", "caption_id", "url", "caption", "source", "caption_cleaned", "caption_raw_sha256"),
+        *("uid", "caption_id", "url", "caption", "captions", "source", "caption_cleaned", "caption_raw_sha256"),
         *("source_uid", "source_file", "source_row", "pixels", "kept", "dropped_by"),
         *("key", "status", "error_message", "width", "height", "original_width", "original_height", "exif"),
         *("sha256", "stored_sha256", "offset", "nbytes", "format", "frames"),
@@ -122,13 +122,13 @@ def _typed(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 
 def image_schema(carried_columns: Iterable[pa.Field]) -> pa.Schema:
     """The image table of `UrlTables`."""
-    ends = (pa.field("uid", pa.string()), pa.field("url", pa.string())), (pa.field("caption", pa.string()), *ORIGIN)
-    return pa.schema([*ends[0], *carried_columns, *ends[1]])
+    known = (pa.field("uid", pa.string()), pa.field("url", pa.string()))
+    return pa.schema([*known, *carried_columns, pa.field("caption", pa.string()), CAPTIONS, *ORIGIN])
 
 
 def carried_in(image: pa.Schema) -> pa.Schema:
     """The columns of an image table that come from the input as they are."""
-    own = {"uid", "url", "caption", *(column.name for column in ORIGIN)}
+    own = {"uid", "url", "caption", CAPTIONS.name, *(column.name for column in ORIGIN)}
     return pa.schema([column for column in image if column.name not in own])
 
 

@@ -25,7 +25,7 @@ from pipeline.records import Record
 from pipeline.stage import OBSERVED, Column, Files, Promise, TableStage, Task, Work
 from stages.ingest import formats, tars
 from stages.ingest.columns import CAPTION, carried, conform, demand, image_schema, understood, union, written
-from stages.ingest.merge import complete, distinct, first_of, flattened
+from stages.ingest.merge import captioned, complete, distinct, first_of, flattened
 from stages.ingest.rows import MERGED, TEXT, TOO_LONG, Reading
 from stages.kit.exchange import STEP, Scatter, gather
 
@@ -75,6 +75,7 @@ class Img2DatasetFolder(TableStage):
     and `caption_too_long`.
     """
 
+    revision: ClassVar[int] = 2
     promise: ClassVar[Promise] = "pure"
     pixels: ClassVar[bool] = True
 
@@ -335,8 +336,7 @@ def adopt(task: Task, attempt: Attempt) -> None:
     image = rows.append_column("source_file", pa.array([task.hints["parquet"]] * rows.num_rows, pa.string()))
     image = conform(image.append_column("source_row", rows.column("_row")), schema)
     caption = complete(image, distinct(pa.concat_tables([flattened(own), flattened(gathered)])))
-    firsts = caption.column("caption").filter(pa.array(first_of(caption.column("uid"))))
-    image = image.set_column(image.column_names.index("caption"), schema.field("caption"), firsts)
+    image = captioned(image, caption)
     attempt.adopt("tar", adopted_path(task.payload["tar"], attempt), scan.notes["bytes"], scan.notes["sha256"])
     attempt.write("image", image)
     attempt.write("caption", caption)

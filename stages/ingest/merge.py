@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pipeline.attempt import Attempt
 from pipeline.partwork import ERRORS
 from pipeline.records import SUPERSEDED
-from pipeline.stage import OBSERVED, Task
+from pipeline.stage import CAPTIONS, OBSERVED, Task
 from stages.ingest.columns import CAPTION, carried_in, conform, understood, written
 from stages.ingest.identity import NO_CAPTION
 from stages.ingest.rows import BAD_ROW, BASE, MERGED, NO_URL, OK, TEXT
@@ -67,8 +67,7 @@ def merge(task: Task, attempt: Attempt) -> None:
     image, caption, replaced = _with_earlier(image, caption, old_image, old_caption)
     statuses[OK] = image.num_rows
     caption = complete(image, caption)
-    firsts = caption.column("caption").filter(pa.array(first_of(caption.column("uid"))))
-    image = image.set_column(image.column_names.index("caption"), schema.field("caption"), firsts)
+    image = captioned(image, caption)
     attempt.write("image", image)
     attempt.write("caption", caption)
     _write_refused(task, attempt, rows)
@@ -162,6 +161,16 @@ def complete(image: pa.Table, caption: pa.Table) -> pa.Table:
     every = pa.concat_tables([caption, pa.table(empty, schema=CAPTION)])
     place = pc.index_in(every.column("uid"), value_set=image.column("uid").combine_chunks()).to_numpy()
     return every.take(np.argsort(place, kind="stable"))
+
+
+def captioned(image: pa.Table, caption: pa.Table) -> pa.Table:
+    """Images with the first of their captions, and with how many they have; `caption` is complete."""
+    firsts = np.flatnonzero(first_of(caption.column("uid")))
+    counts = np.diff(firsts, append=caption.num_rows)
+    columns = {"caption": caption.column("caption").take(firsts), CAPTIONS.name: pa.array(counts, CAPTIONS.type)}
+    for name, column in columns.items():
+        image = image.set_column(image.column_names.index(name), image.schema.field(name), column)
+    return image
 
 
 # -- earlier increments ------------------------------------------------------------------------------------------------

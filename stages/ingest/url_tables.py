@@ -41,6 +41,7 @@ class UrlTables(TableStage):
     its captions are kept), `no_url`, `bad_url`, `bad_row` or `caption_too_long`; the last four are in the errors.
     """
 
+    revision: ClassVar[int] = 2
     promise: ClassVar[Promise] = "pure"
 
     files: Files

@@ -78,7 +78,7 @@ def test_a_damaged_pure_part_is_rebuilt_to_the_same_bytes(tmp_path: Path, store:
 @pytest.mark.parametrize("how", ["flip", "delete"])
 def test_pool_rows_without_bytes_are_lost_and_can_be_fetched_again(tmp_path: Path, store: Store, how: str) -> None:
     damage(tmp_path, "pool", "tar", how)
-    lines = upkeep.repair(store, upkeep.verify(store))
+    lines = upkeep.repair(store, upkeep.verify(store)).done
     lost = 1 if how == "flip" else 10  # one image holds the flipped bit; the part holds ten
     assert lines == [f"pool part 000-00001: {lost} rows are lost; fetch them again with --retry-failed pool"]
     assert upkeep.verify(store) == []
@@ -159,7 +159,7 @@ def test_a_resource_that_changes_while_the_run_begins_is_named(tmp_path: Path, m
 def test_damage_in_a_pool_and_in_what_was_made_from_it_is_mended_together(tmp_path: Path, store: Store) -> None:
     damage(tmp_path, "pool", "tar", "flip")
     damage(tmp_path, "scores", "image.parquet", "flip")
-    assert len(upkeep.repair(store, upkeep.verify(store))) == 2
+    assert len(upkeep.repair(store, upkeep.verify(store)).done) == 2
     assert upkeep.verify(store) == []
     generations, _ = go(tmp_path)
     assert generations["scores"].statuses == {"ok": 40}
