@@ -86,6 +86,6 @@ def keep(name: str, where: str, body: str) -> None:
     """Put a benchmark's section in the place of its older one; the others stay."""
     text = RESULTS.read_text() if RESULTS.exists() else HEAD
     sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE))
-    sections[name] = f"\n{where}\n\n{body}\n\n"
-    pages = [f"## {title}\n{sections[title]}" for title in sorted(sections)]
+    sections[name] = f"{where}\n\n{body}"
+    pages = [f"## {title}\n\n{sections[title].strip()}\n\n" for title in sorted(sections)]
     RESULTS.write_text((HEAD + "\n" + "".join(pages)).rstrip() + "\n")
