@@ -29,6 +29,7 @@ from pipeline.dag import Node, Workers
 from pipeline.errors import SluiceError
 from pipeline.node import NodeFailed
 from pipeline.records import Record
+from pipeline.shared import keep
 from pipeline.stage import Device
 from pipeline.store import Store
 from pipeline.worker import Call, Fault, work
@@ -148,8 +149,9 @@ class Crew:
         self._report(node.name, total_rows or len(calls), done_rows, 0)
         results: dict[str, Record] = {}
         faults: dict[str, Fault] = {}
+        shared = keep(getattr(calls[0].do, "stage", None)) if calls else None
         try:
-            hints = {"batch_rows": node.workers.batch_rows}
+            hints = {"batch_rows": node.workers.batch_rows, "shared": shared}
             calls = [replace(c, task=replace(c.task, hints={**c.task.hints, **hints})) for c in calls]
             tries = {call.work_key: 1 for call in calls}
             by_future = {self._order(lane, call, alone=False).result: call for call in calls}
@@ -171,6 +173,8 @@ class Crew:
             results.update({record.work_key: record for record in records})
         finally:
             self._close_lane(lane)
+            if shared:
+                shared.end()
         if faults:
             raise self._failed(node, calls, faults)
         return [results[call.work_key] for call in calls]

@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import SluiceError
 from pipeline.records import Record, digest
-from pipeline.stage import NodeRef, ResourceMark, Stage, Task
+from pipeline.stage import EffortMark, NodeRef, ResourceMark, Stage, Task
 
 Resources = dict[str, list[tuple[str, str]]]
 """(path, digest) of the files behind every resource parameter."""
@@ -123,10 +123,10 @@ def resource_key(stages: Sequence[Stage], stage: Stage, name: str) -> str:
 
 
 def node_identity(stages: Sequence[Stage], seed: int) -> dict[str, Any]:
-    """The steps with their revisions and parameters, resources and references left out; the seed where it counts."""
+    """The steps with their revisions and parameters, resources and efforts left out; the seed where it counts."""
     steps = []
     for stage in stages:
-        outside = {name for name, _ in resource_fields(stage)}
+        outside = {name for name, _ in resource_fields(stage)} | _efforts(stage)
         parameters = {
             name: {"node": value.node} if isinstance(value := getattr(stage, name), NodeRef) else dumped
             for name, dumped in stage.model_dump(mode="json").items()
@@ -137,6 +137,12 @@ def node_identity(stages: Sequence[Stage], seed: int) -> dict[str, Any]:
     if any(type(stage).seeded for stage in stages):
         identity["seed"] = seed
     return identity
+
+
+def _efforts(stage: Stage) -> set[str]:
+    """The parameters that say how hard it is tried, not what is done."""
+    fields = type(stage).model_fields.items()
+    return {name for name, field in fields if any(isinstance(mark, EffortMark) for mark in _metadata(field))}
 
 
 def generation_key(

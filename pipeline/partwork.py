@@ -17,7 +17,7 @@ from pipeline.attempt import Attempt
 from pipeline.errors import SluiceError
 from pipeline.records import SUPERSEDED, Record, digest
 from pipeline.rows import Decoder, PartRows, RowBatch, ahead, cut, group_of, qualified
-from pipeline.stage import OBSERVED, PIXELS, Column, Device, PartStage, PoolStage, Stage, Task
+from pipeline.stage import OBSERVED, PIXELS, Column, Device, PartStage, PoolStage, Shared, Stage, Task
 
 ERRORS = pa.schema(
     [
@@ -195,6 +195,7 @@ class _Part:
 
     image: pa.Table
     caption: pa.Table
+    shared: Shared | None
     attempt: Attempt
 
     def create(self, suffix: str) -> BinaryIO:
@@ -262,7 +263,8 @@ class PoolWork:
     def _fetch(self, image: pa.Table, caption: pa.Table, rows: np.ndarray, task: Task, attempt: Attempt) -> pa.Table:
         chosen = image.take(rows)
         groups = group_of(image, caption)
-        part = _Part(chosen, caption.take(np.flatnonzero(np.isin(groups, rows))), attempt)
+        captions = caption.take(np.flatnonzero(np.isin(groups, rows)))
+        part = _Part(chosen, captions, task.hints.get("shared"), attempt)
         function = opened(self.stage, task.hints.get("device", Device()))
         result = guarded(self.stage, lambda: function(part))
         if result.num_rows != chosen.num_rows or result.schema.names != self.stage.adds.names:

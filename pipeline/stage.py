@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, ClassVar, Literal, Protocol
 
@@ -60,6 +61,18 @@ Files = Annotated[tuple[str, ...] | str, ResourceMark("files")]
 """Paths or globs on any fsspec store; the resource is the list of the matching files, in order of path."""
 File = Annotated[str, ResourceMark("file")]
 """One file on any fsspec store."""
+
+
+@dataclass(frozen=True)
+class EffortMark:
+    """Marks a parameter that says how hard or how fast it is tried, not what is done: no part of the identity.
+
+    A run that changes it reuses what is committed; the statuses of `retryable` are there for what another effort mends.
+    """
+
+
+Effort = EffortMark()
+"""`timeout_s: Annotated[float, Effort] = 10`"""
 
 
 class NodeRef(BaseModel):
@@ -154,6 +167,16 @@ class PartStage(Stage):
     def open(self, device: Device) -> Callable[[Batch], pa.Table]: ...
 
 
+class Shared(Protocol):
+    """The object that `PoolStage.shared` gave, wherever it lives, as a worker reaches it."""
+
+    def call(self, method: str, *arguments: Any) -> Future[Any]:
+        """Call a method with small picklable values; may be called from any thread.
+
+        The object may have been made anew in between, and then the call comes a second time.
+        """
+
+
 class PoolPart(Protocol):
     """One part of URLs on its way into a pool."""
 
@@ -161,6 +184,8 @@ class PoolPart(Protocol):
     """The input's image rows (`uid`, `url` and whatever the input carries)."""
     caption: pa.Table
     """The input's caption rows (`uid`, `caption_id`, `caption`, `source`), grouped by image in the order of `image`."""
+    shared: Shared | None
+    """What all workers of the run share; None where the stage has nothing to share, and outside the engine."""
 
     def create(self, suffix: str) -> BinaryIO:
         """A new file of this part, such as `tar`; hashed while it is written, committed with the part."""
@@ -177,6 +202,13 @@ class PoolStage(Stage):
     adds: ClassVar[pa.Schema]
     retryable: ClassVar[frozenset[str]] = frozenset()
     """Statuses that another try may change."""
+
+    def shared(self) -> Any | None:
+        """An object that all workers of a run reach through `part.shared`, such as how often each host was asked.
+
+        It lives in one process, is asked one call at a time, and is made anew, empty, where that process dies.
+        """
+        return None
 
     @abstractmethod
     def open(self, device: Device) -> Callable[[PoolPart], pa.Table]: ...

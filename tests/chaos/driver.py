@@ -55,7 +55,8 @@ class Driver:
         """Wait until nothing of it lives that could write. Ray's agents outlive a killed raylet by a minute."""
 
         def writers() -> list[str]:
-            return [command for command in self.processes().values() if "Agent" not in command.split()[0]]
+            # A process that is about to be reaped has no command any more.
+            return [command for command in self.processes().values() if command and "Agent" not in command.split()[0]]
 
         until(lambda: not writers(), "all of the run is dead")
 

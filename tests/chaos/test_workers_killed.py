@@ -127,6 +127,6 @@ def test_workers_that_all_die_before_they_start_end_the_run(tmp_path: Path) -> N
     control = Control(tmp_path / "faults")
     control.arm(Plan("kill", times=FOREVER, match="^connect ", who="default_worker"))
     code, said = sluice("run", dag, f"faulty://{tmp_path}/root", control=control)
-    assert len(control.landed()) >= 3
+    assert len(control.landed()) >= 3, said
     assert code == 2
     assert "error: no worker stays alive until it has started" in said

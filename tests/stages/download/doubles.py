@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from pipeline.stage import Shared
 from stages.download.fetch import Limits
 
 LIMITS = Limits(timeout_s=10, max_bytes=1_000_000, tries=3, user_agent="sluice/0.1 (tests)")
@@ -33,6 +34,7 @@ class Part:
 
     image: pa.Table
     caption: pa.Table
+    shared: Shared | None = None
     files: dict[str, Kept] = field(default_factory=dict)
 
     def create(self, suffix: str) -> BinaryIO:
