@@ -34,6 +34,8 @@ T = TypeVar("T")
 FAULTS = "SLUICE_FAULTS"
 WRITES = frozenset({"pipe_file", "put_file", "place"})
 FOREVER = 1 << 30
+CONNECT = "connect"
+"""What a process does before its first operation; counted only by a plan that names it."""
 
 Do = Literal["none", "error", "full", "lost", "stale", "kill", "kill_after", "torn", "kill_driver", "stop", "swap"]
 
@@ -99,6 +101,8 @@ class Control:
     def _due(self, operation: str) -> Plan | None:
         """Counts the operation; the plan, where it is concerned."""
         plan = Plan(**json.loads((self.folder / "plan.json").read_text()))
+        if operation.startswith(CONNECT) and CONNECT not in plan.match:
+            return None
         if not re.search(plan.match, operation) or not re.search(plan.who, " ".join(sys.orig_argv)):
             return None
         if plan.do == "stop" and plan.pid not in (0, os.getpid()):
@@ -175,6 +179,10 @@ class Faulty(DurableLocal):
     """A local disk: files are spooled beside their place, and the steps of a write are operations of their own."""
 
     protocol = "faulty"
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        happen(CONNECT, self.protocol, lambda: None)
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
         place = str(self._strip_protocol(path))
