@@ -195,6 +195,7 @@ class _Part:
 
     image: pa.Table
     caption: pa.Table
+    before: pa.Table | None
     shared: Shared | None
     attempt: Attempt
 
@@ -214,10 +215,10 @@ class PoolWork:
     bisectable = True
 
     def __call__(self, task: Task, attempt: Attempt) -> None:
-        image, caption = self._input(task, attempt)
+        image, caption, before = self._input(task, attempt)
         quarantined = sorted(task.hints.get("exclude", ()))
         kept = np.setdiff1d(np.arange(image.num_rows), quarantined)
-        result = self._fetch(image, caption, kept, task, attempt)
+        result = self._fetch(image, caption, before, kept, task, attempt)
         added = _with_keys(
             image.select(["uid"]), {n: [result.column(n)] for n in result.column_names}, kept, self.stage.adds
         )
@@ -235,36 +236,48 @@ class PoolWork:
 
     def probe(self, task: Task, attempt: Attempt) -> None:
         """The stage over `task.hints['rows']` alone; what it writes is thrown away."""
-        image, caption = self._input(task, attempt)
-        self._fetch(image, caption, np.asarray(task.hints["rows"]), task, attempt)
+        image, caption, before = self._input(task, attempt)
+        self._fetch(image, caption, before, np.asarray(task.hints["rows"]), task, attempt)
 
-    def _input(self, task: Task, attempt: Attempt) -> tuple[pa.Table, pa.Table]:
+    def _input(self, task: Task, attempt: Attempt) -> tuple[pa.Table, pa.Table, pa.Table | None]:
+        """Image and caption rows to fetch, and on a retry what the pool says of them so far."""
         inputs = list(task.inputs.values())
         record = inputs[0][0]
         image, caption = attempt.store.read_table(record, "image"), attempt.store.read_table(record, "caption")
-        if "retry" in task.payload:
-            retry = self._retryable(inputs[1], inputs[2], attempt)
-            image = image.filter(pc.is_in(image.column("uid"), value_set=pa.array(list(retry), pa.string())))
-            caption = caption.filter(pc.is_in(caption.column("uid"), value_set=pa.array(list(retry), pa.string())))
-            attempt.note(**{SUPERSEDED: Counter(retry.values())})
-        return image, caption
+        if "retry" not in task.payload:
+            return image, caption, None
+        retry = self._retryable(inputs[1], inputs[2], attempt)
+        image = image.filter(pc.is_in(image.column("uid"), value_set=retry.column("uid")))
+        caption = caption.filter(pc.is_in(caption.column("uid"), value_set=retry.column("uid")))
+        attempt.note(**{SUPERSEDED: Counter(retry.column("status").to_pylist())})
+        before = retry.take(pc.index_in(image.column("uid"), value_set=retry.column("uid")))
+        return image, caption, before.drop_columns(["uid"])
 
-    def _retryable(self, earlier: Sequence[Record], later: Sequence[Record], attempt: Attempt) -> dict[str, str]:
-        """uid -> status of the rows that another try may change, and that later input did not take over."""
-        newest: dict[str, str] = {}
-        for record in earlier:
-            table = attempt.store.read_table(record, "image", ["uid", "status"])
-            newest.update(zip(table.column("uid").to_pylist(), table.column("status").to_pylist(), strict=True))
+    def _retryable(self, earlier: Sequence[Record], later: Sequence[Record], attempt: Attempt) -> pa.Table:
+        """uid and the stage's columns of the rows that another try may change and later input did not take over."""
+        names = ["uid", *self.stage.adds.names]
+        newest = attempt.store.read_table(earlier[0], "image", names)
+        for record in earlier[1:]:
+            newest = _overruled(newest, attempt.store.read_table(record, "image", ["uid"]).column("uid"))
+            newest = pa.concat_tables([newest, attempt.store.read_table(record, "image", names)])
         for record in later:
-            for uid in attempt.store.read_table(record, "image", ["uid"]).column("uid").to_pylist():
-                newest.pop(uid, None)
-        return {uid: status for uid, status in newest.items() if status in self.stage.retryable}
+            newest = _overruled(newest, attempt.store.read_table(record, "image", ["uid"]).column("uid"))
+        statuses = pa.array(sorted(self.stage.retryable), pa.string())
+        return newest.filter(pc.is_in(newest.column("status"), value_set=statuses))
 
-    def _fetch(self, image: pa.Table, caption: pa.Table, rows: np.ndarray, task: Task, attempt: Attempt) -> pa.Table:
+    def _fetch(
+        self,
+        image: pa.Table,
+        caption: pa.Table,
+        before: pa.Table | None,
+        rows: np.ndarray,
+        task: Task,
+        attempt: Attempt,
+    ) -> pa.Table:
         chosen = image.take(rows)
         groups = group_of(image, caption)
         captions = caption.take(np.flatnonzero(np.isin(groups, rows)))
-        part = _Part(chosen, captions, task.hints.get("shared"), attempt)
+        part = _Part(chosen, captions, None if before is None else before.take(rows), task.hints.get("shared"), attempt)
         function = opened(self.stage, task.hints.get("device", Device()))
         result = guarded(self.stage, lambda: function(part))
         if result.num_rows != chosen.num_rows or result.schema.names != self.stage.adds.names:
@@ -273,3 +286,8 @@ class PoolWork:
                 f"for {chosen.num_rows}; it must give one row each of {self.stage.adds.names}"
             )
         return result.cast(self.stage.adds)
+
+
+def _overruled(table: pa.Table, uids: pa.ChunkedArray) -> pa.Table:
+    """The rows that do not come again."""
+    return table.filter(pc.invert(pc.is_in(table.column("uid"), value_set=uids)))

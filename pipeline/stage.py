@@ -184,6 +184,8 @@ class PoolPart(Protocol):
     """The input's image rows (`uid`, `url` and whatever the input carries)."""
     caption: pa.Table
     """The input's caption rows (`uid`, `caption_id`, `caption`, `source`), grouped by image in the order of `image`."""
+    before: pa.Table | None
+    """Where failed rows are tried again: what `adds` said of every row of `image` until now; None at the first try."""
     shared: Shared | None
     """What all workers of the run share; None where the stage has nothing to share, and outside the engine."""
 
@@ -202,6 +204,8 @@ class PoolStage(Stage):
     adds: ClassVar[pa.Schema]
     retryable: ClassVar[frozenset[str]] = frozenset()
     """Statuses that another try may change."""
+    remembered: ClassVar[frozenset[str]] = frozenset()
+    """Columns of `adds` that a row keeps when its bytes are lost, to know them again by, such as their sha256."""
 
     def shared(self) -> Any | None:
         """An object that all workers of a run reach through `part.shared`, such as how often each host was asked.

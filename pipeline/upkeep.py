@@ -239,7 +239,7 @@ def _all_lost(image: pa.Table, stage: PoolStage) -> pa.Table:
 def _copy_members(
     store: Store, record: Record, tar: File | None, image: pa.Table, attempt: Attempt, stage: PoolStage
 ) -> tuple[pa.Table, int]:
-    """Copy the tar; rows whose member is not what the table says keep only their input columns."""
+    """Copy the tar; rows whose member is not what the table says keep their input columns and what is remembered."""
     data = b""
     if tar is not None:
         try:
@@ -254,7 +254,7 @@ def _copy_members(
         for offset, size, sha in zip(table["offset"], table["nbytes"], table["stored_sha256"], strict=True)
     ]
     mask = pa.array(whole)
-    for field in stage.adds:
+    for field in (field for field in stage.adds if field.name not in stage.remembered):
         column = image.column(field.name)
         lost_value = pa.scalar(LOST if field.name == "status" else None, field.type)
         image = image.set_column(image.column_names.index(field.name), field, pc.if_else(mask, column, lost_value))

@@ -177,6 +177,7 @@ class Fetch(PoolStage):
         ]
     )
     retryable = frozenset({"http_503", "lost", "quarantined"})
+    remembered = frozenset({"sha256"})
 
     fails: int = 10
     answers: str = ""

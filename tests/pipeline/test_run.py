@@ -1,8 +1,9 @@
 """What runs again and what does not: work keys, generations, retries, limits."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow as pa
 import pytest
@@ -12,6 +13,7 @@ from pipeline.node import prepare
 from pipeline.plan import survey
 from pipeline.records import Generation
 from pipeline.run import Result
+from pipeline.stage import Device, PoolPart
 from pipeline.store import Store
 from tests import toys
 from tests.inline import Inline
@@ -131,6 +133,34 @@ def test_a_retry_works_on_the_failed_rows_and_their_parts_downstream_only(tmp_pa
     again, calls = go(tmp_path / "root", f"pool.answers={answers}")
     assert calls == {}
     assert again.generations["pool"] == result.generations["pool"]
+
+
+class Remembering(toys.Fetch):
+    """Notes what it is told of the rows that are tried again."""
+
+    told: ClassVar[list[tuple[list[int], pa.Table | None]]] = []
+
+    def open(self, device: Device) -> Callable[[PoolPart], pa.Table]:
+        fetch = super().open(device)
+
+        def note(part: PoolPart) -> pa.Table:
+            self.told.append((part.image.column("n").to_pylist(), part.before))
+            return fetch(part)
+
+        return note
+
+
+def test_a_retry_is_told_what_the_pool_said_of_its_rows_so_far(tmp_path: Path) -> None:
+    text = TEXT.replace("tests.toys.Fetch", "tests.pipeline.test_run.Remembering")
+    go(tmp_path, text=text)
+    assert [before for _, before in Remembering.told] == [None] * 4
+    Remembering.told.clear()
+    go(tmp_path, text=text, retry=["pool"])
+    for numbers, before in Remembering.told:
+        assert before is not None
+        assert before.schema.names == toys.Fetch.adds.names
+        assert before.column("status").to_pylist() == ["http_503"] * len(numbers)
+    assert sorted(number for numbers, _ in Remembering.told for number in numbers) == [0, 10, 20, 30]
 
 
 def test_a_second_retry_takes_what_is_left(tmp_path: Path) -> None:

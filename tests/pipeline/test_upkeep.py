@@ -1,6 +1,7 @@
 """`verify`, its repair and `gc`: damage is found and mended, nothing that counts is deleted (FAULTS 40)."""
 
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,11 @@ def test_pool_rows_without_bytes_are_lost_and_can_be_fetched_again(tmp_path: Pat
     assert lines == [f"pool part 000-00001: {lost} rows are lost; fetch them again with --retry-failed pool"]
     assert upkeep.verify(store) == []
     assert newest(store, "pool").statuses == {"http_503": 1, "success": 39 - lost, "lost": lost}
+    (repaired,) = [record for record in newest(store, "pool").records if record.part == "000-00001"]
+    rows = [row for row in store.read_table(repaired, "image").to_pylist() if row["status"] == "lost"]
+    known = {row["sha256"] for row in rows}
+    assert known == {sha256(f"image {row['n']}".encode()).hexdigest() for row in rows}, "its image is known again"
+    assert {row["width"] for row in rows} == {None}
     generations, calls = go(tmp_path, retry=("pool",))
     assert calls["pool"] == ["000-00000.r1", "000-00001.r1"]
     assert generations["pool"].statuses == {"http_503": 1, "success": 39}

@@ -34,6 +34,7 @@ class Part:
 
     image: pa.Table
     caption: pa.Table
+    before: pa.Table | None = None
     shared: Shared | None = None
     files: dict[str, Kept] = field(default_factory=dict)
 
