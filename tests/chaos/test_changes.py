@@ -16,6 +16,7 @@ from tests.chaos.faulty import FOREVER, Plan
 DAY_S = 86_400
 
 
+@pytest.mark.fault(41)
 @pytest.mark.parametrize("days", [-1, 1])
 def test_a_clock_that_is_a_day_off_has_no_effect(case: Case, days: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python's clock and all file times; libfaketime, which would reach C++ as well, is not there."""
@@ -34,6 +35,7 @@ def test_a_clock_that_is_a_day_off_has_no_effect(case: Case, days: int, monkeypa
     assert {path: path.stat().st_mtime for path in files(root, "**/*")} == before, "nothing is done again"
 
 
+@pytest.mark.fault(47)
 def test_a_plan_names_the_parameter_that_changed_and_only_what_follows_from_it(case: Case) -> None:
     root = f"{case.folder}/root"
     inline(case.dag, root)
@@ -51,6 +53,7 @@ def test_a_plan_names_the_parameter_that_changed_and_only_what_follows_from_it(c
     assert sorted(values(root, "scores", ["product"])) == sorted((3 * n,) for n in range(24))
 
 
+@pytest.mark.fault(47)
 def test_a_plan_names_the_revision_that_was_raised(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     root = f"{case.folder}/root"
     inline(case.dag, root)
@@ -61,6 +64,7 @@ def test_a_plan_names_the_revision_that_was_raised(case: Case, monkeypatch: pyte
     assert generations(root)["scores"].number == 2
 
 
+@pytest.mark.fault(48)
 @pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.chaos, id="every-operation"), 9])
 def test_an_input_file_that_changes_in_the_middle_of_a_run_never_ends_up_under_its_old_key(
     case: Case, step: int

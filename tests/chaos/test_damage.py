@@ -13,6 +13,8 @@ from pipeline.cli import main
 from pipeline.records import File, Record
 from tests.chaos.drive import Case, check, files, generations, hashes, inline, local, tiny, values
 
+pytestmark = pytest.mark.fault(40)
+
 PURE = [
     ("numbers", "image"), ("numbers", "caption"), ("scores", "image"), ("scores", "caption"), ("listed", "image"),
     ("shards", "bundle"),

@@ -12,6 +12,8 @@ from pipeline import Dag
 from tests.chaos.drive import check, files, hashes, inline, local, whole
 from tests.chaos.driver import sluice
 
+pytestmark = pytest.mark.fault(33)
+
 TEXT = """
 dag: bulky
 nodes:

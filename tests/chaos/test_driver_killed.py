@@ -11,6 +11,8 @@ from pipeline.run import LEASES
 from tests.chaos.drive import Case, check, hashes, inline, local, run_and_die, whole
 from tests.chaos.faulty import WRITES, Do, Plan
 
+pytestmark = pytest.mark.fault(34)
+
 WRITING = rf"^({'|'.join(WRITES)}|rm_file) "
 
 

@@ -16,6 +16,7 @@ WRITING = rf"^({'|'.join(WRITES)}) "
 COMMITTING = "^pipe_file .*/(commits|generations|runs)/.*json"
 
 
+@pytest.mark.fault(43)
 @pytest.mark.parametrize(
     ("match", "step"), [pytest.param(WRITING, 1, marks=pytest.mark.chaos, id="every-write"), (COMMITTING, 3)]
 )
@@ -44,6 +45,7 @@ def test_a_zombie_that_wakes_up_after_the_work_was_done_by_others_loses_its_puts
     assert lost >= 3, "a zombie reads the winner's record where it wanted to put its own"
 
 
+@pytest.mark.fault(42)
 @pytest.mark.parametrize("times", [pytest.param(25, marks=pytest.mark.chaos), 3])
 def test_drivers_that_race_converge_and_do_no_part_twice(case: Case, times: int) -> None:
     both_wrote = 0

@@ -29,6 +29,7 @@ def control(tmp_path: Path) -> Control:
     return control
 
 
+@pytest.mark.fault(34)
 def test_a_driver_killed_while_a_worker_commits_is_resumed_and_what_was_committed_is_reused(
     slow: Slow, control: Control
 ) -> None:
@@ -51,6 +52,7 @@ def test_a_driver_killed_while_a_worker_commits_is_resumed_and_what_was_committe
     check(root)
 
 
+@pytest.mark.fault(34)
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", range(4))
@@ -92,6 +94,7 @@ def test_a_stopped_worker_does_not_outlive_its_driver(slow: Slow, control: Contr
         driver.gone()
 
 
+@pytest.mark.fault(43)
 @pytest.mark.chaos
 def test_a_machine_that_freezes_before_a_put_and_wakes_up_after_the_run_changes_nothing(
     slow: Slow, control: Control
@@ -123,6 +126,7 @@ def test_a_machine_that_freezes_before_a_put_and_wakes_up_after_the_run_changes_
     check(root)
 
 
+@pytest.mark.fault(42)
 @pytest.mark.chaos
 def test_two_drivers_at_once_both_end_well_and_no_part_counts_twice(slow: Slow) -> None:
     root = slow.folder / "root"

@@ -13,6 +13,8 @@ from tests.chaos.drive import check, files, hashes, local, whole
 from tests.chaos.driver import send, started, until
 from tests.chaos.slow import Slow
 
+pytestmark = pytest.mark.fault(55)
+
 
 @pytest.mark.parametrize(
     ("number", "code", "batches"),

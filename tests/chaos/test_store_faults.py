@@ -12,6 +12,7 @@ from tests.chaos.faulty import FOREVER, Do, Plan
 EVERY = [pytest.param(1, marks=pytest.mark.chaos, id="every-operation"), pytest.param(29, id="every-29th")]
 
 
+@pytest.mark.fault(44, 45)
 @pytest.mark.parametrize("step", EVERY)
 @pytest.mark.parametrize("protocol", ["faulty", "faultys3"])
 @pytest.mark.parametrize(
@@ -28,6 +29,7 @@ def test_a_passing_fault_at_any_operation_changes_nothing(
         case.converges(root)
 
 
+@pytest.mark.fault(46)
 @pytest.mark.parametrize("step", EVERY)
 @pytest.mark.parametrize("times", [1, FOREVER], ids=["once", "ever-after"])
 def test_a_listing_that_does_not_know_the_newest_files_changes_nothing(case: Case, times: int, step: int) -> None:
@@ -40,6 +42,7 @@ def test_a_listing_that_does_not_know_the_newest_files_changes_nothing(case: Cas
         case.converges(root)
 
 
+@pytest.mark.fault(46)
 @pytest.mark.parametrize("times", [1, FOREVER], ids=["once", "ever-after"])
 def test_a_rerun_that_cannot_list_what_is_there_does_not_do_it_twice(case: Case, times: int) -> None:
     root = f"faulty://{case.folder}/root"
@@ -56,6 +59,7 @@ def test_a_rerun_that_cannot_list_what_is_there_does_not_do_it_twice(case: Case,
     assert [run.id for run in local(root).runs()] == ["0001"]
 
 
+@pytest.mark.fault(33, 44)
 @pytest.mark.parametrize("step", EVERY)
 @pytest.mark.parametrize("protocol", ["faulty", "faultys3"])
 @pytest.mark.parametrize(("do", "said"), [("error", "503 SlowDown"), ("full", "No space left")], ids=["down", "full"])

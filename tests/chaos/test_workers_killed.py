@@ -15,6 +15,7 @@ from tests.chaos.faulty import FOREVER, Control, Plan
 from tests.chaos.slow import Slow
 
 
+@pytest.mark.fault(35)
 @pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.chaos)])
 def test_workers_killed_at_random_are_replaced_and_their_parts_done_once(tmp_path: Path, kills: int) -> None:
     slow = Slow(tmp_path, parts=24, seconds=0.3)
@@ -54,6 +55,7 @@ nodes:
 """
 
 
+@pytest.mark.fault(38)
 @pytest.mark.parametrize("killers", ["[6]", pytest.param("[6, 9, 13, 30]", marks=pytest.mark.chaos)])
 def test_exactly_the_poison_rows_are_quarantined(tmp_path: Path, killers: str) -> None:
     dag = tmp_path / "poison.yaml"
@@ -108,6 +110,7 @@ nodes:
 """
 
 
+@pytest.mark.fault(35)
 @pytest.mark.chaos
 def test_a_part_whose_workers_were_killed_three_times_by_others_is_done_and_nothing_is_quarantined(
     tmp_path: Path,

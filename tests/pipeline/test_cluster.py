@@ -204,6 +204,7 @@ def test_a_local_run_listens_on_loopback_only_and_joins_no_other_cluster(tmp_pat
     assert case.hashes_in(str(tmp_path / "root")) == case.hashes
 
 
+@pytest.mark.fault(36)
 def test_a_run_outlives_a_machine(machines: Machines, root: str, tmp_path: Path) -> None:
     case = Case(tmp_path, 0.3)
     lost = machines.raylets[-1]
@@ -218,6 +219,7 @@ def test_a_run_outlives_a_machine(machines: Machines, root: str, tmp_path: Path)
     assert case.hashes_in(root) == case.hashes
 
 
+@pytest.mark.fault(36)
 @pytest.mark.chaos
 def test_a_run_outlives_all_machines_but_one_and_resumes_on_a_new_cluster(s3: S3, root: str, tmp_path: Path) -> None:
     """The last machine is the driver's: with it the run ends, and the same command resumes elsewhere."""

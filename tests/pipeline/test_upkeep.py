@@ -61,6 +61,7 @@ def test_an_untouched_root_is_whole(store: Store) -> None:
     assert sum(read) == sum(file.bytes for file in files)
 
 
+@pytest.mark.fault(40)
 @pytest.mark.parametrize("how", ["flip", "cut", "delete"])
 @pytest.mark.parametrize("node", ["urls", "scores"])
 def test_a_damaged_pure_part_is_rebuilt_to_the_same_bytes(tmp_path: Path, store: Store, node: str, how: str) -> None:
@@ -76,6 +77,7 @@ def test_a_damaged_pure_part_is_rebuilt_to_the_same_bytes(tmp_path: Path, store:
     assert go(tmp_path)[1] == {}
 
 
+@pytest.mark.fault(40)
 @pytest.mark.parametrize("how", ["flip", "delete"])
 def test_pool_rows_without_bytes_are_lost_and_can_be_fetched_again(tmp_path: Path, store: Store, how: str) -> None:
     damage(tmp_path, "pool", "tar", how)
@@ -141,6 +143,7 @@ def test_a_lease_of_a_dead_process_of_this_machine_goes_with_the_next_run(tmp_pa
     assert store.names(LEASES) == []
 
 
+@pytest.mark.fault(48)
 def test_a_resource_that_changes_while_the_run_begins_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """FAULTS 48: never other bytes under the old key."""
     numbers = tmp_path / "numbers.txt"

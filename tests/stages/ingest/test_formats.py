@@ -84,6 +84,7 @@ def test_json_may_spell_half_a_character(ingest: Ingest, tmp_path: Path) -> None
 # -- damage ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(39)
 def test_a_truncated_parquet_file_is_named(ingest: Ingest, tmp_path: Path) -> None:
     path = write(tmp_path / "t.parquet", PAIRS)
     path.write_bytes(path.read_bytes()[:-20])
@@ -91,6 +92,7 @@ def test_a_truncated_parquet_file_is_named(ingest: Ingest, tmp_path: Path) -> No
         ingest(path)
 
 
+@pytest.mark.fault(39)
 def test_flipped_bits_in_a_parquet_file_never_lose_rows_silently(ingest_in: Any, tmp_path: Path) -> None:
     path = parquet(tmp_path / "good.parquet", url=[f"{CAT}?{n}" for n in range(200)], caption=["x"] * 200)
     data = path.read_bytes()
@@ -115,6 +117,7 @@ def test_a_truncated_gzip_file_is_named(ingest: Ingest, tmp_path: Path) -> None:
         ingest(path)
 
 
+@pytest.mark.fault(48)
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
 def test_a_file_that_changes_during_the_run_stops_it(ingest: Ingest, tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, PAIRS)

@@ -172,6 +172,7 @@ def test_a_url_in_several_shards_counts_in_the_first_that_has_its_image(ingest: 
     assert ingest.pairs(generation) == {("a", "one"), ("a", "two"), ("a", "three"), ("b", "b"), ("c", "sea")}
 
 
+@pytest.mark.fault(32)
 def test_a_link_or_a_device_in_a_tar_is_refused_and_its_target_never_read(ingest: Ingest, tmp_path: Path) -> None:
     members: Members = [
         ("000000000.jpg", special(tarfile.SYMTYPE)),
@@ -193,6 +194,7 @@ def test_bytes_that_no_decoder_may_see_are_refused(ingest: Ingest, tmp_path: Pat
     assert ingest(tmp_path / "in" / "*", stage=STAGE).statuses == {"format_refused": 1}
 
 
+@pytest.mark.fault(30, 31, 32)
 @pytest.mark.parametrize(
     ("members", "message"),
     [

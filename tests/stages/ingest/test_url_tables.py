@@ -97,6 +97,7 @@ def test_every_row_that_is_refused_says_why_and_where(ingest: Ingest, tmp_path: 
     assert errors[8]["uid"] == identity(DOG)
 
 
+@pytest.mark.fault(28)
 def test_a_caption_of_ten_megabytes_is_refused_and_its_image_lives_by_its_other_row(
     ingest: Ingest, tmp_path: Path
 ) -> None:
@@ -106,6 +107,7 @@ def test_a_caption_of_ten_megabytes_is_refused_and_its_image_lives_by_its_other_
     assert sum(file.bytes for record in generation.records for file in record.files) < 50_000
 
 
+@pytest.mark.fault(26)
 def test_control_characters_leave_a_caption_and_are_flagged(ingest: Ingest, tmp_path: Path) -> None:
     table = parquet(tmp_path / "t.parquet", url=[CAT, DOG], caption=["a\0 c\x1bat\x9f", "tab\tand\nline"])
     captions = {row["caption"]: row for row in ingest.rows(ingest(table), "caption")}
@@ -113,6 +115,7 @@ def test_control_characters_leave_a_caption_and_are_flagged(ingest: Ingest, tmp_
     assert not captions["tab\tand\nline"]["caption_cleaned"]
 
 
+@pytest.mark.fault(29)
 def test_bytes_that_are_no_utf8_are_replaced_and_their_hash_is_kept(ingest: Ingest, tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(b"url,caption,note\n" + CAT.encode() + b",caf\xe9,\xff!\n" + DOG.encode() + b",fine,\n")
@@ -123,6 +126,7 @@ def test_bytes_that_are_no_utf8_are_replaced_and_their_hash_is_kept(ingest: Inge
     assert {row["note"] for row in ingest.rows(generation, "image")} == {"\ufffd!", ""}
 
 
+@pytest.mark.fault(27)
 def test_a_right_to_left_override_stays(ingest: Ingest, tmp_path: Path) -> None:
     generation = ingest(parquet(tmp_path / "t.parquet", url=[CAT], caption=["evil\u202egpj.exe"]))
     assert ingest.pairs(generation) == {(CAT, "evil\u202egpj.exe")}
