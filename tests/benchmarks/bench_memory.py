@@ -6,20 +6,15 @@ rows may take DuckDB's share before it spills. So workers have a ceiling, which 
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
 import sys
 import tempfile
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.benchmarks.figures import Figure
-from tests.cluster import MARK, marked, marks_killed, processes_with
+from tests.benchmarks.peaks import peaks
 
 FEW, MANY, INGESTED = 2_000, 200_000, 1_000_000
 CEILING_MIB = 768
@@ -57,32 +52,19 @@ def measure() -> list[Figure]:
 
 def peaks_of_a_run(rows: int, *more: str) -> dict[str, float]:
     """MiB of resident memory by role, of the largest process."""
-    peaks = {"driver": 0.0, "worker": 0.0}
-    environment = marked(os.environ)
-    with tempfile.TemporaryDirectory(prefix="sluice-bench-") as name, marks_killed(environment[MARK]):
+    with tempfile.TemporaryDirectory(prefix="sluice-bench-") as name:
         folder = Path(name)
         write_urls(folder / "urls.parquet", rows)
-        dag, said = folder / "memory.yaml", folder / "said"
+        dag = folder / "memory.yaml"
         dag.write_text(TEXT.replace("FILES", str(folder / "urls.parquet")))
         command = [sys.executable, "-m", "pipeline.cli", "run", str(dag), str(folder / "root"), *more]
-        with said.open("w") as sink:
-            driver = subprocess.Popen(command, env=environment, stdout=sink, stderr=subprocess.STDOUT)
-        while driver.poll() is None:
-            for pid, process in processes_with(environment[MARK]).items():
-                role = "driver" if pid == driver.pid else "worker" if process.startswith("ray::Worker") else ""
-                if role:
-                    peaks[role] = max(peaks[role], peak_of(pid))
-            time.sleep(0.2)
-        assert driver.returncode == 0, said.read_text()
-    return peaks
+        return peaks(command, role, folder / "said")
 
 
-def peak_of(pid: int) -> float:
-    """MiB; the kernel keeps the highest there ever was. 0 where the process just ended."""
-    with suppress(OSError):
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-        return int(found[1]) / 1024 if found else 0.0
-    return 0.0
+def role(pid: int, command: str) -> str | None:
+    if command.startswith("ray::Worker"):
+        return "worker"
+    return "driver" if "pipeline.cli run" in command else None
 
 
 def write_urls(path: Path, rows: int) -> None:
