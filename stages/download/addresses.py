@@ -5,6 +5,7 @@ addresses (fec0::/10), multicast and Azure's 168.63.129.16. So IPv4 has a list o
 registry and what clouds added to it), and of IPv6 only 2000::/3 is open, less what is special inside it.
 """
 
+import functools
 import re
 import socket
 from collections.abc import Iterable
@@ -60,6 +61,7 @@ NUMERIC = re.compile(r"[0-9a-fA-FxX.]+")
 ENTRY = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9_.-]+)):([0-9]{1,5})")
 
 
+@functools.lru_cache(4096)
 def denied(address: Address) -> str | None:
     """Why an address must not be reached; None when it is public."""
     if isinstance(address, IPv4Address):
@@ -69,6 +71,7 @@ def denied(address: Address) -> str | None:
     return next((what for network, what in DENIED_IPV6 if address in network), None)
 
 
+@functools.lru_cache(4096)
 def literal(host: str) -> Address | None:
     """The address that a host spells in any way that a resolver understands (`127.1`, `0x7f000001`, octal, decimal)."""
     if ":" in host:

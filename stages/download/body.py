@@ -13,7 +13,8 @@ class Body:
 
     def __init__(self, encoding: str, limit: int) -> None:
         self._limit = limit
-        self._data = bytearray()
+        self._pieces: list[bytes] = []
+        self._size = 0
         self._encoding = encoding.strip().lower()
         self._fresh = True
         if self._encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
@@ -24,17 +25,19 @@ class Body:
 
     def feed(self, chunk: bytes) -> None:
         """Add what the network gave. Raises `FetchError`: `too_large` past the limit, `bad_encoding` if broken."""
-        self._data += chunk if self._inflater is None else self._inflate(chunk)
-        if len(self._data) > self._limit:
+        piece = chunk if self._inflater is None else self._inflate(chunk)
+        self._pieces.append(piece)
+        self._size += len(piece)
+        if self._size > self._limit:
             raise too_large(self._limit)
 
     def finish(self) -> bytes:
         """The whole decoded body. Raises `FetchError` when it is empty or the compressed stream has no end."""
         if self._inflater is not None and not self._inflater.eof and not self._fresh:
             raise FetchError("truncated_body", f"the {self._encoding} stream ends early", again=True)
-        if not self._data:
+        if not self._size:
             raise FetchError("empty", "the body has 0 bytes")
-        return bytes(self._data)
+        return b"".join(self._pieces)  # a body that came whole is not copied
 
     def _inflate(self, chunk: bytes) -> bytes:
         assert self._inflater is not None
@@ -43,7 +46,7 @@ class Body:
             self._inflater = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
         self._fresh = self._fresh and not chunk
         try:
-            return self._inflater.decompress(chunk, self._limit + 1 - len(self._data))
+            return self._inflater.decompress(chunk, self._limit + 1 - self._size)
         except zlib.error as error:
             raise FetchError("bad_encoding", f"the {self._encoding} stream is broken: {error}") from None
 

@@ -1,83 +1,232 @@
-"""DNS and TCP for aiohttp under the guard's rules.
+"""DNS and TCP under the guard's rules, and the connections that may serve again.
 
 A name is resolved once per connection, every address of it is checked, exactly those addresses are dialled (Host and
-SNI stay the name's), and the peer's address is checked again before the request is sent.
+SNI stay the name's), and the peer's address is checked again before anything is sent on it, TLS included; a connection
+that is used again has its peer checked again.
 """
 
-import functools
+import asyncio
+import contextlib
+import re
 import socket
+import ssl
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
-import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.client_reqrep import ClientRequest
-from aiohttp.connector import Connection
-from aiohttp.tracing import Trace
+from yarl import URL
 
-from stages.download.addresses import Guard
+from stages.download.addresses import Guard, literal
+from stages.download.answers import Head
+from stages.download.connection import SCRATCH_BYTES, Accept, ClosedError, Connection
+from stages.download.proxy import Proxy
+from stages.download.statuses import FetchError
+
+Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
+"""From a host name and a port to its addresses; raises `socket.gaierror`."""
+
+NAMES_S: Final = 10.0
+"""How long an answer of DNS is used again: long enough for the rows of one part that stand together."""
+NAMES_KEPT: Final = 10_000
+DIALLED: Final = 3
+"""Addresses of one host that are tried."""
+DIAL_S: Final = 3.0
+"""How long each but the last of them is given."""
+IDLE_S: Final = 15.0
+"""How long a connection waits for another request; most servers give up on it a little later."""
+IDLE_PER_HOST: Final = 64
+IDLE_AT_MOST: Final = 512
+"""Idle connections of a worker: each holds a socket of ours and one of a host."""
+
+TARGET = re.compile(r"[!-~]+")
+
+Key = tuple[str, str, int]
+"""Scheme, host and port: what a connection serves."""
 
 
-class CheckedResolver(AbstractResolver):
-    """Refuses a name when any of its addresses is denied.
+async def system_names(host: str, port: int) -> list[str]:
+    """What the system's resolver says, in the order in which it wants them tried."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+    return list(dict.fromkeys(str(address[4][0]) for address in found))
 
-    aiohttp does not ask a resolver about literal addresses: `Guard.check_url` has seen those.
-    """
 
-    def __init__(self, guard: Guard, inner: AbstractResolver) -> None:
+class Connections:
+    """The connections of one event loop; a request goes out on one that was checked, idle or new."""
+
+    def __init__(self, guard: Guard, resolver: Resolver = system_names, proxy: Proxy | None = None) -> None:
         self._guard = guard
-        self._inner = inner
+        self._resolver = resolver
+        self._proxy = proxy
+        self._loop = asyncio.get_running_loop()
+        self._scratch = bytearray(SCRATCH_BYTES)
+        self._names: dict[tuple[str, int], tuple[float, asyncio.Future[Sequence[str]]]] = {}
+        self._idle: dict[Key, deque[Connection]] = {}
+        self._idle_count = 0
+        self._all: set[Connection] = set()
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._tls: ssl.SSLContext | None = None
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        found = await self._inner.resolve(host, port, family)
-        self._guard.check_addresses(host, port, [result["host"] for result in found])
+    async def get(self, url: URL, headers: str, accept: Accept) -> Head:
+        """Send a GET with these header lines to the URL's host and wait for the answer; see `Connection.ask`.
+
+        Where the host closed an idle connection at the moment it was used again, another one is tried: nothing was
+        answered, and a GET may be sent twice.
+        """
+        key = (url.scheme, url.raw_host or "", url.port or 0)
+        request = self._request(url, headers)
+        while True:
+            connection = self._take(key) or await self._connect(url, key)
+            try:
+                return await connection.ask(request, accept)
+            except (ClosedError, ConnectionResetError, BrokenPipeError):
+                if connection.served == 1:
+                    raise
+
+    def _request(self, url: URL, headers: str) -> bytes:
+        target, extra = url.raw_path_qs, ""
+        if self._proxy is not None and url.scheme == "http":
+            target, extra = f"http://{url.host_port_subcomponent}{target}", self._proxy.headers
+        if not TARGET.fullmatch(target):
+            raise FetchError("bad_url", "the path or the query has characters that no request can carry")
+        return f"GET {target} HTTP/1.1\r\nHost: {url.host_port_subcomponent}\r\n{extra}{headers}\r\n".encode("ascii")
+
+    def __len__(self) -> int:
+        """How many are open, idle ones among them."""
+        return len(self._all)
+
+    def close(self) -> None:
+        for connection in list(self._all):
+            connection.close()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+
+    # -- connections that serve again ----------------------------------------------------------------------------------
+
+    def _take(self, key: Key) -> Connection | None:
+        waiting = self._idle.get(key)
+        while waiting:
+            connection = waiting.pop()  # the one used last is the least likely to have been closed
+            self._idle_count -= 1
+            if connection.open and self._loop.time() - connection.idle_since < IDLE_S:
+                self._check_peer(key, connection.peer)
+                return connection
+            connection.close()
+        self._idle.pop(key, None)
+        return None
+
+    def _rest(self, key: Key, connection: Connection) -> None:
+        waiting = self._idle.setdefault(key, deque())
+        if len(waiting) >= IDLE_PER_HOST or self._idle_count >= IDLE_AT_MOST:
+            connection.close()
+            return
+        waiting.append(connection)
+        self._idle_count += 1
+        if self._sweeping is None:
+            self._sweeping = self._loop.call_later(IDLE_S, self._sweep)
+
+    def _sweep(self) -> None:
+        """Close what has been idle too long, or was closed by its host."""
+        now = self._loop.time()
+        for key, waiting in list(self._idle.items()):
+            kept = deque(one for one in waiting if one.open and now - one.idle_since < IDLE_S)
+            for connection in set(waiting) - set(kept):
+                connection.close()
+            self._idle_count -= len(waiting) - len(kept)
+            if kept:
+                self._idle[key] = kept
+            else:
+                del self._idle[key]
+        self._sweeping = self._loop.call_later(IDLE_S, self._sweep) if self._idle else None
+
+    # -- new connections -----------------------------------------------------------------------------------------------
+
+    async def _connect(self, url: URL, key: Key) -> Connection:
+        _, host, port = key
+        if self._proxy is None:
+            addresses = (await self._resolve(host, port))[:DIALLED]
+            dialled = await self._dial(addresses, port)
+            peer = dialled.getpeername()[0]
+        else:
+            with contextlib.suppress(socket.gaierror):  # names that only the proxy knows are its to judge
+                await self._resolve(host, port)
+            dialled = await self._dial(await self._resolver(*self._proxy.where), self._proxy.where[1])
+            peer = ""
+        try:
+            self._check_peer(key, peer)
+            if self._proxy is not None and url.scheme == "https":
+                await self._proxy.open_tunnel(dialled, host, port)
+            return await self._wrap(dialled, key, peer)
+        except BaseException:
+            dialled.close()
+            raise
+
+    async def _wrap(self, dialled: socket.socket, key: Key, peer: str) -> Connection:
+        scheme, host, _ = key
+        connection = Connection(peer, self._scratch, lambda idle: self._rest(key, idle), self._all.discard)
+        await self._loop.create_connection(
+            lambda: connection,
+            sock=dialled,
+            ssl=self._context() if scheme == "https" else None,
+            server_hostname=host.removesuffix(".") if scheme == "https" else None,
+        )
+        self._all.add(connection)
+        return connection
+
+    def _context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+        return self._tls
+
+    def _check_peer(self, key: Key, peer: str) -> None:
+        """Raise `FetchError` where the address that was really reached is denied."""
+        if self._proxy is None:
+            self._guard.check_addresses(key[1], key[2], [peer])
+
+    async def _resolve(self, host: str, port: int) -> Sequence[str]:
+        """The addresses of a host, every one of them checked. Raises `FetchError` and `socket.gaierror`."""
+        known = self._names.get((host, port))
+        if known is None or known[0] < self._loop.time():
+            if len(self._names) >= NAMES_KEPT:
+                self._names.clear()
+            asked = asyncio.ensure_future(self._look_up(host, port))
+            asked.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever asked may have left
+            known = self._names[host, port] = (self._loop.time() + NAMES_S, asked)
+        found = await asyncio.shield(known[1])  # others may wait for the same answer
+        self._guard.check_addresses(host, port, found)
         return found
 
-    async def close(self) -> None:
-        await self._inner.close()
-
-
-class Protocol(ResponseHandler):
-    """aiohttp's reader of answers, with two holes closed, so that an answer's end does not depend on how packets fall.
-
-    Bytes past the Content-Length: a parser that meets them in the same read as the headers forgets the whole answer;
-    one that meets them later has the body already. So it is given the headers alone first. And chunks that are none:
-    the parser gives up without telling whoever waits for the body.
-    """
-
-    def data_received(self, data: bytes) -> None:
-        head, end, rest = data.partition(b"\r\n\r\n")
-        super().data_received(head + end)
-        if rest:
-            super().data_received(rest)
-        broken = self.exception()
-        if broken is not None and self._payload is not None and not self._payload.is_eof():
-            self._payload.set_exception(aiohttp.ClientConnectionError(f"not an HTTP answer: {broken}"))
-
-
-class CheckedConnector(aiohttp.TCPConnector):
-    """Checks whom it really reached, before anything is sent.
-
-    A connection serves one request: bytes that a host sends past its Content-Length can never be taken for the next
-    answer.
-    """
-
-    def __init__(self, guard: Guard, resolver: AbstractResolver) -> None:
-        super().__init__(resolver=CheckedResolver(guard, resolver), force_close=True, limit=0)
-        self._guard = guard
-        # Private, and the only way in (aiohttp 3.14); tests notice when it no longer is.
-        self._factory = functools.partial(Protocol, loop=self._loop)  # type: ignore[assignment]
-
-    async def connect(self, req: ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout) -> Connection:
-        connection = await super().connect(req, traces, timeout)
-        transport = connection.transport
-        peer = transport.get_extra_info("peername") if transport is not None else None
+    async def _look_up(self, host: str, port: int) -> Sequence[str]:
+        if literal(host) is not None:
+            return [host]
         try:
-            if not peer:
-                raise aiohttp.ClientConnectionError("the connection was closed at once")
-            self._guard.check_addresses(req.url.raw_host or "", req.port or 0, [peer[0]])
+            return await self._resolver(host, port)
         except BaseException:
-            connection.close()
+            self._names.pop((host, port), None)  # a failure is not remembered
             raise
-        return connection
+
+    async def _dial(self, addresses: Sequence[str], port: int) -> socket.socket:
+        """A socket connected to the first address that answers."""
+        error: OSError = OSError("the name has no address")
+        for place, address in enumerate(addresses):
+            last = place == len(addresses) - 1
+            try:
+                async with asyncio.timeout(None if last else DIAL_S):
+                    return await self._dial_one(address, port)
+            except TimeoutError:
+                if last:
+                    raise
+            except OSError as failure:
+                error = failure
+        raise error
+
+    async def _dial_one(self, address: str, port: int) -> socket.socket:
+        dialled = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            dialled.setblocking(False)
+            dialled.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await self._loop.sock_connect(dialled, (address, port))
+        except BaseException:
+            dialled.close()
+            raise
+        return dialled

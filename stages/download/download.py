@@ -91,7 +91,7 @@ class Download(PoolStage):
 
     def open(self, device: Device) -> Callable[[PoolPart], pa.Table]:
         """Start the fetching thread and `device.threads` decoders; raises `SluiceError` when one does not start."""
-        from stages.download.worker import Worker  # aiohttp takes half a second to import: only where it fetches
+        from stages.download.worker import Worker  # yarl and TLS load where it fetches
 
         return Worker(
             schema=self.adds,

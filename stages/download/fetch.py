@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-import aiohttp
-from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from stages.download.addresses import Guard, one_line, redact, redact_all
+from stages.download.answers import Head
 from stages.download.body import Body, too_large
-from stages.download.connect import CheckedConnector
+from stages.download.connect import Connections, Resolver, system_names
 from stages.download.optout import opted_out
+from stages.download.proxy import Proxy
 from stages.download.retries import Pauses, backoff_s, retry_after_s
 from stages.download.statuses import FetchError, passing
 
@@ -47,20 +47,15 @@ class Fetched:
 class Fetcher:
     """Fetches URLs in the running event loop, without cookies, credentials or the environment's proxies."""
 
-    def __init__(self, limits: Limits, guard: Guard, resolver: AbstractResolver | None = None) -> None:
+    def __init__(
+        self, limits: Limits, guard: Guard, resolver: Resolver = system_names, proxy: Proxy | None = None
+    ) -> None:
         self._limits = limits
         self._guard = guard
         self._pauses = Pauses()
         self._agent = limits.user_agent.split("/")[0].split()[0]
-        self._resolver = resolver or aiohttp.ThreadedResolver()
-        self._session = aiohttp.ClientSession(
-            connector=CheckedConnector(guard, self._resolver),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": limits.user_agent, "Accept": ACCEPT, "Accept-Encoding": "identity"},
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # `_try` has the one deadline
-            auto_decompress=False,
-            trust_env=False,
-        )
+        self._headers = f"User-Agent: {limits.user_agent}\r\nAccept: {ACCEPT}\r\nAccept-Encoding: identity\r\n"
+        self.connections = Connections(guard, resolver, proxy)
 
     async def __aenter__(self) -> Self:
         return self
@@ -71,8 +66,7 @@ class Fetcher:
         await self.close()
 
     async def close(self) -> None:
-        await self._session.close()
-        await self._resolver.close()
+        self.connections.close()
 
     async def fetch(self, text: str | None) -> Fetched:
         """The body at a URL. Raises `FetchError` with the status of the last try."""
@@ -82,6 +76,8 @@ class Fetcher:
             try:
                 return await self._try(url)
             except FetchError as failure:
+                if failure.pause_s is not None:
+                    self._pauses.pause(url.authority, failure.pause_s)
                 if not failure.again or tried == self._limits.tries:
                     raise
                 pause_s = backoff_s(tried) if failure.pause_s is None else failure.pause_s
@@ -94,16 +90,16 @@ class Fetcher:
                 return await self._follow(url)
         except TimeoutError:
             raise FetchError("timeout", f"no whole answer within timeout_s = {self._limits.timeout_s:g}") from None
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except (OSError, UnicodeError) as error:
             raise failure_of(error) from error
 
     async def _follow(self, url: URL) -> Fetched:
         for _ in range(MAX_REDIRECTS + 1):
-            async with self._session.get(url, allow_redirects=False) as response:
-                location = response.headers.get("Location")
-                if response.status not in REDIRECTS or location is None:
-                    return await self._receive(response)
-            url = self._target(url, location)
+            receiving = _Receiving(url, self._limits, self._agent)
+            head = await self.connections.get(url, self._headers, receiving.accept)
+            if receiving.location is None:
+                return receiving.finish(head)
+            url = self._target(url, receiving.location)
         raise FetchError("too_many_redirects", f"more than {MAX_REDIRECTS} redirects; the last to {redact(str(url))}")
 
     def _target(self, url: URL, location: str) -> URL:
@@ -116,44 +112,47 @@ class Fetcher:
         except FetchError as failure:
             raise FetchError(failure.status, f"redirected from {url.raw_host}: {failure.message}") from None
 
-    async def _receive(self, response: aiohttp.ClientResponse) -> Fetched:
-        headers = response.headers
-        if response.status != 200:
-            raise self._refused(response)
-        reserved = opted_out(headers.getall("X-Robots-Tag", ()), headers.getall("tdm-reservation", ()), self._agent)
-        if reserved:
-            raise FetchError("opted_out", f"{response.url.raw_host} reserves the image: {reserved}")
-        if (response.content_length or 0) > self._limits.max_bytes:
-            raise too_large(self._limits.max_bytes)
-        body = Body(",".join(headers.getall("Content-Encoding", ())), self._limits.max_bytes)
-        try:
-            async for chunk in response.content.iter_any():
-                body.feed(chunk)
-        except (aiohttp.ClientPayloadError, ConnectionError) as error:
-            raise FetchError("truncated_body", redact_all(str(error) or type(error).__name__), again=True) from error
-        claimed = headers.get("Content-Type")
-        return Fetched(body.finish(), str(response.url), None if claimed is None else one_line(claimed))
 
-    def _refused(self, response: aiohttp.ClientResponse) -> FetchError:
-        code = response.status
-        pause_s = retry_after_s(response.headers.get("Retry-After")) if code in (429, 503) else None
-        if pause_s is not None:
-            self._pauses.pause(response.url.authority, pause_s)
-        message = f"{response.url.raw_host} answered {code}"
-        return FetchError(f"http_{code:03}", message, again=passing(code), pause_s=pause_s)
+class _Receiving:
+    """What one answer means: looked at when its head is there, so that no body is read in vain."""
+
+    def __init__(self, url: URL, limits: Limits, agent: str) -> None:
+        self.location: str | None = None
+        """Where a redirect points; None for any other answer."""
+        self._url = url
+        self._limits = limits
+        self._agent = agent
+        self._body: Body | None = None
+
+    def accept(self, head: Head) -> Body | None:
+        if head.code in REDIRECTS:
+            self.location = head.get("location")
+        if head.code != 200:
+            return None
+        reserved = opted_out(head.all("x-robots-tag"), head.all("tdm-reservation"), self._agent)
+        if reserved:
+            raise FetchError("opted_out", f"{self._url.raw_host} reserves the image: {reserved}")
+        if (head.length or 0) > self._limits.max_bytes:
+            raise too_large(self._limits.max_bytes)
+        self._body = Body(",".join(head.all("content-encoding")), self._limits.max_bytes)
+        return self._body
+
+    def finish(self, head: Head) -> Fetched:
+        if self._body is None:
+            pause_s = retry_after_s(head.get("retry-after")) if head.code in (429, 503) else None
+            said = f"{self._url.raw_host} answered {head.code}"
+            raise FetchError(f"http_{head.code:03}", said, again=passing(head.code), pause_s=pause_s)
+        claimed = head.get("content-type")
+        return Fetched(self._body.finish(), str(self._url), None if claimed is None else one_line(claimed))
 
 
 def failure_of(error: Exception) -> FetchError:
-    """The status for what aiohttp or the system raised, in words without the URL's query."""
+    """The status for what the system or TLS raised, in words without the URL's query."""
     said = redact_all(str(error) or type(error).__name__)
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return FetchError("dns_error", said, again=error.os_error.errno == socket.EAI_AGAIN)
-    if isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)):
+    if isinstance(error, socket.gaierror):
+        return FetchError("dns_error", said, again=error.errno == socket.EAI_AGAIN)
+    if isinstance(error, ssl.SSLError):
         return FetchError("tls_error", said)
-    if isinstance(error, (aiohttp.InvalidURL, UnicodeError)):
-        return FetchError("bad_url", said)
-    if isinstance(error, aiohttp.ClientResponseError):
-        return FetchError("connection_error", f"not an HTTP answer: {redact_all(error.message)}")
-    if isinstance(error, (aiohttp.ClientError, OSError)):
+    if isinstance(error, OSError):
         return FetchError("connection_error", said, again=True)
-    raise error
+    return FetchError("bad_url", said)

@@ -14,11 +14,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
-from aiohttp.abc import AbstractResolver
 
 from pipeline.stage import PoolPart
 from stages.download.addresses import Guard, redact_all
 from stages.download.archive import SampleWriter
+from stages.download.connect import Resolver, system_names
 from stages.download.decode import Options
 from stages.download.decoders import DecoderPool
 from stages.download.fetch import Fetcher, Limits
@@ -57,7 +57,7 @@ class Worker:
         decode_timeout_s: float,
         concurrency: int,
         threads: int,
-        resolver: AbstractResolver | None = None,
+        resolver: Resolver = system_names,
     ) -> None:
         self._schema = schema
         loop = asyncio.new_event_loop()
@@ -120,8 +120,8 @@ class Worker:
         return Outcome(facts, jpeg)
 
 
-async def _open(limits: Limits, guard: Guard, resolver: AbstractResolver | None) -> Fetcher:
-    return Fetcher(limits, guard, resolver)  # aiohttp wants its loop to be running
+async def _open(limits: Limits, guard: Guard, resolver: Resolver) -> Fetcher:
+    return Fetcher(limits, guard, resolver)  # it belongs to the loop that runs it
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:

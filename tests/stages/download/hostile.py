@@ -14,8 +14,10 @@ Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 class HostileServer:
     """`url(path)` is where it listens; `answers[path]` says what it does; `hits[path]` counts the requests."""
 
-    def __init__(self, tls: ssl.SSLContext | None = None, greeting: bytes = b"") -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None, greeting: bytes = b"", keep: bool = False) -> None:
+        """`keep`: a connection serves request after request, until an answer closes its writer."""
         self._greeting = greeting
+        self._keep = keep
         self.answers: dict[str, Answer] = {}
         self.hits: Counter[str] = Counter()
         self.connections = 0
@@ -66,20 +68,25 @@ class HostileServer:
         self.connections += 1
         try:
             writer.write(self._greeting)
-            request = (await reader.readuntil(b"\r\n\r\n")).decode()
-            path = request.split()[1].partition("?")[0]
-            self.requests.append(request)
-            self.hits[path] += 1
-            answer = self.answers.get(path)
-            if answer is None:
-                writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
-            else:
-                await answer(writer)
-            await writer.drain()
+            await self._serve_one(reader, writer)
+            while self._keep and not writer.is_closing():
+                await self._serve_one(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
             pass  # the client has left
         finally:
             writer.close()
+
+    async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = (await reader.readuntil(b"\r\n\r\n")).decode()
+        path = request.split()[1].partition("?")[0]
+        self.requests.append(request)
+        self.hits[path] += 1
+        answer = self.answers.get(path)
+        if answer is None:
+            writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+        else:
+            await answer(writer)
+        await writer.drain()
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)

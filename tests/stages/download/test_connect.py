@@ -8,11 +8,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 from stages.download import addresses
 from stages.download.addresses import Guard
-from stages.download.connect import CheckedConnector
+from stages.download.connect import Connections, Resolver, system_names
 from stages.download.fetch import Fetched, Fetcher
 from stages.download.statuses import FetchError
 from tests.stages.download.doubles import LIMITS, encoded, picture
@@ -21,27 +20,19 @@ from tests.stages.download.hostile import HostileServer
 JPEG = encoded(picture())
 
 
-class Names(AbstractResolver):
+class Names:
     """Says of every name what the test says, one answer after another; the last one stays."""
 
     def __init__(self, *answers: list[str]) -> None:
         self.answers = list(answers)
         self.asked: list[str] = []
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
+    async def __call__(self, host: str, port: int) -> list[str]:
         self.asked.append(host)
-        found = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        return [
-            ResolveResult(hostname=host, host=one, port=port, family=socket.AF_INET, proto=0, flags=0) for one in found
-        ]
-
-    async def close(self) -> None:
-        pass
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
 
-def fetch(url: str, guard: Guard, names: AbstractResolver | None = None) -> Fetched:
+def fetch(url: str, guard: Guard, names: Resolver = system_names) -> Fetched:
     async def once() -> Fetched:
         async with Fetcher(LIMITS, guard, names) as fetcher:
             return await fetcher.fetch(url)
@@ -49,7 +40,7 @@ def fetch(url: str, guard: Guard, names: AbstractResolver | None = None) -> Fetc
     return asyncio.run(once())
 
 
-def status_of(url: str, guard: Guard, names: AbstractResolver | None = None) -> str:
+def status_of(url: str, guard: Guard, names: Resolver = system_names) -> str:
     with pytest.raises(FetchError) as failed:
         fetch(url, guard, names)
     return failed.value.status
@@ -72,9 +63,13 @@ def test_rebinding_between_check_and_dial_is_seen_at_the_peer(
 ) -> None:
     """Were the first check fooled, the second one still looks at whom the socket reached, before anything is sent."""
     monkeypatch.setattr(addresses, "PORTS", frozenset({80, 443, server.port}))
-    monkeypatch.setattr("stages.download.connect.CheckedResolver", lambda guard, inner: inner)
+
+    async def unchecked(self: Connections, host: str, port: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    monkeypatch.setattr(Connections, "_resolve", unchecked)
     before = server.connections, len(server.requests)
-    assert status_of(server.url("/", host="evil.test"), Guard(), Names(["127.0.0.1"])) == "blocked_address"
+    assert status_of(server.url("/", host="evil.test"), Guard()) == "blocked_address"
     deadline = time.monotonic() + 2
     while server.connections == before[0] and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -120,9 +115,7 @@ def test_a_name_that_does_not_exist_is_a_dns_error() -> None:
             super().__init__([])
             self.code = code
 
-        async def resolve(
-            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-        ) -> list[ResolveResult]:
+        async def __call__(self, host: str, port: int) -> list[str]:
             self.asked.append(host)
             raise socket.gaierror(self.code, "no such name")
 
@@ -169,13 +162,3 @@ def test_plain_http_behind_https_is_a_tls_error() -> None:
         guard = Guard((f"127.0.0.1:{plain.port}",))
         assert status_of(plain.url("/").replace("http:", "https:"), guard) == "tls_error"
         assert not plain.requests
-
-
-def test_a_connector_serves_one_request_per_connection() -> None:
-    async def closes() -> bool:
-        connector = CheckedConnector(Guard(), Names(["127.0.0.1"]))
-        force_close = connector.force_close
-        await connector.close()
-        return force_close
-
-    assert asyncio.run(closes())

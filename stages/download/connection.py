@@ -1,0 +1,258 @@
+"""One connection to a host: requests one after another, each answered by what came after it was sent and nothing else.
+
+A connection that ever delivered a byte beyond an answer's end, or whose answer was cut off or left alone, is closed.
+Bodies of known length go from the socket to their place without copies in between.
+"""
+
+import asyncio
+import select
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from stages.download.answers import HEAD_END, MAX_HEAD, Chunks, Head, broken, parse_head
+from stages.download.statuses import FetchError
+
+SCRATCH_BYTES: Final = 64 << 10
+"""One read of what has no place of its own yet: heads, chunks, bodies without a length."""
+DRAINED_BYTES: Final = 16 << 10
+"""A body that nobody wants, of an error or a redirect, is read up to this length: cheaper than another connection."""
+DRAINED_S: Final = 2.0
+"""How long such a body may take."""
+INTERIM_ANSWERS: Final = 8
+"""1xx answers before the real one."""
+
+
+class Sink(Protocol):
+    """Where a body goes."""
+
+    def feed(self, chunk: bytes) -> None:
+        """Take some bytes; `FetchError` ends the answer."""
+
+
+Accept = Callable[[Head], Sink | None]
+"""Looks at a head before the body is read: where the body goes; None where nobody wants it; or `FetchError`."""
+
+
+class ClosedError(ConnectionError):
+    """The host closed the connection before it answered at all."""
+
+
+class Connection(asyncio.BufferedProtocol):
+    """A connected transport. `scratch` may be shared by all connections of a loop: nothing stays in it.
+
+    `on_idle` is called whenever an answer has ended exactly where it said and another request may be sent, `on_lost`
+    once, at the end.
+    """
+
+    def __init__(
+        self,
+        peer: str,
+        scratch: bytearray,
+        on_idle: Callable[["Connection"], None],
+        on_lost: Callable[["Connection"], None],
+    ) -> None:
+        self.peer = peer
+        """The address that was dialled; "" behind a proxy."""
+        self.served = 0
+        self.idle_since = 0.0
+        self._scratch = memoryview(scratch)
+        self._on_idle = on_idle
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._transport: Any = None
+        self._fd = -1
+        self._lasting = True
+        self._reset()
+
+    def _reset(self) -> None:
+        self._answer: asyncio.Future[Head] | None = None
+        self._accept: Accept | None = None
+        self._begun = False
+        self._interim = 0
+        self._read: Callable[[bytes], None] = self._read_idle
+        self._start = b""
+        self._head: Head | None = None
+        self._sink: Sink | None = None
+        self._chunks: Chunks | None = None
+        self._place: memoryview | None = None
+        self._body = bytearray()
+        self._filled = 0
+
+    # -- asking --------------------------------------------------------------------------------------------------------
+
+    @property
+    def open(self) -> bool:
+        """Whether another request may be sent: nothing is under way and the host has said nothing unasked.
+
+        Looks into the socket as well, for what came and was not read yet.
+        """
+        if self._answer is not None or self._head is not None or self._transport is None:
+            return False
+        if self._transport.is_closing():
+            return False
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return not poll.poll(0)
+
+    async def ask(self, request: bytes, accept: Accept) -> Head:
+        """Send a request; the head, once the body that `accept` wanted is in its sink.
+
+        Raises `FetchError`, `ClosedError` and what the system raises.
+        """
+        if self._transport is None or self._transport.is_closing():
+            raise ClosedError("the connection was closed at once")
+        self._reset()
+        answer: asyncio.Future[Head] = self._loop.create_future()
+        self._answer = answer
+        self._accept = accept
+        self._read = self._read_head
+        self.served += 1
+        self._transport.write(request)
+        try:
+            return await answer
+        finally:
+            if self._answer is answer:  # given up: what still comes would be taken for the next answer
+                self._answer = None
+                self.close()
+
+    def close(self) -> None:
+        self._lasting = False
+        if self._transport is not None:
+            self._transport.abort()
+
+    # -- asyncio's side ------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self._fd = transport.get_extra_info("socket").fileno()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._scratch if self._place is None else self._place[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        try:
+            if self._place is None:
+                self._read(bytes(self._scratch[:nbytes]))
+            else:
+                self._filled += nbytes
+                if self._filled == len(self._body):
+                    self._whole_body(0)
+        except FetchError as failure:
+            self._fail(failure)
+
+    def eof_received(self) -> bool:
+        if self._head is not None and self._read == self._read_rest:
+            self._lasting = False
+            self._finish(0)
+        return False  # closes the transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lasting = False
+        if self._head is not None:
+            self._fail(FetchError("truncated_body", "the connection ended before the body did", again=True))
+        elif self._begun:
+            self._fail(FetchError("connection_error", "the connection ended within the head", again=True))
+        else:
+            self._fail(exc or ClosedError("the host closed the connection without an answer"))
+        self._transport = None
+        self._on_lost(self)
+
+    # -- reading an answer ---------------------------------------------------------------------------------------------
+
+    def _read_idle(self, data: bytes) -> None:
+        self.close()  # nobody asked
+
+    def _read_head(self, data: bytes) -> None:
+        self._begun = True
+        self._start += data
+        end = HEAD_END.search(self._start)
+        if end is None:
+            if len(self._start) > MAX_HEAD:
+                raise broken("the head never ends")
+            return
+        if end.start() > MAX_HEAD:
+            raise broken("the head is too long")
+        rest, head = self._start[end.end() :], parse_head(self._start[: end.start()].removesuffix(b"\r"))
+        self._start = b""
+        if 100 <= head.code < 200:
+            self._interim += 1
+            if head.code == 101 or self._interim > INTERIM_ANSWERS:
+                raise broken(f"{self._interim} interim answers, the last {head.code}")
+            if rest:
+                self._read_head(rest)
+            return
+        self._take(head, rest)
+
+    def _take(self, head: Head, rest: bytes) -> None:
+        length = head.length
+        assert self._accept is not None
+        self._sink = self._accept(head)
+        self._head = head
+        self._lasting = self._lasting and head.lasting
+        if self._sink is None:
+            self._settle(head)
+            if not self._lasting or head.chunked or length is None or length > DRAINED_BYTES:
+                self.close()
+                return
+        if length is not None:
+            self._body = bytearray(length)
+            kept = rest[:length]
+            self._body[: len(kept)] = kept
+            self._filled = len(kept)
+            if self._filled == length:
+                self._whole_body(len(rest) - length)
+            else:
+                self._place = memoryview(self._body)
+                if self._sink is None:
+                    self._loop.call_later(DRAINED_S, self._stop_draining, self.served)
+            return
+        assert self._sink is not None
+        if head.chunked:
+            self._chunks = Chunks(self._sink.feed)
+            self._read = self._read_chunks
+        else:
+            self._read = self._read_rest
+        if rest:
+            self._read(rest)
+
+    def _read_chunks(self, data: bytes) -> None:
+        assert self._chunks is not None
+        eaten = self._chunks.take(data)
+        if eaten is not None:
+            self._finish(len(data) - eaten)
+
+    def _read_rest(self, data: bytes) -> None:
+        assert self._sink is not None
+        self._sink.feed(data)
+
+    def _whole_body(self, beyond: int) -> None:
+        if self._sink is not None and self._body:
+            self._sink.feed(bytes(self._body))
+        self._finish(beyond)
+
+    def _finish(self, beyond: int) -> None:
+        """The answer is whole; `beyond` bytes came behind its end, and nobody asked for those."""
+        head, lasting = self._head, self._lasting and not beyond
+        assert head is not None
+        self._settle(head)
+        self._reset()
+        if not lasting:
+            self.close()
+        else:
+            self.idle_since = self._loop.time()
+            self._on_idle(self)
+
+    def _stop_draining(self, served: int) -> None:
+        if self._head is not None and self.served == served:
+            self.close()
+
+    def _settle(self, head: Head) -> None:
+        answer, self._answer = self._answer, None
+        if answer is not None and not answer.done():
+            answer.set_result(head)
+
+    def _fail(self, error: Exception) -> None:
+        answer, self._answer = self._answer, None
+        if answer is not None and not answer.done():
+            answer.set_exception(error)
+        self.close()

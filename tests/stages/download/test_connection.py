@@ -1,0 +1,227 @@
+"""Connections that serve again: how many are opened, and that no answer is made of bytes that came too early."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+
+import pytest
+from yarl import URL
+
+from stages.download import connect
+from stages.download.addresses import Guard
+from stages.download.fetch import Fetched, Fetcher
+from stages.download.statuses import FetchError
+from tests.stages.download.doubles import LIMITS
+from tests.stages.download.hostile import HostileServer
+
+SMUGGLED = b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nsmuggle"
+BODY = b"an honest body"
+HEAD = f"HTTP/1.1 200 OK\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
+
+
+@pytest.fixture
+def kept() -> Iterator[HostileServer]:
+    with HostileServer(keep=True) as server:
+        yield server
+
+
+def run(server: HostileServer, script: Callable[[Fetcher], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        async with Fetcher(replace(LIMITS, tries=1), Guard((f"127.0.0.1:{server.port}",))) as fetcher:
+            await script(fetcher)
+
+    asyncio.run(whole())
+
+
+def test_many_requests_to_a_host_use_few_connections(kept: HostileServer) -> None:
+    urls = [kept.serve(f"/{place}", f"body {place}".encode()) for place in range(200)]
+
+    async def script(fetcher: Fetcher) -> None:
+        free = asyncio.Semaphore(8)
+
+        async def one(url: str) -> Fetched:
+            async with free:
+                return await fetcher.fetch(url)
+
+        bodies = [fetched.data for fetched in await asyncio.gather(*map(one, urls))]
+        assert bodies == [f"body {place}".encode() for place in range(200)]
+
+    run(kept, script)
+    assert len(kept.requests) == 200
+    assert kept.connections <= 8
+
+
+def test_small_errors_and_redirects_do_not_cost_a_connection(kept: HostileServer) -> None:
+    kept.serve("/end", BODY)
+    kept.serve("/gone", b"x" * 3000, status="410 Gone")
+    url = kept.redirect("/a", "/b")
+    kept.redirect("/b", "/end")
+
+    async def script(fetcher: Fetcher) -> None:
+        for _ in range(5):
+            assert (await fetcher.fetch(url)).data == BODY
+            with pytest.raises(FetchError, match="http_410"):
+                await fetcher.fetch(kept.url("/gone"))
+
+    run(kept, script)
+    assert len(kept.requests) == 20
+    assert kept.connections == 1
+
+
+def test_a_chunked_answer_leaves_its_connection_usable(kept: HostileServer) -> None:
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    url = kept.raw("/chunks", chunked + b"5;x=y\r\nabc", b"de\r\n3\r\nfgh\r\n0\r\nTrailer: 1\r\n\r\n")
+
+    async def script(fetcher: Fetcher) -> None:
+        for _ in range(3):
+            assert (await fetcher.fetch(url)).data == b"abcdefgh"
+
+    run(kept, script)
+    assert kept.connections == 1
+
+
+@pytest.mark.parametrize("pause_s", [None, 0.0, 0.1], ids=["same packet", "next packet", "late packet"])
+@pytest.mark.parametrize("smuggled", [SMUGGLED, SMUGGLED[:20], b"\r\n", b"\0"], ids=["answer", "half", "line", "byte"])
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+def test_bytes_beyond_an_answer_are_never_the_next_answer(
+    kept: HostileServer, pause_s: float | None, smuggled: bytes, framing: str
+) -> None:
+    whole = HEAD + BODY
+    if framing == "chunks":
+        whole = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\ne\r\n" + BODY + b"\r\n0\r\n\r\n"
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        if pause_s is None:
+            writer.write(whole + smuggled)
+        else:
+            writer.write(whole)
+            await asyncio.sleep(pause_s)
+            writer.write(smuggled)
+
+    url, after = kept.on("/first", answer), kept.serve("/after", BODY)
+
+    async def script(fetcher: Fetcher) -> None:
+        assert (await fetcher.fetch(url)).data == BODY
+        await asyncio.sleep((pause_s or 0) + 0.05)
+        assert (await fetcher.fetch(after)).data == BODY
+
+    run(kept, script)
+    assert kept.connections == 2
+    assert kept.hits["/after"] == 1
+
+
+def test_bytes_that_wait_in_the_socket_unread_are_seen_before_it_is_used_again(kept: HostileServer) -> None:
+    """The loop had no chance to read them: it was busy while they came."""
+    sent = 0
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(HEAD + BODY)
+        await asyncio.sleep(0.1)
+        writer.write(SMUGGLED)
+        await writer.drain()
+        sent += 1
+
+    url, after = kept.on("/first", answer), kept.serve("/after", BODY)
+
+    async def script(fetcher: Fetcher) -> None:
+        await fetcher.fetch(url)
+        deadline = time.monotonic() + 5
+        while not sent and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        assert (await fetcher.fetch(after)).data == BODY
+
+    run(kept, script)
+    assert (sent, kept.connections) == (1, 2)
+
+
+def test_an_answer_that_was_given_up_takes_its_connection_with_it(kept: HostileServer) -> None:
+    async def slow(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")
+        await writer.drain()
+        await asyncio.sleep(0.3)
+        writer.write(b"x" * 100)
+
+    url, after = kept.on("/slow", slow), kept.serve("/after", BODY)
+
+    async def script(fetcher: Fetcher) -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await fetcher.fetch(url)
+        assert (await fetcher.fetch(after)).data == BODY
+
+    run(kept, script)
+    assert kept.connections == 2
+
+
+def test_a_connection_that_its_host_closed_is_not_a_failure(kept: HostileServer) -> None:
+    async def answer_and_close(writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD + BODY)
+        await writer.drain()
+        writer.close()
+
+    url = kept.on("/short", answer_and_close)
+
+    async def script(fetcher: Fetcher) -> None:
+        for pause_s in (0.0, 0.05, 0.0):
+            assert (await fetcher.fetch(url)).data == BODY
+            await asyncio.sleep(pause_s)
+
+    run(kept, script)
+    assert kept.hits["/short"] == 3
+
+
+def test_a_host_that_closes_as_it_is_asked_again_is_asked_on_another_connection(kept: HostileServer) -> None:
+    """Nothing was answered, so it counts as no try: with one try in all the row still succeeds."""
+
+    async def hang_up_on_the_second(writer: asyncio.StreamWriter) -> None:
+        if kept.hits["/moody"] == 2:
+            writer.close()
+        else:
+            writer.write(HEAD + BODY)
+
+    url = kept.on("/moody", hang_up_on_the_second)
+
+    async def script(fetcher: Fetcher) -> None:
+        assert (await fetcher.fetch(url)).data == BODY
+        assert (await fetcher.fetch(url)).data == BODY
+
+    run(kept, script)
+    assert (kept.hits["/moody"], kept.connections) == (3, 2)
+
+
+def test_idle_connections_are_bounded_in_number_and_time(kept: HostileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connect, "IDLE_PER_HOST", 3)
+    monkeypatch.setattr(connect, "IDLE_S", 0.2)
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.05)
+        writer.write(HEAD + BODY)
+
+    url = kept.on("/idle", answer)
+
+    async def script(fetcher: Fetcher) -> None:
+        await asyncio.gather(*(fetcher.fetch(url) for _ in range(10)))
+        assert len(fetcher.connections) == 3
+        await asyncio.sleep(0.5)
+        assert len(fetcher.connections) == 0
+
+    run(kept, script)
+    assert kept.connections == 10
+
+
+def test_the_peer_of_a_connection_is_checked_again_before_it_serves_again(
+    kept: HostileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = kept.serve("/x", BODY)
+
+    async def script(fetcher: Fetcher) -> None:
+        await fetcher.fetch(url)
+        monkeypatch.setattr(Guard, "allows", lambda self, host, port: False)
+        with pytest.raises(FetchError, match="blocked"):
+            await fetcher.connections.get(URL(url), "", lambda head: None)
+
+    run(kept, script)
+    assert kept.hits["/x"] == 1
