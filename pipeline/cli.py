@@ -90,7 +90,7 @@ def _load(dag: str, overrides: Sequence[str], limit: int | None) -> Dag:
     return Dag.load(dag, [*overrides, *limited])
 
 
-@example("sluice check quickstart", "sluice check my.yaml --set pool.max_side=256")
+@example("sluice check quickstart", "sluice check my.yaml --set pool.side=256")
 @main.command()
 @dag_argument
 @set_option
@@ -104,7 +104,7 @@ def check(dag: str, overrides: Sequence[str]) -> None:
     show.columns(out, loaded)
 
 
-@example("sluice plan quickstart runs/demo", "sluice plan quickstart runs/demo --set pool.max_side=256 --parts")
+@example("sluice plan quickstart runs/demo", "sluice plan quickstart runs/demo --set pool.side=256 --parts")
 @main.command()
 @dag_argument
 @root_argument

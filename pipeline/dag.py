@@ -423,7 +423,7 @@ def _override(nodes: dict[str, Any], override: str) -> None:
     target, equals, value = override.partition("=")
     node, _, rest = target.partition(".")
     if not equals or not rest:
-        raise SluiceError(f"--set {override!r}: write it as node.param=value, such as pool.max_side=256")
+        raise SluiceError(f"--set {override!r}: write it as node.param=value, such as pool.side=256")
     if node not in nodes:
         raise SluiceError(f"--set {override!r}: no node {node!r}{did_you_mean(node, nodes)}")
     parsed = _yaml_value(value, override)

@@ -25,7 +25,9 @@ from typing import Any
 from pipeline.errors import SluiceError
 from stages.download.addresses import redact_all
 from stages.download.decode import FRAME, Options
+from stages.download.perceptual_hash import perceptual_hash
 from stages.download.statuses import IN_DECODING, SUCCESS
+from stages.kit.endings import ending_of
 
 log = logging.getLogger(__name__)
 
@@ -44,18 +46,22 @@ FACTS: dict[str, type] = {
     "exif": str,
 }
 """What a decoder may say of an image, by column; any of them may be missing."""
+KEPT = ("jpg", "png", "webp")
+"""The endings of what may be stored as it was fetched."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """How an image ended: `jpeg` and `stored_sha256` when `status` is success, `message` when it is not."""
+    """How an image ended: `image`, its `ending` and `stored_sha256` when `status` is success, else `message`."""
 
     status: str
     sha256: str
     """Of the bytes as they were fetched."""
     message: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-    jpeg: bytes = b""
+    image: bytes = b""
+    """What is to be stored: the decoder's JPEG, or the bytes as they were fetched."""
+    ending: str = "jpg"
     stored_sha256: str | None = None
 
 
@@ -64,7 +70,7 @@ class Decoder:
 
     def __init__(self, options: Options, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._max_jpeg = 4 * options.max_side**2 + 65_536
+        self._max_jpeg = 4 * options.max_pixels + 65_536
         self._ready = False
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `kill`
         self._socket, theirs = socket.socketpair()
@@ -205,8 +211,7 @@ class DecoderPool:
         decoder.wait_ready()
         digest = sha256(data).hexdigest()
         try:
-            words, jpeg = decoder.exchange(data)
-            return _checked(words, jpeg, digest)
+            return _checked(*decoder.exchange(data), data, digest, self._options.passthrough)
         except TimeoutError:
             self._replace(place)
             return Decoded("decode_timeout", digest, f"not decoded within decode_timeout_s = {self._timeout_s:g}")
@@ -228,15 +233,20 @@ class DecoderPool:
         return ended
 
 
-def _checked(words: dict[str, Any], jpeg: bytes, digest: str) -> Decoded:
+def _checked(words: dict[str, Any], jpeg: bytes, data: bytes, digest: str, passthrough: bool) -> Decoded:
     status = words.get("status")
     facts = {name: words[name] for name in FACTS if words.get(name) is not None}
     if any(type(value) is not FACTS[name] for name, value in facts.items()):
         raise ValueError("facts of the wrong type")
     if any(isinstance(value, int) and not 0 <= value < 1 << 31 for value in facts.values()):
         raise ValueError("facts out of range")
-    if status == SUCCESS and jpeg.startswith(b"\xff\xd8\xff") and jpeg.endswith(b"\xff\xd9"):
-        return Decoded(SUCCESS, digest, None, facts, jpeg, sha256(jpeg).hexdigest())
+    if status == SUCCESS:
+        facts["phash"] = perceptual_hash(bytes.fromhex(str(words.get("gray"))))
+        if jpeg.startswith(b"\xff\xd8\xff") and jpeg.endswith(b"\xff\xd9"):
+            return Decoded(SUCCESS, digest, None, facts, jpeg, "jpg", sha256(jpeg).hexdigest())
+        ending = ending_of(data[:16])
+        if passthrough and not jpeg and ending in KEPT:
+            return Decoded(SUCCESS, digest, None, facts, data, ending, digest)
     if isinstance(status, str) and status in IN_DECODING:
         return Decoded(status, digest, redact_all(str(words.get("message"))), facts)
     raise ValueError(f"status {str(status)[:40]!r}")

@@ -1,10 +1,10 @@
-"""The stage: a part of URLs becomes a tar of upright JPEGs and a row for every URL.
+"""The stage: a part of URLs becomes a tar of upright images and a row for every URL.
 
-stages.download.Download: {max_side: 512, timeout_s: 10, max_mb: 20}
+stages.download.Download: {resize: keep_ratio_largest, side: 512, timeout_s: 10, max_mb: 20}
 """
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field, field_validator
@@ -18,12 +18,13 @@ from stages.download.statuses import RETRYABLE
 
 
 class Download(PoolStage):
-    """Fetch every URL once, decode it in a confined process, keep it as JPEG (row by row: `statuses.py` has the ends).
+    """Fetch every URL once, decode it in a confined process, keep it as JPEG (`statuses.py` has the ways a row ends).
 
     Only public addresses are reached, on ports 80 and 443, and hosts whose headers reserve their images are left alone.
     What is covered by the content hash follows from the bytes that were served; timings and wording are not covered.
     """
 
+    revision: ClassVar[int] = 2
     promise = "observed"
     retryable: ClassVar[frozenset[str]] = RETRYABLE
     adds: ClassVar[pa.Schema] = pa.schema(
@@ -37,9 +38,10 @@ class Download(PoolStage):
             pa.field("original_height", pa.int32()),
             pa.field("exif", pa.string(), metadata=OBSERVED),  # JSON text; worded by Pillow, so by its version
             pa.field("sha256", pa.string()),  # of the bytes as fetched
-            pa.field("stored_sha256", pa.string()),  # of the JPEG: covered, for it is what later stages look at
-            pa.field("offset", pa.int64(), metadata=OBSERVED),  # bytes from the tar's begin to the JPEG's
-            pa.field("nbytes", pa.int64(), metadata=OBSERVED),  # of the JPEG
+            pa.field("stored_sha256", pa.string()),  # of the image: covered, for it is what later stages look at
+            pa.field("phash", pa.uint64()),  # what it looks like (perceptual_hash.py): bit_count(xor(a, b)) of 64
+            pa.field("offset", pa.int64(), metadata=OBSERVED),  # bytes from the tar's begin to the image's
+            pa.field("nbytes", pa.int64(), metadata=OBSERVED),  # of the image
             pa.field("format", pa.string()),  # JPEG, PNG, GIF or WEBP, as fetched
             pa.field("frames", pa.int32()),  # of an animation; frame 0 is kept
             pa.field("final_url", pa.string(), metadata=OBSERVED),  # after redirects
@@ -49,10 +51,20 @@ class Download(PoolStage):
         ]
     )
 
-    max_side: Annotated[int, Field(ge=16, le=16_384)] = 512
-    """Pixels of the longest side after resizing. The ratio is kept and nothing is enlarged."""
+    resize: Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"] = "keep_ratio_largest"
+    """As img2dataset has it. `keep_ratio`: the shorter side becomes `side`; `center_crop`: and the middle square is cut
+    out; `keep_ratio_largest`: the longer side becomes `side`; `border`: and white makes it a square; `no`: as it is."""
+    side: Annotated[int, Field(ge=16, le=16_384)] = 512
+    """Pixels."""
+    resize_only_if_bigger: bool = True
+    """Leave alone, uncut and without a border, whatever would be enlarged."""
+    passthrough: bool = False
+    """Store the bytes as they were fetched where nothing needs to be done to the picture: JPEG, PNG and WebP, under
+    their own ending, decoded once and found whole. What a file carries beside its picture (EXIF, profiles, comments,
+    an archive behind its end) is stored with it. All others are still made JPEGs: those that are resized, turned by
+    EXIF, transparent, animated, CMYK or of 16 bits, and GIFs."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
-    """JPEG quality of what is stored."""
+    """JPEG quality of what is stored, 4:2:0."""
     timeout_s: Annotated[float, Field(gt=0)] = 10.0
     """Seconds for one try, from DNS to the last byte, redirects included."""
     decode_timeout_s: Annotated[float, Field(gt=0)] = 15.0
@@ -97,8 +109,18 @@ class Download(PoolStage):
             schema=self.adds,
             limits=Limits(self.timeout_s, int(self.max_mb * 1e6), self.tries, self.user_agent),
             guard=Guard(self.allow_private_hosts),
-            options=Options(self.max_side, self.quality, self.max_pixels),
+            options=self._options(),
             decode_timeout_s=self.decode_timeout_s,
             concurrency=self.concurrency,
             threads=max(1, device.threads),
+        )
+
+    def _options(self) -> Options:
+        return Options(
+            resize=self.resize,
+            side=self.side,
+            resize_only_if_bigger=self.resize_only_if_bigger,
+            passthrough=self.passthrough,
+            quality=self.quality,
+            max_pixels=self.max_pixels,
         )

@@ -26,7 +26,7 @@ from stages.download.ordered import Ordered
 from stages.download.statuses import IN_DECODING, SUCCESS, FetchError
 
 WAITING_BYTES = 256 << 20
-"""Finished JPEGs that wait for an earlier row; past it no new row starts until that one has ended."""
+"""Finished images that wait for an earlier row; past it no new row starts until that one has ended."""
 DNS_THREADS = 32
 """`getaddrinfo` blocks a thread; asyncio's own pool would have six of them on two cores."""
 COPIED = ("key", "status", "error_message", "width", "height", "original_width", "original_height", "exif", "sha256")
@@ -35,10 +35,11 @@ COPIED = ("key", "status", "error_message", "width", "height", "original_width",
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one row ended: its columns by name (those missing are null), and the JPEG when there is one."""
+    """How one row ended: its columns by name (those missing are null), and the image when there is one."""
 
     columns: Mapping[str, Any]
-    jpeg: bytes = field(default=b"", repr=False)
+    image: bytes = field(default=b"", repr=False)
+    ending: str = ""
 
 
 class Worker:
@@ -66,7 +67,7 @@ class Worker:
         thread.start()
         self._decoders = DecoderPool(options, decode_timeout_s, threads)
         self._fetcher = asyncio.run_coroutine_threadsafe(_open(limits, guard, resolver), loop).result()
-        self._rows = Ordered(loop, self._one, lambda outcome: len(outcome.jpeg), concurrency, WAITING_BYTES)
+        self._rows = Ordered(loop, self._one, lambda outcome: len(outcome.image), concurrency, WAITING_BYTES)
         self.close = weakref.finalize(self, _close, loop, thread, self._fetcher, self._decoders)
         try:
             self._decoders.wait_ready()
@@ -83,11 +84,11 @@ class Worker:
         with contextlib.closing(self._rows.run(part.image.column("url").to_pylist())) as outcomes:
             for row, outcome in zip(_dicts(part.image), outcomes, strict=True):
                 values = {**dict.fromkeys(columns), **outcome.columns, "key": row["uid"]}
-                if outcome.jpeg:
+                if outcome.image:
                     caption = captions.get(row["uid"])
                     sample = {**row, "caption": caption, **{name: values[name] for name in COPIED}}
-                    values["offset"] = archive.write(row["uid"], outcome.jpeg, caption or "", sample)
-                    values["nbytes"] = len(outcome.jpeg)
+                    values["offset"] = archive.write(row["uid"], outcome.image, outcome.ending, caption or "", sample)
+                    values["nbytes"] = len(outcome.image)
                 for name, column in columns.items():
                     column.append(values[name])
         archive.finish()
@@ -100,7 +101,7 @@ class Worker:
     async def _one(self, url: str | None) -> Outcome:
         started = time.monotonic()
         facts: dict[str, Any] = {}
-        jpeg = b""
+        image, ending = b"", ""
         try:
             fetched = await self._fetcher.fetch(url)
             decoded = await asyncio.wrap_future(self._decoders.submit(fetched.data))
@@ -113,11 +114,11 @@ class Worker:
                 "final_url": fetched.final_url,
                 "content_type": fetched.content_type,
             }
-            jpeg = decoded.jpeg
+            image, ending = decoded.image, decoded.ending
         except FetchError as failure:
             facts = {"status": failure.status, "error_message": redact_all(failure.message)}
         facts |= {"fetched_at": datetime.now(UTC), "seconds": time.monotonic() - started}
-        return Outcome(facts, jpeg)
+        return Outcome(facts, image, ending)
 
 
 async def _open(limits: Limits, guard: Guard, resolver: Resolver) -> Fetcher:

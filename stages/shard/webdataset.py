@@ -25,7 +25,7 @@ from pipeline.records import Generation, Record, digest
 from pipeline.stage import PIXELS, Column, Job, Promise, Task, Work
 from stages.kit.endings import ending_of
 from stages.kit.exchange import Scatter, gather, spread_to
-from stages.shard.archive import Archive
+from stages.kit.tar import TarWriter
 from stages.shard.permutation import permuted
 from stages.shard.samples import SAMPLES, Part, samples
 
@@ -172,7 +172,7 @@ class WebDataset(Job):
             raise SluiceError(f"{name} has {rows.num_rows} samples instead of {task.payload['samples']}; run again")
         index: dict[str, list[Any]] = {field: [] for field in INDEX.names}
         with attempt.create_final("shard", path) as stream:
-            archive = Archive(stream)
+            archive = TarWriter(stream)
             for start in range(0, rows.num_rows, AT_ONCE):
                 for row, image in _with_images(attempt, rows.slice(start, AT_ONCE)):
                     for column, value in _add(archive, row, image, name).items():
@@ -269,7 +269,7 @@ def _with_images(attempt: Attempt, rows: pa.Table) -> Iterator[tuple[dict[str, A
             yield row, image
 
 
-def _add(archive: Archive, row: Mapping[str, Any], image: bytes, shard: str) -> dict[str, Any]:
+def _add(archive: TarWriter, row: Mapping[str, Any], image: bytes, shard: str) -> dict[str, Any]:
     """Append one sample; its row of the index. An image without a caption gets no txt."""
     uid, text = row["uid"], row["txt"]
     ending = ending_of(image[:16])
@@ -277,8 +277,11 @@ def _add(archive: Archive, row: Mapping[str, Any], image: bytes, shard: str) -> 
         raise SluiceError(
             f"uid {uid} is no JPEG, PNG, WebP or GIF, so no reader would find it; leave it out of the rules"
         )
-    at = archive.add(f"{uid}.{ending}", image)
-    text_at = archive.add(f"{uid}.txt", str(text).encode()) if text is not None else (None, None)
-    json_at = archive.add(f"{uid}.json", row["json"].encode())
-    values = (uid, uid, row["caption_id"], shard, f"{uid}.{ending}", *at, *text_at, *json_at)
+    members = [(f"{uid}.{ending}", image), (f"{uid}.json", row["json"].encode())]
+    if text is not None:
+        members.insert(1, (f"{uid}.txt", str(text).encode()))
+    places = dict(zip((name.rpartition(".")[2] for name, _ in members), archive.add(members), strict=True))
+    text_at = (places["txt"], len(members[1][1])) if text is not None else (None, None)
+    json_at = (places["json"], len(members[-1][1]))
+    values = (uid, uid, row["caption_id"], shard, members[0][0], places[ending], len(image), *text_at, *json_at)
     return dict(zip(INDEX.names, values, strict=True))

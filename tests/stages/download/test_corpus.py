@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from stages.download.decode import READERS, DecodeError, Options, sniff
+from stages.download.decode import READERS, DecodeError, sniff
 from stages.download.decoders import DecoderPool
 from stages.download.statuses import IN_DECODING, SUCCESS
+from tests.stages.download.decoding import options
 
 CORPUS = Path(__file__).parents[4] / "shared" / "data" / "malformed"
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif(not (CORPUS / "manifest.jsonl").exists(), reason
 def test_every_malformed_file_ends_with_one_known_status() -> None:
     rows = [json.loads(line) for line in (CORPUS / "manifest.jsonl").read_text().splitlines()]
     files = [(CORPUS / row["file"]).read_bytes() for row in rows]
-    with closing(DecoderPool(Options(512, 95, 50_000_000), timeout_s=15.0, count=2)) as pool:
+    with closing(DecoderPool(options(), timeout_s=15.0, count=2)) as pool:
         decoded = [future.result(120) for future in [pool.submit(data) for data in files]]
     statuses = Counter(one.status for one in decoded)
     assert len(rows) == 1265

@@ -16,13 +16,14 @@ from PIL import Image
 from stages.download.decode import MEMORY_BYTES, Options, answer, sniff, webp_size
 from stages.download.decoders import PROGRAM, DecoderPool
 from stages.download.statuses import is_status
+from tests.stages.download.decoding import options
 from tests.stages.download.doubles import encoded, picture, pixels
 
-OPTIONS = Options(max_side=512, quality=95, max_pixels=50_000_000)
+OPTIONS = options()
 
 
-def made(data: bytes, options: Options = OPTIONS) -> tuple[dict[str, object], np.ndarray]:
-    facts, jpeg = answer(data, options)
+def made(data: bytes, wanted: Options = OPTIONS) -> tuple[dict[str, object], np.ndarray]:
+    facts, jpeg = answer(data, wanted)
     assert facts["status"] == "success", facts
     assert (facts["width"], facts["height"]) == Image.open(io.BytesIO(jpeg)).size
     return facts, pixels(jpeg)
@@ -122,13 +123,13 @@ def test_a_bomb_is_refused_before_it_is_decoded() -> None:
     assert status(png(2**31 - 1, 2**31 - 1)) == "too_many_pixels"
 
 
-@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"quality": 1, "exif": b"Exif\0\0II*\0\x08\0\0\0\0\0"}])
-def test_a_webp_tells_its_size_before_its_reader_makes_a_canvas(options: dict[str, object]) -> None:
-    data = encoded(picture(321, 123), "WEBP", **options)
+@pytest.mark.parametrize("saved", [{}, {"lossless": True}, {"quality": 1, "exif": b"Exif\0\0II*\0\x08\0\0\0\0\0"}])
+def test_a_webp_tells_its_size_before_its_reader_makes_a_canvas(saved: dict[str, object]) -> None:
+    data = encoded(picture(321, 123), "WEBP", **saved)
     assert webp_size(data) == (321, 123)
-    facts, _ = answer(data, Options(512, 95, 321 * 123 - 1))
+    facts, _ = answer(data, options(max_pixels=321 * 123 - 1))
     assert facts["status"] == "too_many_pixels"
-    assert answer(data, Options(512, 95, 321 * 123))[0]["status"] == "success"
+    assert answer(data, options(max_pixels=321 * 123))[0]["status"] == "success"
 
 
 def test_a_bomb_just_under_the_limit_fits_into_the_decoders_memory() -> None:
@@ -138,7 +139,7 @@ def test_a_bomb_just_under_the_limit_fits_into_the_decoders_memory() -> None:
         decoded = pool.decode(flat)
     assert decoded.status == "success", decoded.message
     assert MEMORY_BYTES == 1 << 30
-    assert np.abs(pixels(decoded.jpeg)[256, 256].astype(int) - (255, 127, 127)).max() <= 2
+    assert np.abs(pixels(decoded.image)[256, 256].astype(int) - (255, 127, 127)).max() <= 2
 
 
 def test_cmyk_becomes_rgb() -> None:

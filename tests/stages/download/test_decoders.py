@@ -12,8 +12,8 @@ import pytest
 
 from pipeline.errors import SluiceError
 from stages.download import decoders
-from stages.download.decode import Options
 from stages.download.decoders import DecoderPool
+from tests.stages.download.decoding import options
 from tests.stages.download.doubles import encoded, picture
 
 JPEG = encoded(picture())
@@ -21,7 +21,7 @@ JPEG = encoded(picture())
 
 @pytest.fixture
 def pool() -> Iterator[DecoderPool]:
-    running = DecoderPool(Options(512, 95, 50_000_000), timeout_s=2.0, count=1)
+    running = DecoderPool(options(), timeout_s=2.0, count=1)
     running.wait_ready()
     yield running
     running.close()
@@ -102,6 +102,9 @@ while head := requests.read(8):
         b"""give(b'{"status": "success", "width": "wide"}', bytes.fromhex("ffd8ffffd9"))""",
         b"""give(b'{"status": "success", "width": -1}', bytes.fromhex("ffd8ffffd9"))""",
         b"""give(b'{"status": "success", "width": true}', bytes.fromhex("ffd8ffffd9"))""",
+        b"""give(b'{"status": "success"}', bytes.fromhex("ffd8ffffd9"))""",
+        b"""give(b'{"status": "success", "gray": "00"}', bytes.fromhex("ffd8ffffd9"))""",
+        b"""give(json.dumps({"status": "success", "gray": "00" * 1024}).encode())""",
         b"raise SystemExit(3)",
     ],
 )
@@ -110,11 +113,19 @@ def test_what_a_captured_decoder_says_is_not_believed(
 ) -> None:
     (tmp_path / "liar.py").write_text(LIAR)
     monkeypatch.setattr(decoders, "PROGRAM", tmp_path / "liar.py")
-    with closing(DecoderPool(Options(512, 95, 50_000_000), timeout_s=5.0, count=1)) as pool:
+    with closing(DecoderPool(options(), timeout_s=5.0, count=1)) as pool:
         decoded = pool.decode(lie)
     assert decoded.status == "decoder_crash"
     assert decoded.message
-    assert not decoded.jpeg
+    assert not decoded.image
+
+
+def test_a_captured_decoder_cannot_pass_on_what_is_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "liar.py").write_text(LIAR)
+    monkeypatch.setattr(decoders, "PROGRAM", tmp_path / "liar.py")
+    with closing(DecoderPool(options(passthrough=True), timeout_s=5.0, count=1)) as pool:
+        decoded = pool.decode(b"""give(json.dumps({"status": "success", "gray": "00" * 1024}).encode())""")
+    assert (decoded.status, decoded.image) == ("decoder_crash", b"")
 
 
 def test_a_decoder_that_does_not_start_is_an_error_with_its_last_words(
@@ -122,7 +133,7 @@ def test_a_decoder_that_does_not_start_is_an_error_with_its_last_words(
 ) -> None:
     (tmp_path / "broken.py").write_text("import no_such_module")
     monkeypatch.setattr(decoders, "PROGRAM", tmp_path / "broken.py")
-    broken = closing(DecoderPool(Options(512, 95, 50_000_000), timeout_s=1.0, count=1))
+    broken = closing(DecoderPool(options(), timeout_s=1.0, count=1))
     with broken as pool, pytest.raises(SluiceError, match="No module named 'no_such_module'") as error:
         pool.wait_ready()
     assert "\n" not in str(error.value)
@@ -130,7 +141,7 @@ def test_a_decoder_that_does_not_start_is_an_error_with_its_last_words(
 
 def test_secrets_of_the_environment_do_not_reach_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    with closing(DecoderPool(Options(512, 95, 50_000_000), timeout_s=1.0, count=1)) as pool:
+    with closing(DecoderPool(options(), timeout_s=1.0, count=1)) as pool:
         pool.wait_ready()
         environment = Path(f"/proc/{pool.pids()[0]}/environ").read_bytes()
     assert b"PATH=" in environment
@@ -139,7 +150,7 @@ def test_secrets_of_the_environment_do_not_reach_the_decoder(monkeypatch: pytest
 
 def test_many_threads_share_a_few_decoders() -> None:
     images = [encoded(picture(seed=seed)) for seed in range(40)]
-    with closing(DecoderPool(Options(64, 90, 50_000_000), timeout_s=10.0, count=2)) as pool:
+    with closing(DecoderPool(options(side=64, quality=90), timeout_s=10.0, count=2)) as pool:
         with ThreadPoolExecutor(8) as threads:
             first = [one.stored_sha256 for one in threads.map(pool.decode, images)]
         second = [one.result().stored_sha256 for one in map(pool.submit, images)]
