@@ -24,6 +24,7 @@ from pipeline.content import covered
 from pipeline.errors import SluiceError, did_you_mean
 from pipeline.identity import expand, resource_fields
 from pipeline.stage import KEYS, PIXELS, Column, NodeRef, PartStage, PoolStage, Stage, TableStage
+from pipeline.weights import weight_files
 
 KEY_COLUMNS = {name for schema in KEYS.values() for name in schema.names}
 RESERVED_NODES = {"runs", "resources", "samples", "drops", "errors"}
@@ -56,10 +57,10 @@ class Node:
 
     @property
     def references(self) -> dict[str, NodeRef]:
-        """Parameters that refer to other nodes, by name."""
+        """Parameters that refer to other nodes, by step and name."""
         return {
-            name: value
-            for stage in self.stages
+            f"{step}.{name}": value
+            for step, stage in enumerate(self.stages)
             for name in type(stage).model_fields
             if isinstance(value := getattr(stage, name), NodeRef)
         }
@@ -183,8 +184,9 @@ class Dag:
                     for name in sorted(stage.reads if isinstance(stage, PoolStage) else stage.needs()):  # type: ignore[attr-defined]
                         if name not in KEY_COLUMNS:
                             _check_grain(stage, resolve(name, available))
-                    for parameter, _ in resource_fields(stage):
-                        expand(getattr(stage, parameter), parameter)
+                    for parameter, mark in resource_fields(stage):
+                        find = weight_files if mark.kind == "weights" else expand
+                        find(getattr(stage, parameter), parameter)
                     stage.check(available)
                 except SluiceError as error:
                     raise SluiceError(f"{node.name}: {type(stage).__name__}: {error}") from None

@@ -18,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.errors import SluiceError
 from pipeline.records import Record, digest
 from pipeline.stage import EffortMark, NodeRef, ResourceMark, Stage, Task
+from pipeline.weights import pinned, weight_files
 
 Resources = dict[str, list[tuple[str, str]]]
 """(path, digest) of the files behind every resource parameter."""
@@ -92,7 +93,7 @@ def resource_fields(stage: Stage) -> Iterator[tuple[str, ResourceMark]]:
     """The parameters of a stage that name files outside, where they are set."""
     for name, field in type(stage).model_fields.items():
         mark = next((item for item in _metadata(field) if isinstance(item, ResourceMark)), None)
-        if mark is not None and getattr(stage, name) is not None:
+        if mark is not None and not isinstance(getattr(stage, name), NodeRef | None):
             yield name, mark
 
 
@@ -112,9 +113,14 @@ def find_resources(stages: Sequence[Stage]) -> Resources:
     found: Resources = {}
     with ThreadPoolExecutor(max_workers=8) as pool:
         for stage in stages:
-            for name, _ in resource_fields(stage):
-                paths = expand(getattr(stage, name), name)
-                found[resource_key(stages, stage, name)] = list(zip(paths, pool.map(fingerprint, paths), strict=True))
+            for name, mark in resource_fields(stage):
+                value, key = getattr(stage, name), resource_key(stages, stage, name)
+                paths = weight_files(value, name) if mark.kind == "weights" else expand(value, name)
+                if paths is None:
+                    address = pinned(value, name)
+                    found[key] = [(address, address)]
+                else:
+                    found[key] = list(zip(paths, pool.map(fingerprint, paths), strict=True))
     return found
 
 

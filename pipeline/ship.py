@@ -5,7 +5,8 @@ Single files (a blocklist, a list of phrases) always go there; the input tables 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -13,8 +14,10 @@ from pathlib import Path
 from pipeline.errors import SluiceError
 from pipeline.identity import Resources, resource_fields, resource_key
 from pipeline.node import Prepared
+from pipeline.records import digest
 from pipeline.stage import Stage
 from pipeline.store import Store
+from pipeline.weights import weight_files
 
 
 def ship(prepared: Prepared, store: Store) -> Prepared:
@@ -25,10 +28,14 @@ def ship(prepared: Prepared, store: Store) -> Prepared:
     resources: Resources = {}
     stages = []
     for stage in prepared.stages:
-        changed = {}
+        changed: dict[str, object] = {}
         for name, mark in resource_fields(stage):
             key = resource_key(prepared.stages, stage, name)
             files = prepared.resources[key]
+            if mark.kind == "weights":
+                resources[key] = files
+                changed[name] = _weights(getattr(stage, name), files, store)
+                continue
             if mark.kind == "file" or not store.local:
                 files = [(path if "://" in path else _put(path, found, store), found) for path, found in files]
             resources[key] = files
@@ -40,6 +47,20 @@ def ship(prepared: Prepared, store: Store) -> Prepared:
 
 def _moved(stage: Stage, changed: Mapping[str, object]) -> Stage:
     return stage.model_copy(update=changed) if changed else stage
+
+
+def _weights(named: str, files: Sequence[tuple[str, str]], store: Store) -> str:
+    """Where every worker finds the weights: the hub's at their commit; a folder in place, or its copy in the root."""
+    if weight_files(named, "weights") is None:
+        return files[0][0]
+    if store.local or "://" in named:
+        return os.path.dirname(files[0][0])
+    folder = f"resources/{digest([[Path(path).name, found] for path, found in files])}"
+    for path, _ in files:
+        target = f"{folder}/{Path(path).name}"
+        if not store.exists(target):
+            store.put_file(target, Path(path), Path(path).stat().st_size)
+    return store.url(folder)
 
 
 def _put(path: str, found: str, store: Store) -> str:

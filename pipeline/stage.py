@@ -54,7 +54,7 @@ OBSERVED: dict[bytes | str, bytes | str] = {"covered": "no"}
 class ResourceMark:
     """Marks a parameter that names something outside; its digest, not its name, is part of the identity."""
 
-    kind: Literal["files", "file"]
+    kind: Literal["files", "file", "weights"]
 
 
 Files = Annotated[tuple[str, ...] | str, ResourceMark("files")]
@@ -83,6 +83,13 @@ class NodeRef(BaseModel):
     node: str
     files: tuple[str, ...] = ()
     """Full addresses of the files of that node's generation; filled in by the engine."""
+
+
+Weights = Annotated[str | NodeRef, ResourceMark("weights")]
+"""A trained model: a folder of safetensors on any fsspec store, `org/name@commit` on the hub, or `{node: …}`.
+
+A branch, or no revision, is looked up once, when the node is prepared; the commit is then part of the identity.
+"""
 
 
 @dataclass(frozen=True)
