@@ -1,0 +1,1 @@
+"""Towers that turn images and texts into vectors."""
