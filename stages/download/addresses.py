@@ -107,6 +107,11 @@ def one_line(text: str) -> str:
     return shown if len(shown) <= 200 else f"{shown[:199]}…"
 
 
+def lane_of(url: str | None) -> str:
+    """What stands where the host of a URL does: cheap, and good enough to tell hosts apart."""
+    return (url or "").partition("//")[2].partition("/")[0].lower()
+
+
 @dataclass(frozen=True)
 class Guard:
     """The rules for one stage. `allow`: "host:port" entries that may be reached although they are private."""

@@ -10,10 +10,11 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from pipeline.errors import SluiceError
-from pipeline.stage import OBSERVED, Column, Device, PoolPart, PoolStage
+from pipeline.stage import OBSERVED, Column, Device, Effort, PoolPart, PoolStage
 from stages.download.addresses import Guard
 from stages.download.decode import Options
 from stages.download.fetch import Limits
+from stages.download.hosts import Hosts, Manners
 from stages.download.statuses import RETRYABLE
 
 
@@ -65,7 +66,7 @@ class Download(PoolStage):
     EXIF, transparent, animated, CMYK or of 16 bits, and GIFs."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
     """JPEG quality of what is stored, 4:2:0."""
-    timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    timeout_s: Annotated[float, Effort, Field(gt=0)] = 10.0
     """Seconds for one try, from DNS to the last byte, redirects included."""
     decode_timeout_s: Annotated[float, Field(gt=0)] = 15.0
     """Seconds of wall time for decoding one image; it has 10 s of CPU time as well."""
@@ -73,10 +74,18 @@ class Download(PoolStage):
     """Megabytes (10^6 bytes) of one body, decompressed."""
     max_pixels: Annotated[int, Field(gt=0, le=1_000_000_000)] = 50_000_000
     """Pixels of one image, checked before it is decoded."""
-    concurrency: Annotated[int, Field(ge=1, le=4096)] = 64
+    concurrency: Annotated[int, Effort, Field(ge=1, le=4096)] = 64
     """Rows in flight per worker."""
-    tries: Annotated[int, Field(ge=1, le=10)] = 3
-    """Tries for 408, 425, 429, 5xx and broken connections."""
+    tries: Annotated[int, Effort, Field(ge=1, le=10)] = 3
+    """Tries of one row at most; retries.py has how many each kind of failure is worth."""
+    per_host: Annotated[int, Effort, Field(ge=1, le=4096)] = 16
+    """Requests to one host that are under way at once, in the whole run, whatever the number of workers."""
+    per_host_rate: Annotated[float | None, Effort, Field(gt=0)] = None
+    """Requests to one host that begin per second, in the whole run."""
+    wait_s: Annotated[float, Effort, Field(gt=0)] = 600.0
+    """Seconds that a row waits for its host's turn in all, while this worker has time for it; then `host_busy`."""
+    robots: bool = True
+    """Obey the hosts' robots.txt (RFC 9309), and its Crawl-delay up to 30 s."""
     user_agent: str = "sluice/0.1 (image dataset curation)"
     """Who we say we are; its first word is the agent that X-Robots-Tag may name."""
     allow_private_hosts: tuple[str, ...] = ()
@@ -113,7 +122,15 @@ class Download(PoolStage):
             decode_timeout_s=self.decode_timeout_s,
             concurrency=self.concurrency,
             threads=max(1, device.threads),
+            manners=self._manners(),
         )
+
+    def shared(self) -> Hosts:
+        """Who asks which host, and what its robots.txt says: one for all workers of a run."""
+        return self._manners().hosts()
+
+    def _manners(self) -> Manners:
+        return Manners(self.per_host, self.per_host_rate, self.wait_s, self.robots)
 
     def _options(self) -> Options:
         return Options(

@@ -3,7 +3,9 @@
 import asyncio
 import socket
 import ssl
+import time
 from dataclasses import dataclass
+from itertools import count
 from types import TracebackType
 from typing import Self
 
@@ -13,9 +15,11 @@ from stages.download.addresses import Guard, one_line, redact, redact_all
 from stages.download.answers import Head
 from stages.download.body import Body, too_large
 from stages.download.connect import Connections, Resolver, system_names
+from stages.download.gate import Gate, Turn
 from stages.download.optout import opted_out
+from stages.download.permission import Robots
 from stages.download.proxy import Proxy
-from stages.download.retries import Pauses, backoff_s, retry_after_s
+from stages.download.retries import backoff_s, retry_after_s, tries_of
 from stages.download.statuses import FetchError, passing
 
 MAX_REDIRECTS = 5
@@ -48,13 +52,20 @@ class Fetcher:
     """Fetches URLs in the running event loop, without cookies, credentials or the environment's proxies."""
 
     def __init__(
-        self, limits: Limits, guard: Guard, resolver: Resolver = system_names, proxy: Proxy | None = None
+        self,
+        limits: Limits,
+        guard: Guard,
+        gate: Gate,
+        robots: bool = False,
+        resolver: Resolver = system_names,
+        proxy: Proxy | None = None,
     ) -> None:
         self._limits = limits
         self._guard = guard
-        self._pauses = Pauses()
-        self._agent = limits.user_agent.split("/")[0].split()[0]
+        self._gate = gate
+        self._agent = product_of(limits.user_agent)
         self._headers = f"User-Agent: {limits.user_agent}\r\nAccept: {ACCEPT}\r\nAccept-Encoding: identity\r\n"
+        self._robots = Robots(gate, self._agent, self._robots_txt) if robots else None
         self.connections = Connections(guard, resolver, proxy)
 
     async def __aenter__(self) -> Self:
@@ -66,41 +77,63 @@ class Fetcher:
         await self.close()
 
     async def close(self) -> None:
+        if self._robots is not None:
+            self._robots.close()
+        self._gate.close()
         self.connections.close()
 
-    async def fetch(self, text: str | None) -> Fetched:
+    async def fetch(self, text: str | None, turn: Turn) -> Fetched:
         """The body at a URL. Raises `FetchError` with the status of the last try."""
-        url = self._guard.check_url(text)
-        for tried in range(1, self._limits.tries + 1):
-            await self._pauses.wait(url.authority)
+        return await self._tries(self._guard.check_url(text), turn, image=True)
+
+    async def _robots_txt(self, url: URL, turn: Turn) -> bytes:
+        return (await self._tries(url, turn, image=False)).data
+
+    async def _tries(self, url: URL, turn: Turn, image: bool) -> Fetched:
+        for tried in count(1):
             try:
-                return await self._try(url)
+                return await self._try(url, turn, image)
             except FetchError as failure:
-                if failure.pause_s is not None:
-                    self._pauses.pause(url.authority, failure.pause_s)
-                if not failure.again or tried == self._limits.tries:
+                if tried >= tries_of(failure, self._limits.tries):
                     raise
-                pause_s = backoff_s(tried) if failure.pause_s is None else failure.pause_s
-            await asyncio.sleep(pause_s)
+                pause_s = backoff_s(tried) if failure.pause_s is None else 0.0
+            if pause_s:
+                with turn.resting():
+                    await asyncio.sleep(pause_s)
         raise AssertionError("the last try returns or raises")
 
-    async def _try(self, url: URL) -> Fetched:
+    async def _try(self, url: URL, turn: Turn, image: bool) -> Fetched:
+        """Waiting for permission and for a host's turn does not count as time of the try."""
+        left_s = self._limits.timeout_s
         try:
-            async with asyncio.timeout(self._limits.timeout_s):
-                return await self._follow(url)
+            for _ in range(MAX_REDIRECTS + 1):
+                if image and self._robots is not None:
+                    await self._robots.check(url, turn)
+                receiving = _Receiving(url, self._limits, self._agent if image else None)
+                await turn.enter(url.host_port_subcomponent or "")
+                began = time.monotonic()
+                try:
+                    async with asyncio.timeout(left_s):
+                        head = await self.connections.get(url, self._headers, receiving.accept)
+                finally:
+                    turn.leave()
+                left_s -= time.monotonic() - began
+                if receiving.location is None:
+                    return self._finish(receiving, head)
+                url = self._target(url, receiving.location)
         except TimeoutError:
             raise FetchError("timeout", f"no whole answer within timeout_s = {self._limits.timeout_s:g}") from None
         except (OSError, UnicodeError) as error:
             raise failure_of(error) from error
-
-    async def _follow(self, url: URL) -> Fetched:
-        for _ in range(MAX_REDIRECTS + 1):
-            receiving = _Receiving(url, self._limits, self._agent)
-            head = await self.connections.get(url, self._headers, receiving.accept)
-            if receiving.location is None:
-                return receiving.finish(head)
-            url = self._target(url, receiving.location)
         raise FetchError("too_many_redirects", f"more than {MAX_REDIRECTS} redirects; the last to {redact(str(url))}")
+
+    def _finish(self, receiving: "_Receiving", head: Head) -> Fetched:
+        try:
+            return receiving.finish(head)
+        except FetchError as failure:
+            if failure.pause_s is not None:
+                self._gate.leases.pause(receiving.url.host_port_subcomponent or "", failure.pause_s)
+            raise
 
     def _target(self, url: URL, location: str) -> URL:
         try:
@@ -114,12 +147,15 @@ class Fetcher:
 
 
 class _Receiving:
-    """What one answer means: looked at when its head is there, so that no body is read in vain."""
+    """What one answer means: looked at when its head is there, so that no body is read in vain.
 
-    def __init__(self, url: URL, limits: Limits, agent: str) -> None:
+    `agent`: our product token, where headers may reserve what is fetched; None where they do not concern it.
+    """
+
+    def __init__(self, url: URL, limits: Limits, agent: str | None) -> None:
+        self.url = url
         self.location: str | None = None
         """Where a redirect points; None for any other answer."""
-        self._url = url
         self._limits = limits
         self._agent = agent
         self._body: Body | None = None
@@ -129,9 +165,8 @@ class _Receiving:
             self.location = head.get("location")
         if head.code != 200:
             return None
-        reserved = opted_out(head.all("x-robots-tag"), head.all("tdm-reservation"), self._agent)
-        if reserved:
-            raise FetchError("opted_out", f"{self._url.raw_host} reserves the image: {reserved}")
+        if self._agent is not None and (reserved := opted_out(head, self._agent)):
+            raise FetchError("opted_out", f"{self.url.raw_host} reserves the image: {reserved}")
         if (head.length or 0) > self._limits.max_bytes:
             raise too_large(self._limits.max_bytes)
         self._body = Body(",".join(head.all("content-encoding")), self._limits.max_bytes)
@@ -140,10 +175,15 @@ class _Receiving:
     def finish(self, head: Head) -> Fetched:
         if self._body is None:
             pause_s = retry_after_s(head.get("retry-after")) if head.code in (429, 503) else None
-            said = f"{self._url.raw_host} answered {head.code}"
+            said = f"{self.url.raw_host} answered {head.code}"
             raise FetchError(f"http_{head.code:03}", said, again=passing(head.code), pause_s=pause_s)
         claimed = head.get("content-type")
-        return Fetched(self._body.finish(), str(self._url), None if claimed is None else one_line(claimed))
+        return Fetched(self._body.finish(), str(self.url), None if claimed is None else one_line(claimed))
+
+
+def product_of(user_agent: str) -> str:
+    """The product token by which robots.txt and X-Robots-Tag name us: the first word of the user agent."""
+    return user_agent.split("/")[0].split()[0]
 
 
 def failure_of(error: Exception) -> FetchError:

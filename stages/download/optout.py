@@ -5,7 +5,9 @@ Reservation Protocol's `tdm-reservation: 1` (W3C community group report, 2024).
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+
+from stages.download.answers import Head
 
 FORBIDDING = frozenset({"noai", "noimageai", "noindex", "noimageindex", "noml", "none"})
 """`none` is short for `noindex, nofollow`."""
@@ -14,13 +16,13 @@ VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "ma
 AGENT = re.compile(r"\s*([A-Za-z0-9_.*-]+)\s*:(.*)")
 
 
-def opted_out(robots_tags: Sequence[str], tdm: Sequence[str], agent: str) -> str | None:
+def opted_out(head: Head, agent: str) -> str | None:
     """The header that reserves the image, as `name: directive`, or None. `agent` is our product token."""
-    for header in robots_tags:
+    for header in head.all("x-robots-tag"):
         for directive in _directives(header, agent.lower()):
             if directive in FORBIDDING:
                 return f"X-Robots-Tag: {directive}"
-    return "tdm-reservation: 1" if any(value.strip() == "1" for value in tdm) else None
+    return "tdm-reservation: 1" if "1" in head.all("tdm-reservation") else None
 
 
 def _directives(header: str, agent: str) -> Iterator[str]:

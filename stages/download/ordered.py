@@ -2,33 +2,43 @@
 
 import asyncio
 import queue
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
-from typing import Generic, TypeVar
+from contextlib import suppress
+from typing import Final, Generic, TypeVar
+
+from stages.download.gate import Gate, Turn
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
 
+PARKED_PER_LANE: Final = 64
+"""Rows of one host that wait for it as running tasks (some KB each); those behind them wait as what they are."""
+
 
 class Ordered(Generic[Row, Result]):
-    """Runs `work` on every row in `loop`, `concurrency` at a time, and gives the results in order to another thread.
+    """Runs `work` on every row in `loop`, and gives the results in order to another thread.
 
-    A new row starts only while the finished results that wait for an earlier row, or to be taken, weigh less than
-    `budget`; so they never weigh more than `budget` and `concurrency` results. Rows start in order: the earliest
-    unfinished one always runs, and the wait ends.
+    As many rows work at once as the gate's `concurrency`; those that only wait for their host do not count, and rows of
+    other hosts (`lane_of`: what is before the host is known for certain) overtake them. A new row starts only while the
+    finished results that wait for an earlier row, or to be taken, weigh less than `budget`; so they never weigh more
+    than `budget` and `concurrency` results. The earliest unfinished row may always go on, and the wait ends.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        work: Callable[[Row], Awaitable[Result]],
+        gate: Gate,
+        work: Callable[[Row, Turn], Awaitable[Result]],
+        lane_of: Callable[[Row], str],
         weigh: Callable[[Result], int],
-        concurrency: int,
         budget: int,
     ) -> None:
         self._loop = loop
+        self._gate = gate
         self._work = work
+        self._lane_of = lane_of
         self._weigh = weigh
-        self._concurrency = concurrency
         self._budget = budget
 
     def run(self, rows: Iterable[Row]) -> Generator[Result, None, None]:
@@ -37,60 +47,185 @@ class Ordered(Generic[Row, Result]):
         Closing the generator cancels what is still running.
         """
         finished: queue.SimpleQueue[Result | None] = queue.SimpleQueue()
-        turnstile = _Turnstile[Result](finished, self._weigh, self._budget)
-        future = asyncio.run_coroutine_threadsafe(self._all(iter(enumerate(rows)), turnstile), self._loop)
+        run = _Run(self._gate, self._work, _Lanes(rows, self._lane_of), finished, self._weigh, self._budget)
+        future = asyncio.run_coroutine_threadsafe(run.all(), self._loop)
         future.add_done_callback(lambda _: finished.put(None))
         try:
             while (result := finished.get()) is not None:
                 yield result
-                self._loop.call_soon_threadsafe(turnstile.written, self._weigh(result))
+                self._loop.call_soon_threadsafe(run.written, self._weigh(result))
             future.result()
         finally:
             future.cancel()
 
-    async def _all(self, rows: Iterator[tuple[int, Row]], turnstile: "_Turnstile[Result]") -> None:
-        async def worker() -> None:
-            for index, row in rows:  # one iterator for all workers, and no await between its steps: rows start in order
-                turnstile.finished(index, await self._work(row))
-                await turnstile.room()
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(self._concurrency):
-                    group.create_task(worker())
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+class _Lanes(Generic[Row]):
+    """The rows that have not started: each lane in order, and no lane in the way of another."""
+
+    def __init__(self, rows: Iterable[Row], lane_of: Callable[[Row], str]) -> None:
+        self._fresh: Iterator[tuple[int, Row]] = iter(enumerate(rows))
+        self._lane_of = lane_of
+        self._deferred: dict[str, deque[tuple[int, Row, float]]] = {}
+        self._heads: dict[int, str] = {}
+        self._uncrowded: set[str] = set()
+        self._parked: Counter[str] = Counter()
+
+    def parked(self, lane: str, change: int) -> None:
+        """A row of this lane begins or ends to wait for its host."""
+        self._parked[lane] += change
+        if self._parked[lane] <= 0:
+            del self._parked[lane]
+        if lane in self._deferred and self._parked[lane] < PARKED_PER_LANE:
+            self._uncrowded.add(lane)
+
+    def waits(self, index: int) -> bool:
+        """Whether this row was passed over."""
+        return index in self._heads
+
+    def next(self, now: float) -> tuple[int, Row, str, float] | None:
+        """(index, row, lane, since when it was passed over) of the next row to start; None where there is none now."""
+        while self._uncrowded:
+            lane = next(iter(self._uncrowded))
+            if self._parked[lane] < PARKED_PER_LANE:
+                return self._take(lane)
+            self._uncrowded.discard(lane)
+        for index, row in self._fresh:
+            lane = self._lane_of(row)
+            waiting = self._deferred.get(lane)
+            if waiting is None and self._parked[lane] < PARKED_PER_LANE:
+                return index, row, lane, now
+            if waiting is None:
+                waiting = self._deferred[lane] = deque()
+                self._heads[index] = lane
+            waiting.append((index, row, now))
+        return None
+
+    def passed_over(self, index: int) -> tuple[int, Row, str, float]:
+        """A row that `waits`, whatever its lane."""
+        return self._take(self._heads[index])
+
+    def _take(self, lane: str) -> tuple[int, Row, str, float]:
+        waiting = self._deferred[lane]
+        index, row, since = waiting.popleft()
+        del self._heads[index]
+        if waiting:
+            self._heads[waiting[0][0]] = lane
+        else:
+            del self._deferred[lane]
+            self._uncrowded.discard(lane)
+        return index, row, lane, since
 
 
-class _Turnstile(Generic[Result]):
-    """Lets results out in order. Lives in the event loop."""
+class _Run(Generic[Row, Result]):
+    """One run over the rows. Lives in the event loop."""
 
-    def __init__(self, out: "queue.SimpleQueue[Result | None]", weigh: Callable[[Result], int], budget: int) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        work: Callable[[Row, Turn], Awaitable[Result]],
+        lanes: _Lanes[Row],
+        out: "queue.SimpleQueue[Result | None]",
+        weigh: Callable[[Result], int],
+        budget: int,
+    ) -> None:
+        self._gate = gate
+        self._work = work
+        self._lanes = lanes
         self._out = out
         self._weigh = weigh
         self._budget = budget
-        self._waiting: dict[int, Result] = {}
+        self._finished: dict[int, Result] = {}
         self._next = 0
         self._weight = 0
-        self._open = asyncio.Event()
-        self._open.set()
+        self._running = 0
+        self._parked = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._error: BaseException | None = None
+        self._changed = asyncio.Event()
 
-    def finished(self, index: int, result: Result) -> None:
-        self._waiting[index] = result
-        self._add(self._weigh(result))
-        while self._next in self._waiting:
-            self._out.put(self._waiting.pop(self._next))
-            self._next += 1
+    async def all(self) -> None:
+        """Until every row has been let out."""
+        self._gate.hungry.add(self._feed)
+        try:
+            self._feed()
+            while self._error is None and (self._running or self._weight >= self._budget):
+                self._changed.clear()
+                await self._changed.wait()
+                self._feed()
+            if self._error is not None:
+                raise self._error
+        finally:
+            self._gate.hungry.discard(self._feed)
+            for task in self._tasks:
+                task.cancel()
+            with suppress(asyncio.CancelledError):
+                await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def written(self, weight: int) -> None:
+        """A result was taken."""
         self._add(-weight)
 
-    async def room(self) -> None:
-        await self._open.wait()
+    def _feed(self) -> None:
+        """Start rows until as many as the gate takes are on their way."""
+        while self._error is None and self._running - self._parked < self._gate.concurrency:
+            found = self._choose()
+            if found is None:
+                return
+            self._running += 1
+            task = asyncio.ensure_future(self._rows(*found))
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
+
+    def _choose(self) -> tuple[int, Row, str, float] | None:
+        if self._weight < self._budget:
+            return self._lanes.next(self._gate.idle_s())
+        return self._lanes.passed_over(self._next) if self._lanes.waits(self._next) else None
+
+    async def _rows(self, index: int, row: Row, lane: str, since: float) -> None:
+        """One row after another, as long as this is not one runner too many."""
+        found: tuple[int, Row, str, float] | None = (index, row, lane, since)
+        while found is not None:
+            index, row, lane, since = found
+            await self._one(index, row, lane, since)
+            found = self._choose() if self._running - self._parked <= self._gate.concurrency else None
+
+    async def _one(self, index: int, row: Row, lane: str, since: float) -> None:
+        def parked(change: int) -> None:
+            self._parked += change
+            self._lanes.parked(lane, change)
+
+        def held_back() -> bool:
+            return self._weight >= self._budget and index != self._next
+
+        turn = Turn(self._gate, index, held_back, parked, self._gate.idle_s() - since)
+        try:
+            result = await self._work(row, turn)
+        finally:
+            turn.end()
+        self._finished[index] = result
+        self._add(self._weigh(result))
+        before = self._next
+        while self._next in self._finished:
+            self._out.put(self._finished.pop(self._next))
+            self._next += 1
+        if self._next != before and self._weight >= self._budget:
+            self._open()
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._running -= 1
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None and self._error is None:
+            self._error = task.exception()
+        self._changed.set()
 
     def _add(self, weight: int) -> None:
+        full = self._weight >= self._budget
         self._weight += weight
-        if self._weight < self._budget:
-            self._open.set()
-        else:
-            self._open.clear()
+        if full and self._weight < self._budget:
+            self._open()
+
+    def _open(self) -> None:
+        """There is room for more, or another row is the earliest one."""
+        self._gate.release_held_back()
+        self._feed()
+        self._changed.set()

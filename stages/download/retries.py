@@ -1,15 +1,35 @@
 """How often a host is asked again, and after which pause."""
 
-import asyncio
 import random
-import time
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
+from stages.download.hosts import MAX_PAUSE_S
+from stages.download.statuses import FetchError
+
 BACKOFF_S = 0.5
 """The first pause; it doubles, and half of it either way is chance, so that many rows do not come back at once."""
-MAX_PAUSE_S = 30.0
-"""The longest pause that Retry-After can ask for: one host must not hold a part for an hour."""
+
+TRIES: dict[str, int] = {
+    "http": 10,  # 408, 425, 429 and 5xx: the host says itself that it is a matter of time
+    "truncated_body": 10,  # networks cut connections, and proxies under load do
+    "dns_error": 10,  # EAI_AGAIN only: a resolver that is overworked. A name that does not exist is asked for once
+    "connection_error": 2,  # a reset may be chance, a port that is closed stays closed for longer than we wait
+    "timeout": 1,  # it has cost the most time of all already, and slow hosts are slow for hours
+    "tls_error": 1,  # certificates are not mended within seconds
+}
+"""How often a row is tried at most, by the class of its failure; `tries` bounds all of them. All others: once.
+
+An answer that is no HTTP, 501 and 505 are never tried again, whatever their class: they say what the host is.
+"""
+NEVER = frozenset({"http_501", "http_505"})
+
+
+def tries_of(failure: FetchError, tries: int) -> int:
+    """How many tries a row that failed so may have had in all, before it ends."""
+    if not failure.again or failure.status in NEVER:
+        return 1
+    return min(tries, TRIES.get("http" if failure.status.startswith("http_") else failure.status, 1))
 
 
 def backoff_s(tried: int) -> float:
@@ -30,21 +50,3 @@ def retry_after_s(header: str | None) -> float | None:
         return None
     left = (until if until.tzinfo else until.replace(tzinfo=UTC)) - datetime.now(UTC)
     return min(max(left.total_seconds(), 0.0), MAX_PAUSE_S)
-
-
-class Pauses:
-    """Hosts that asked us to wait. Every row of such a host waits, not only the one that was told."""
-
-    def __init__(self) -> None:
-        self._until: dict[str, float] = {}
-
-    def pause(self, host: str, seconds: float) -> None:
-        now = time.monotonic()
-        self._until = {name: until for name, until in self._until.items() if until > now}
-        self._until[host] = max(now + seconds, self._until.get(host, 0.0))
-
-    async def wait(self, host: str) -> None:
-        """Sleep until the host's pause is over, once: a host that keeps asking is met again by the tries' limit."""
-        left = self._until.get(host, 0.0) - time.monotonic()
-        if left > 0:
-            await asyncio.sleep(min(left, MAX_PAUSE_S))

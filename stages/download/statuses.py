@@ -18,7 +18,10 @@ BEFORE_DECODING = frozenset(
         "tls_error",
         "timeout",
         "too_many_redirects",
-        "opted_out",  # the host's headers reserve the image
+        "opted_out",  # the host's headers reserve the image, or a list of ours names its domain or URL
+        "robots_disallowed",
+        "robots_unreachable",  # robots.txt is there, or may be, and could not be had: nothing may be asked for
+        "host_busy",  # the host's turn did not come within `wait_s`
         "too_large",
         "truncated_body",
         "empty",
@@ -57,6 +60,7 @@ def passing(code: int) -> bool:
 
 RETRYABLE = (
     ENGINE
+    | frozenset({"host_busy", "robots_unreachable"})
     | frozenset({"timeout", "dns_error", "connection_error", "tls_error", "truncated_body"})
     | frozenset({"decode_timeout", "decoder_crash", "oom"})  # a loaded or a small machine may be the cause
     | frozenset(f"http_{code}" for code in range(400, 600) if passing(code))

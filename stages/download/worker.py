@@ -16,12 +16,15 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.stage import PoolPart
-from stages.download.addresses import Guard, redact_all
+from stages.download.addresses import Guard, lane_of, redact_all
 from stages.download.archive import SampleWriter
 from stages.download.connect import Resolver, system_names
 from stages.download.decode import Options
 from stages.download.decoders import DecoderPool
 from stages.download.fetch import Fetcher, Limits
+from stages.download.gate import Gate, Turn
+from stages.download.hosts import Manners
+from stages.download.leases import Alone
 from stages.download.ordered import Ordered
 from stages.download.statuses import IN_DECODING, SUCCESS, FetchError
 
@@ -58,6 +61,7 @@ class Worker:
         decode_timeout_s: float,
         concurrency: int,
         threads: int,
+        manners: Manners,
         resolver: Resolver = system_names,
     ) -> None:
         self._schema = schema
@@ -66,8 +70,10 @@ class Worker:
         thread = threading.Thread(target=_run, args=(loop,), name="sluice-fetch", daemon=True)
         thread.start()
         self._decoders = DecoderPool(options, decode_timeout_s, threads)
-        self._fetcher = asyncio.run_coroutine_threadsafe(_open(limits, guard, resolver), loop).result()
-        self._rows = Ordered(loop, self._one, lambda outcome: len(outcome.image), concurrency, WAITING_BYTES)
+        self._alone = Alone(manners.hosts())
+        opening = _open(limits, guard, manners, self._alone, concurrency, resolver)
+        self._gate, self._fetcher = asyncio.run_coroutine_threadsafe(opening, loop).result()
+        self._rows = Ordered(loop, self._gate, self._one, lane_of, lambda outcome: len(outcome.image), WAITING_BYTES)
         self.close = weakref.finalize(self, _close, loop, thread, self._fetcher, self._decoders)
         try:
             self._decoders.wait_ready()
@@ -78,6 +84,7 @@ class Worker:
     def __call__(self, part: PoolPart) -> pa.Table:
         """Fetch every row of a part; its tar and its statistics are written through `part.create`."""
         started = time.time()
+        self._gate.leases.shared = part.shared or self._alone
         captions = _first_captions(part.caption)
         archive = SampleWriter(part.create("tar"))
         columns: dict[str, list[Any]] = {name: [] for name in self._schema.names}
@@ -98,12 +105,12 @@ class Worker:
     def decoder_pids(self) -> list[int]:
         return self._decoders.pids()
 
-    async def _one(self, url: str | None) -> Outcome:
+    async def _one(self, url: str | None, turn: Turn) -> Outcome:
         started = time.monotonic()
         facts: dict[str, Any] = {}
         image, ending = b"", ""
         try:
-            fetched = await self._fetcher.fetch(url)
+            fetched = await self._fetcher.fetch(url, turn)
             decoded = await asyncio.wrap_future(self._decoders.submit(fetched.data))
             facts = {
                 **decoded.facts,
@@ -121,8 +128,12 @@ class Worker:
         return Outcome(facts, image, ending)
 
 
-async def _open(limits: Limits, guard: Guard, resolver: Resolver) -> Fetcher:
-    return Fetcher(limits, guard, resolver)  # it belongs to the loop that runs it
+async def _open(
+    limits: Limits, guard: Guard, manners: Manners, alone: Alone, concurrency: int, resolver: Resolver
+) -> tuple[Gate, Fetcher]:
+    """What belongs to the loop that runs it."""
+    gate = Gate(alone, concurrency, manners.wait_s)
+    return gate, Fetcher(limits, guard, gate, manners.robots, resolver)
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:

@@ -25,7 +25,7 @@ def canary() -> Iterator[HostileServer]:
 
 
 def opened(server: HostileServer, threads: int = 2, **parameters: object) -> Worker:
-    defaults: dict[str, object] = {"timeout_s": 10, "max_mb": 1, "concurrency": 16}
+    defaults: dict[str, object] = {"timeout_s": 10, "max_mb": 1, "concurrency": 16, "robots": False}
     stage = Download(**{"allow_private_hosts": (f"127.0.0.1:{server.port}",), **defaults, **parameters})
     worker = stage.open(Device(threads=threads))
     assert isinstance(worker, Worker)

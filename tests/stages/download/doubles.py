@@ -4,17 +4,58 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
 from pipeline.stage import Shared
-from stages.download.fetch import Limits
+from stages.download.addresses import Guard
+from stages.download.connect import Connections, Resolver, system_names
+from stages.download.fetch import Fetched, Fetcher, Limits
+from stages.download.gate import Gate, Turn
+from stages.download.hosts import Manners
+from stages.download.leases import Alone
+from stages.download.proxy import Proxy
 
+MANNERS = Manners()
 LIMITS = Limits(timeout_s=10, max_bytes=1_000_000, tries=3, user_agent="sluice/0.1 (tests)")
 CAPTIONS = pa.schema([(name, pa.string()) for name in ("uid", "caption_id", "caption", "source")])
+
+
+class Fetching:
+    """A fetcher and its gate, in the running loop: `fetch` is one row."""
+
+    def __init__(
+        self,
+        guard: Guard,
+        limits: Limits = LIMITS,
+        manners: Manners = MANNERS,
+        resolver: Resolver = system_names,
+        proxy: Proxy | None = None,
+        concurrency: int = 64,
+        shared: Shared | None = None,
+    ) -> None:
+        self.gate = Gate(shared or Alone(manners.hosts()), concurrency, manners.wait_s)
+        self.fetcher = Fetcher(limits, guard, self.gate, manners.robots, resolver, proxy)
+
+    @property
+    def connections(self) -> Connections:
+        return self.fetcher.connections
+
+    async def fetch(self, url: str) -> Fetched:
+        turn = Turn(self.gate, 0)
+        try:
+            return await self.fetcher.fetch(url, turn)
+        finally:
+            turn.end()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.fetcher.close()
 
 
 def uid(url: str | None) -> str:

@@ -12,9 +12,9 @@ import pytest
 from stages.download import addresses
 from stages.download.addresses import Guard
 from stages.download.connect import Connections, Resolver, system_names
-from stages.download.fetch import Fetched, Fetcher
+from stages.download.fetch import Fetched
 from stages.download.statuses import FetchError
-from tests.stages.download.doubles import LIMITS, encoded, picture
+from tests.stages.download.doubles import Fetching, encoded, picture
 from tests.stages.download.hostile import HostileServer
 
 JPEG = encoded(picture())
@@ -34,7 +34,7 @@ class Names:
 
 def fetch(url: str, guard: Guard, names: Resolver = system_names) -> Fetched:
     async def once() -> Fetched:
-        async with Fetcher(LIMITS, guard, names) as fetcher:
+        async with Fetching(guard, resolver=names) as fetcher:
             return await fetcher.fetch(url)
 
     return asyncio.run(once())

@@ -10,9 +10,9 @@ from yarl import URL
 
 from stages.download import connect
 from stages.download.addresses import Guard
-from stages.download.fetch import Fetched, Fetcher
+from stages.download.fetch import Fetched
 from stages.download.statuses import FetchError
-from tests.stages.download.doubles import LIMITS
+from tests.stages.download.doubles import LIMITS, Fetching
 from tests.stages.download.hostile import HostileServer
 
 SMUGGLED = b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nsmuggle"
@@ -26,9 +26,9 @@ def kept() -> Iterator[HostileServer]:
         yield server
 
 
-def run(server: HostileServer, script: Callable[[Fetcher], Awaitable[None]]) -> None:
+def run(server: HostileServer, script: Callable[[Fetching], Awaitable[None]]) -> None:
     async def whole() -> None:
-        async with Fetcher(replace(LIMITS, tries=1), Guard((f"127.0.0.1:{server.port}",))) as fetcher:
+        async with Fetching(Guard((f"127.0.0.1:{server.port}",)), replace(LIMITS, tries=1)) as fetcher:
             await script(fetcher)
 
     asyncio.run(whole())
@@ -37,7 +37,7 @@ def run(server: HostileServer, script: Callable[[Fetcher], Awaitable[None]]) -> 
 def test_many_requests_to_a_host_use_few_connections(kept: HostileServer) -> None:
     urls = [kept.serve(f"/{place}", f"body {place}".encode()) for place in range(200)]
 
-    async def script(fetcher: Fetcher) -> None:
+    async def script(fetcher: Fetching) -> None:
         free = asyncio.Semaphore(8)
 
         async def one(url: str) -> Fetched:
@@ -58,7 +58,7 @@ def test_small_errors_and_redirects_do_not_cost_a_connection(kept: HostileServer
     url = kept.redirect("/a", "/b")
     kept.redirect("/b", "/end")
 
-    async def script(fetcher: Fetcher) -> None:
+    async def script(fetcher: Fetching) -> None:
         for _ in range(5):
             assert (await fetcher.fetch(url)).data == BODY
             with pytest.raises(FetchError, match="http_410"):
@@ -73,7 +73,7 @@ def test_a_chunked_answer_leaves_its_connection_usable(kept: HostileServer) -> N
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     url = kept.raw("/chunks", chunked + b"5;x=y\r\nabc", b"de\r\n3\r\nfgh\r\n0\r\nTrailer: 1\r\n\r\n")
 
-    async def script(fetcher: Fetcher) -> None:
+    async def script(fetcher: Fetching) -> None:
         for _ in range(3):
             assert (await fetcher.fetch(url)).data == b"abcdefgh"
 
@@ -101,7 +101,7 @@ def test_bytes_beyond_an_answer_are_never_the_next_answer(
 
     url, after = kept.on("/first", answer), kept.serve("/after", BODY)
 
-    async def script(fetcher: Fetcher) -> None:
+    async def script(fetcher: Fetching) -> None:
         assert (await fetcher.fetch(url)).data == BODY
         await asyncio.sleep((pause_s or 0) + 0.05)
         assert (await fetcher.fetch(after)).data == BODY
@@ -125,7 +125,7 @@ def test_bytes_that_wait_in_the_socket_unread_are_seen_before_it_is_used_again(k
 
     url, after = kept.on("/first", answer), kept.serve("/after", BODY)
 
-    async def script(fetcher: Fetcher) -> None:
+    async def script(fetcher: Fetching) -> None:
         await fetcher.fetch(url)
         deadline = time.monotonic() + 5
         while not sent and time.monotonic() < deadline:
@@ -146,7 +146,7 @@ def test_an_answer_that_was_given_up_takes_its_connection_with_it(kept: HostileS
 
     url, after = kept.on("/slow", slow), kept.serve("/after", BODY)
 
-    async def script(fetcher: Fetcher) -> None:
+    async def script(fetcher: Fetching) -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
                 await fetcher.fetch(url)
@@ -164,7 +164,7 @@ def test_a_connection_that_its_host_closed_is_not_a_failure(kept: HostileServer)
 
     url = kept.on("/short", answer_and_close)
 
-    async def script(fetcher: Fetcher) -> None:
+    async def script(fetcher: Fetching) -> None:
         for pause_s in (0.0, 0.05, 0.0):
             assert (await fetcher.fetch(url)).data == BODY
             await asyncio.sleep(pause_s)
@@ -184,7 +184,7 @@ def test_a_host_that_closes_as_it_is_asked_again_is_asked_on_another_connection(
 
     url = kept.on("/moody", hang_up_on_the_second)
 
-    async def script(fetcher: Fetcher) -> None:
+    async def script(fetcher: Fetching) -> None:
         assert (await fetcher.fetch(url)).data == BODY
         assert (await fetcher.fetch(url)).data == BODY
 
@@ -202,7 +202,7 @@ def test_idle_connections_are_bounded_in_number_and_time(kept: HostileServer, mo
 
     url = kept.on("/idle", answer)
 
-    async def script(fetcher: Fetcher) -> None:
+    async def script(fetcher: Fetching) -> None:
         await asyncio.gather(*(fetcher.fetch(url) for _ in range(10)))
         assert len(fetcher.connections) == 3
         await asyncio.sleep(0.5)
@@ -217,7 +217,7 @@ def test_the_peer_of_a_connection_is_checked_again_before_it_serves_again(
 ) -> None:
     url = kept.serve("/x", BODY)
 
-    async def script(fetcher: Fetcher) -> None:
+    async def script(fetcher: Fetching) -> None:
         await fetcher.fetch(url)
         monkeypatch.setattr(Guard, "allows", lambda self, host, port: False)
         with pytest.raises(FetchError, match="blocked"):

@@ -10,13 +10,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from stages.download import retries
+from stages.download import hosts, retries
 from stages.download.addresses import Guard
-from stages.download.fetch import Fetcher, Limits
+from stages.download.fetch import Limits
 from stages.download.statuses import FetchError, is_status
 from stages.download.worker import Worker
 from tests.stages.download.conftest import opened
-from tests.stages.download.doubles import encoded, fetch_one, part_of, picture
+from tests.stages.download.doubles import Fetching, encoded, fetch_one, part_of, picture
 from tests.stages.download.hostile import HostileServer
 
 JPEG = encoded(picture())
@@ -51,7 +51,7 @@ def test_all_rows_of_a_paused_host_wait(server: HostileServer, guard: Guard) -> 
     server.serve("/idle", JPEG)
 
     async def both() -> float:
-        async with Fetcher(Limits(10, 10**6, 1, "a"), guard) as fetcher:
+        async with Fetching(guard, Limits(10, 10**6, 1, "a")) as fetcher:
             with pytest.raises(FetchError, match="http_429"):
                 await fetcher.fetch(server.url("/busy"))
             started = time.monotonic()
@@ -64,7 +64,7 @@ def test_all_rows_of_a_paused_host_wait(server: HostileServer, guard: Guard) -> 
 def test_retry_after_is_read_as_seconds_or_as_a_date_and_capped() -> None:
     soon = datetime.now(UTC) + timedelta(seconds=10)
     assert retries.retry_after_s("3") == 3
-    assert retries.retry_after_s("86400") == retries.MAX_PAUSE_S
+    assert retries.retry_after_s("86400") == hosts.MAX_PAUSE_S
     assert 8 < (retries.retry_after_s(soon.strftime("%a, %d %b %Y %H:%M:%S GMT")) or 0) <= 10
     assert retries.retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0
     assert retries.retry_after_s("soon") is None
