@@ -1,28 +1,48 @@
-"""The command line of the small local web: writes the table of URLs, then serves.
+"""The command line of the small local web: writes the table of URLs and the answer key, then serves.
 
-python -m infra.miniweb DIR [--pages 2400] [--seed 17] [--port 18080] [-- COMMAND…]
+python -m infra.miniweb DIR [--pages 2400] [--seed 17] [--mix web] [--sides small] [--port 18080] [-- COMMAND…]
 """
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
+from infra.miniweb import evaluation
+from infra.miniweb.mixes import MIXES
+from infra.miniweb.plan import FEWEST, MOST
+from infra.miniweb.scenes import SIDES
 from infra.miniweb.server import CannotListen
-from infra.miniweb.web import TABLE, Miniweb
+from infra.miniweb.table import KEY, TABLE
+from infra.miniweb.web import Miniweb
 
 
 def main(arguments: Sequence[str]) -> int:
     """Serve until interrupted, or while the command after `--` runs; gives its exit status."""
     own, command = _split(arguments)
     options = _parser().parse_args(own)
-    web = Miniweb(options.folder, pages=options.pages, seed=options.seed, port=options.port)
+    key = options.key or Path(os.path.abspath(options.folder)).parent / "key" / KEY
+    web = Miniweb(
+        options.folder,
+        pages=options.pages,
+        seed=options.seed,
+        mix=options.mix,
+        sides=options.sides,
+        port=options.port,
+        key=key,
+        processes=options.processes,
+        cached_mb=options.cached_mb,
+    )
     try:
         with web:
-            told = f"miniweb: {options.pages} pages on {web.base}, listed in {options.folder}/{TABLE}"
+            if options.evaluation is not None:
+                evaluation.write(web.pages, options.evaluation)
+            told = f"miniweb: {options.pages} pages on {web.base}, listed in {options.folder}/{TABLE}, answers in {key}"
             print(told if command else f"{told}; Ctrl-C ends it", file=sys.stderr, flush=True)
             return _run(command) if command else _wait()
     except CannotListen as error:
@@ -41,16 +61,22 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m infra.miniweb", usage="%(prog)s DIR [options] [-- COMMAND…]", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("folder", metavar="DIR", help=f"where {TABLE} is written")
-    parser.add_argument("--pages", type=_whole, default=2400, help="rows of the table (default 2400)")
+    parser.add_argument("folder", metavar="DIR", type=Path, help=f"where {TABLE} is written")
+    parser.add_argument("--pages", type=_pages, default=2400, help="rows of the table (default 2400)")
     parser.add_argument("--seed", type=int, default=17, help="another seed, another web (default 17)")
+    parser.add_argument("--mix", choices=MIXES, default="web", help="how much of what is planted (default web)")
+    parser.add_argument("--sides", choices=SIDES, default="small", help="how large the images are (default small)")
     parser.add_argument("--port", type=_port, default=18080, help="port on 127.0.0.1, 0 for a free one (default 18080)")
+    parser.add_argument("--key", type=Path, help=f"the file of the answers (default DIR/../key/{KEY})")
+    parser.add_argument("--evaluation", type=Path, metavar="EVALUATION", help="where to write the evaluation set too")
+    parser.add_argument("--processes", type=int, default=1, help="that render; 0 for threads (default 1)")
+    parser.add_argument("--cached-mb", type=int, default=64, help="of images kept once rendered (default 64)")
     return parser
 
 
-def _whole(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of pages; expected 1 or more")
+def _pages(text: str) -> int:
+    if not text.isdecimal() or not FEWEST <= int(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of pages; expected {FEWEST} to {MOST:,}")
     return int(text)
 
 

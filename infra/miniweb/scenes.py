@@ -1,224 +1,238 @@
-"""Scenes with known content: drawn from (seed, number), rendered as JPEG, described in several true wordings.
+"""Scenes with known content: groups of shapes on a background, drawn from a seed, and changed in known ways.
 
-The same (seed, number) gives the same scene and, with the same Pillow, the same bytes.
+What is true of a scene is here; `render` paints it, `captions` tells it.
 """
 
-import io
-import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import exp, log
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageChops, ImageDraw
-
-RGB = tuple[int, int, int]
-Levels = npt.NDArray[np.uint8]
-Points = list[tuple[float, float]]
-
-COLOURS: dict[str, RGB] = {
-    "red": (214, 40, 40),
-    "green": (46, 160, 67),
-    "blue": (38, 84, 214),
-    "yellow": (250, 216, 44),
-    "orange": (245, 130, 32),
-    "purple": (122, 46, 176),
-    "pink": (244, 140, 190),
-    "brown": (120, 72, 36),
-    "grey": (128, 128, 128),
-    "black": (18, 18, 18),
-    "white": (245, 245, 245),
-}
-SIZES = {"small": 0.45, "medium": 0.7, "large": 0.95}
-"""How much of the shorter side of its cell an object spans."""
+COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "pink", "brown", "grey", "black", "white")
+SHAPES = ("circle", "square", "triangle", "diamond", "hexagon", "star", "cross", "heart", "crescent")
+SIZES = ("small", "large")
+TEXTURES = ("plain", "striped", "dotted", "hollow")
+PATTERNS = ("plain", "fading", "speckled", "striped", "checkered", "rough")
 PLACES = (
     ("in the top left corner", "at the top", "in the top right corner"),
     ("on the left", "in the middle", "on the right"),
     ("in the bottom left corner", "at the bottom", "in the bottom right corner"),
 )
-PATTERNS = ("plain", "fading", "striped", "checkered", "speckled")
-COUNTS = ("no shapes", "one shape", "two shapes", "three shapes", "four shapes")
-ASPECTS = (1.0, 1.0, 4 / 3, 4 / 3, 3 / 4, 3 / 2, 2 / 3, 16 / 9, 9 / 16, 3.6)
-SIDES = (64, 900)
-MODE = 0.29
-"""Where between the bounds the most frequent side lies; with `SIDES`, half of the sides are below about 400 px."""
-
-
-def _regular(corners: int, inner: float = 1.0) -> Points:
-    """A regular polygon in the unit circle, first corner up; every second corner at the radius `inner`."""
-    turns = [2 * math.pi * i / corners - math.pi / 2 for i in range(corners)]
-    radii = [1.0 if i % 2 == 0 else inner for i in range(corners)]
-    return [(r * math.cos(t), r * math.sin(t)) for r, t in zip(radii, turns, strict=True)]
-
-
-POLYGONS: dict[str, Points] = {
-    "square": [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
-    "triangle": _regular(3),
-    "diamond": [(0, -1), (0.7, 0), (0, 1), (-0.7, 0)],
-    "hexagon": _regular(6),
-    "star": _regular(10, inner=0.42),
-    "cross": [
-        (-0.33, -1), (0.33, -1), (0.33, -0.33), (1, -0.33), (1, 0.33), (0.33, 0.33),
-        (0.33, 1), (-0.33, 1), (-0.33, 0.33), (-1, 0.33), (-1, -0.33), (-0.33, -0.33),
-    ],
-}  # fmt: skip
-SHAPES = ("circle", "ring", *POLYGONS)
+ASPECTS = (1.0, 1.0, 4 / 3, 4 / 3, 4 / 3, 3 / 4, 3 / 4, 3 / 2, 2 / 3, 16 / 9, 9 / 16, 2.4)
+MANY = 6
+"""Most things of one group."""
+FEW = 4
+"""Most things of one group that can be large, for all to fit their cell."""
+CELLS = 9
 
 
 @dataclass(frozen=True)
-class Thing:
-    """One object; no two of a scene share both shape and colour, nor the cell."""
+class Sides:
+    """Sides of images: log-normal around a median, between bounds, in px."""
 
+    median: float
+    spread: float
+    """Standard deviation of the logarithm."""
+    low: int
+    high: int
+
+    def draw(self, dice: random.Random, aspect: float) -> tuple[int, int]:
+        """Width and height; the geometric mean of the two is what is log-normal."""
+        mean = exp(dice.gauss(log(self.median), self.spread))
+        width, height = round(mean * aspect**0.5), round(mean / aspect**0.5)
+        return min(max(width, self.low), self.high), min(max(height, self.low), self.high)
+
+
+SIDES = {
+    "small": Sides(256, 0.5, 64, 1024),
+    "medium": Sides(512, 0.6, 64, 3000),
+    "large": Sides(1200, 0.5, 64, 3000),
+}
+"""`small` is quick to render and to fetch; `large` is what cameras and shops publish."""
+TINY = Sides(40, 0.3, 16, 63)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Things that look the same, in one cell of three by three. No two groups share shape and colour, nor the cell."""
+
+    count: int
     shape: str
     colour: str
     size: str
+    texture: str
     row: int
     column: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.colour} {self.shape}"
 
     @property
     def place(self) -> str:
         return PLACES[self.row][self.column]
 
+    @property
+    def cell(self) -> int:
+        return 3 * self.row + self.column
+
 
 @dataclass(frozen=True)
 class Scene:
-    """What an image shows and how it is stored: things in reading order, on a background of none of their colours."""
+    """What an image shows and how it is stored: groups in reading order, on a background of none of their colours."""
 
-    things: tuple[Thing, ...]
+    groups: tuple[Group, ...]
     pattern: str
     colour: str
+    """Of the background."""
     width: int
     height: int
+    light: float
+    """How bright the whole is; 1 leaves the colours as they are."""
+    warmth: float
+    """Below 0 bluish, above 0 reddish, in shares of a channel."""
+    blur: int
+    """Side in px of what was one pixel: 1 is sharp."""
     noise: int
-    """Largest change of a pixel by noise, in levels of 255."""
+    """Standard deviation of the noise, in levels of 255."""
     quality: int
+    """Of the JPEG, 30 to 95."""
     grain: str
-    """Seeds the noise and the pattern's period."""
+    """Seeds what no caption tells: noise, a pattern's period, the places within a cell, the shade of each colour."""
+
+    def relations(self) -> Iterator[tuple[int, str, int]]:
+        """(subject, relation, object): what is to the left of, or above, what, by numbers of groups."""
+        for first, one in enumerate(self.groups):
+            for second, other in enumerate(self.groups):
+                if one.column < other.column:
+                    yield first, "to the left of", second
+                if one.row < other.row:
+                    yield first, "above", second
 
 
-def draw_scene(seed: int, number: int, sides: tuple[int, int] = SIDES) -> Scene:
-    """The scene of (seed, number); `sides` bounds both sides in px and changes nothing else."""
-    dice = random.Random(f"miniweb/{seed}/{number}")
-    names = list(COLOURS)
-    ground = dice.choice(names)
-    names.remove(ground)
-    looks = dice.sample([(shape, colour) for shape in SHAPES for colour in names], k=dice.choice((1, 2, 2, 3, 3, 4)))
-    cells = sorted(dice.sample(range(9), k=len(looks)))
-    things = tuple(
-        Thing(shape, colour, dice.choice(list(SIZES)), *divmod(cell, 3))
-        for (shape, colour), cell in zip(looks, cells, strict=True)
-    )
-    pattern, noise, quality = dice.choice(PATTERNS), dice.choice((0, 0, 6, 12, 24)), dice.randint(40, 95)
-    low, high = sides
-    width = round(dice.triangular(low, high, low + MODE * (high - low)))
-    height = min(max(round(width / dice.choice(ASPECTS)), low), high)
-    return Scene(things, pattern, ground, width, height, noise, quality, grain=f"{seed}/{number}")
+def draw_scene(seed: str, sides: Sides) -> Scene:
+    """The scene of a seed; other sides change nothing else."""
+    dice = random.Random(f"scene/{seed}")
+    ground = dice.choice(COLOURS)
+    names = [(shape, colour) for shape in SHAPES for colour in COLOURS if colour != ground]
+    looks = dice.sample(names, k=dice.choice((1, 2, 2, 2, 3, 3, 4)))
+    cells = dice.sample(range(CELLS), k=len(looks))
+    groups = [_group(dice, shape, colour, cell) for (shape, colour), cell in zip(looks, cells, strict=True)]
+    scene = Scene(in_order(groups), dice.choice(PATTERNS), ground, 0, 0, 1.0, 0.0, 1, 0, 75, seed)
+    return taken(scene, dice, sides)
 
 
-def captions(scene: Scene) -> tuple[str, ...]:
-    """Different wordings, each of them true."""
-    ground = f"a {scene.pattern} {scene.colour} background"
-    things = scene.things
-    names = _listed([_a(thing.name) for thing in things])
-    placed = _listed([f"{_a(f'{thing.size} {thing.name}')} {thing.place}" for thing in things])
-    sized = _listed([_a(f"{thing.size} {thing.name}") for thing in things])
-    if len(things) > 1:
-        first, second = things[:2]
-        beside = "above" if first.row < second.row else "to the left of"
-        relation = f"the {first.name} is {beside} the {second.name}"
-    else:
-        relation = f"the {things[0].name} is {things[0].place}"
-    return (
-        f"{placed} on {ground}",
-        f"A drawing of {names}.",
-        f"{relation}, {ground} behind",
-        f"{COUNTS[len(things)].capitalize()} on {ground}: {names}",
-        f"{ground.capitalize()} with {sized}.",
+def taken(scene: Scene, dice: random.Random, sides: Sides, aspect: float | None = None) -> Scene:
+    """The same scene by another camera: size, light, warmth, blur, noise and quality are drawn anew."""
+    light = dice.uniform(0.75, 1.1)
+    warmth = dice.uniform(-0.1, 0.1)
+    blur, noise = dice.choice((1, 1, 1, 2, 2, 3)), dice.choice((0, 0, 3, 6, 12))
+    quality = dice.randint(30, 95)
+    width, height = sides.draw(dice, dice.choice(ASPECTS) if aspect is None else aspect)
+    return replace(
+        scene, light=light, warmth=warmth, blur=blur, noise=noise, quality=quality, width=width, height=height
     )
 
 
-def _a(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+def in_order(groups: Sequence[Group]) -> tuple[Group, ...]:
+    """Groups as they are read."""
+    return tuple(sorted(groups, key=lambda group: group.cell))
 
 
-def _listed(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+def _group(dice: random.Random, shape: str, colour: str, cell: int) -> Group:
+    count = dice.choice((1, 1, 1, 1, 2, 2, 3, 3, 4, 5, 6))
+    size = dice.choice(SIZES) if count <= FEW else "small"
+    return Group(count, shape, colour, size, dice.choice((*TEXTURES, "plain", "plain")), *divmod(cell, 3))
 
 
-def render(scene: Scene) -> bytes:
-    """The scene as a JPEG."""
-    dice = random.Random(f"grain/{scene.grain}")
-    image = _background(scene, dice)
-    brush = ImageDraw.Draw(image)
-    for thing in scene.things:
-        _draw(brush, thing, scene.width / 3, scene.height / 3)
-    if scene.noise:
-        image = _noisy(image, scene.noise, dice)
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=scene.quality)
-    return data.getvalue()
+# -- changes -----------------------------------------------------------------------------------------------------------
+
+Change = Callable[[Scene, random.Random], Scene | None]
+"""Changes one attribute and leaves shapes, background and camera as they are; None where the scene has no way to."""
 
 
-def _background(scene: Scene, dice: random.Random) -> Image.Image:
-    """The scene's colour, in a pattern with a lighter or darker shade of it."""
-    colour = np.array(COLOURS[scene.colour], np.float64)
-    shade = colour + 0.35 * ((0 if colour.mean() > 150 else 255) - colour)
-    palette = np.linspace(colour, shade, 256).round().astype(np.uint8)
-    levels_hw = np.broadcast_to(_pattern(scene, dice), (scene.height, scene.width))
-    image = Image.fromarray(np.ascontiguousarray(levels_hw, np.uint8))
-    image.putpalette(palette.tobytes())  # Pillow maps colours ten times faster than NumPy indexes rows of three
-    return image.convert("RGB")
+def _with(scene: Scene, changed: dict[int, Group]) -> Scene | None:
+    groups = [changed.get(number, group) for number, group in enumerate(scene.groups)]
+    names = {(group.shape, group.colour) for group in groups}
+    return replace(scene, groups=in_order(groups)) if len(names) == len(groups) else None
 
 
-def _pattern(scene: Scene, dice: random.Random) -> Levels:
-    """From 0 (the colour) to 255 (its shade), of a shape that broadcasts to (height, width)."""
-    y_h1, x_1w = np.arange(scene.height, dtype=np.int32)[:, None], np.arange(scene.width, dtype=np.int32)[None, :]
-    period = max(3, round(min(scene.width, scene.height) * dice.uniform(0.04, 0.15)))
-    match scene.pattern:
-        case "plain":
-            return np.zeros((1, 1), np.uint8)
-        case "fading":
-            fading = x_1w * 255 // scene.width if dice.random() < 0.5 else y_h1 * 255 // scene.height
-            return fading.astype(np.uint8)
-        case "striped":
-            turn = dice.randrange(3)
-            return _odd((x_1w if turn == 0 else y_h1 if turn == 1 else x_1w + y_h1) // period)
-        case "checkered":
-            return _odd(x_1w // period) ^ _odd(y_h1 // period)
-        case _:
-            rows, columns = -(-scene.height // 3), -(-scene.width // 3)
-            dots = (_grain(rows * columns, dice).reshape(rows, columns) > 230).astype(np.uint8) * 255
-            return dots.repeat(3, 0).repeat(3, 1)[: scene.height, : scene.width]
+def _one(scene: Scene, dice: random.Random) -> tuple[int, Group]:
+    number = dice.randrange(len(scene.groups))
+    return number, scene.groups[number]
 
 
-def _odd(numbers: npt.NDArray[np.int32]) -> Levels:
-    return (numbers & 1).astype(np.uint8) * np.uint8(255)
+def other_colour(scene: Scene, dice: random.Random) -> Scene | None:
+    """One group in a colour that is nowhere in the scene."""
+    number, group = _one(scene, dice)
+    there = {scene.colour, *(other.colour for other in scene.groups)}
+    return _with(scene, {number: replace(group, colour=dice.choice([c for c in COLOURS if c not in there]))})
 
 
-def _grain(count: int, dice: random.Random) -> Levels:
-    """Even noise, from the generator of NumPy whose raw bits never change; Python's own is four times slower."""
-    return np.frombuffer(np.random.Generator(np.random.PCG64(dice.getrandbits(64))).bytes(count), np.uint8)
+def swapped_colours(scene: Scene, dice: random.Random) -> Scene | None:
+    """Two groups exchange their colours: the same colours and the same shapes, bound otherwise."""
+    numbers = dice.sample(range(len(scene.groups)), k=min(2, len(scene.groups)))
+    if len(numbers) < 2:
+        return None
+    one, other = (scene.groups[number] for number in numbers)
+    if one.colour == other.colour or one.shape == other.shape:
+        return None
+    pair = (replace(one, colour=other.colour), replace(other, colour=one.colour))
+    return _with(scene, dict(zip(numbers, pair, strict=True)))
 
 
-def _noisy(image: Image.Image, noise: int, dice: random.Random) -> Image.Image:
-    """Every pixel lighter or darker by up to `noise` levels, evenly distributed."""
-    grain = Image.frombytes("L", image.size, _grain(image.width * image.height, dice).tobytes())
-    grain = grain.point([level * (2 * noise + 1) // 256 for level in range(256)])
-    return ImageChops.add(image, Image.merge("RGB", (grain, grain, grain)), offset=-noise)
+def other_count(scene: Scene, dice: random.Random) -> Scene | None:
+    """One group with one or two things more or less."""
+    number, group = _one(scene, dice)
+    most = MANY if group.size == "small" else FEW
+    counts = [count for count in range(1, most + 1) if 0 < abs(count - group.count) <= 2]
+    return _with(scene, {number: replace(group, count=dice.choice(counts))})
 
 
-def _draw(brush: ImageDraw.ImageDraw, thing: Thing, cell_width: float, cell_height: float) -> None:
-    radius = SIZES[thing.size] * min(cell_width, cell_height) / 2
-    x, y = (thing.column + 0.5) * cell_width, (thing.row + 0.5) * cell_height
-    fill, box = COLOURS[thing.colour], (x - radius, y - radius, x + radius, y + radius)
-    if thing.shape == "circle":
-        brush.ellipse(box, fill=fill)
-    elif thing.shape == "ring":
-        brush.ellipse(box, outline=fill, width=max(1, round(radius * 0.4)))
-    else:
-        brush.polygon([(x + radius * dx, y + radius * dy) for dx, dy in POLYGONS[thing.shape]], fill=fill)
+def other_size(scene: Scene, dice: random.Random) -> Scene | None:
+    """A group of small things becomes large, or the reverse."""
+    number, group = _one(scene, dice)
+    if group.count > FEW:
+        return None
+    return _with(scene, {number: replace(group, size="small" if group.size == "large" else "large")})
+
+
+def other_texture(scene: Scene, dice: random.Random) -> Scene | None:
+    number, group = _one(scene, dice)
+    return _with(scene, {number: replace(group, texture=dice.choice([t for t in TEXTURES if t != group.texture]))})
+
+
+def other_place(scene: Scene, dice: random.Random) -> Scene | None:
+    """A group exchanges its cell with another group, or moves to an empty one."""
+    number, group = _one(scene, dice)
+    cell = dice.choice([cell for cell in range(CELLS) if cell != group.cell])
+    row, column = divmod(cell, 3)
+    changed = {number: replace(group, row=row, column=column)}
+    for other, found in enumerate(scene.groups):
+        if found.cell == cell:
+            changed[other] = replace(found, row=group.row, column=group.column)
+    return _with(scene, changed)
+
+
+def other_shape(scene: Scene, dice: random.Random) -> Scene | None:
+    """One group in a shape that is nowhere in the scene: another class of object."""
+    number, group = _one(scene, dice)
+    there = {other.shape for other in scene.groups}
+    return _with(scene, {number: replace(group, shape=dice.choice([s for s in SHAPES if s not in there]))})
+
+
+CHANGES: dict[str, Change] = {
+    "colour": other_colour,
+    "binding": swapped_colours,
+    "count": other_count,
+    "size": other_size,
+    "texture": other_texture,
+    "place": other_place,
+}
+"""Those that keep the classes of objects."""
+ATTRIBUTES: dict[str, Change] = {**CHANGES, "shape": other_shape}
+del ATTRIBUTES["binding"]
+"""Those that touch one attribute of one group; a place may be exchanged."""
+
+
+def moved(scene: Scene, dice: random.Random) -> Scene:
+    """The same groups in other cells."""
+    cells = dice.sample(range(CELLS), k=len(scene.groups))
+    placed = [replace(group, row=cell // 3, column=cell % 3) for group, cell in zip(scene.groups, cells, strict=True)]
+    return replace(scene, groups=in_order(placed))

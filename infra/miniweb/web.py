@@ -1,124 +1,179 @@
-"""The webs themselves: `Miniweb` answers with rendered scenes and planted damage, `Folder` with files."""
+"""The webs themselves: `Miniweb` answers with rendered scenes and what was planted, `Folder` with files."""
 
+import asyncio
 import mimetypes
+import multiprocessing
 import os
-from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
-from functools import cached_property, lru_cache
+import signal
+from collections import Counter, OrderedDict
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self, final
 from urllib.parse import quote
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from infra.miniweb.plan import Damage, Page, plan
-from infra.miniweb.scenes import render
-from infra.miniweb.server import NOT_FOUND, Answer, serve
-
-TABLE = "urls.parquet"
-SCHEMA = pa.schema([("url", pa.string()), ("alt", pa.string()), ("page_id", pa.int64())])
-CACHED = 512
-"""Rendered images kept for another request: some 16 MB, however many pages there are."""
-WHOLE = 0.6
-"""How much of a truncated image is left."""
-LOGIN = b"<!doctype html>\n<title>Please log in</title>\n<p>This image is for members only.</p>\n"
+from infra.miniweb import table
+from infra.miniweb.answers import file_of, robots, with_file, without_file
+from infra.miniweb.copies import Body
+from infra.miniweb.http import NOT_FOUND, Answer, Reply, Request, Responder
+from infra.miniweb.kinds import Kind
+from infra.miniweb.plan import Page, Plan
+from infra.miniweb.server import THREADS, Server, in_threads
 
 
-class Web(ABC):
+class Web:
     """Something that answers requests while its `with` block runs."""
 
-    def __init__(self, port: int = 0) -> None:
-        self.port = port
-        self._base: str | None = None
-        self._serving: AbstractContextManager[str] | None = None
-
-    @abstractmethod
-    def answer(self, path: str) -> Answer:
-        """What a GET of this path gives; called in threads."""
+    def __init__(self, responder: Responder, port: int = 0) -> None:
+        self._server = Server(responder, port)
 
     @property
     def base(self) -> str:
-        """`http://127.0.0.1:PORT`, while it serves."""
-        if self._base is None:
+        """`http://127.0.0.1:PORT`. Raises `RuntimeError` before it serves."""
+        if not self._serving:
             raise RuntimeError(f"{type(self).__name__} has no address yet; enter it with `with`")
-        return self._base
+        return self._server.base
+
+    @property
+    def hits(self) -> Counter[str]:
+        """How often each path was asked for."""
+        return self._server.hits
 
     def url(self, path: str) -> str:
         """The address of a path, quoted."""
         return f"{self.base}/{quote(path.lstrip('/'))}"
 
+    _serving = False
+
     def __enter__(self) -> Self:
         """Serve. Raises `CannotListen` where the port is taken."""
-        self._serving = serve(self.answer, self.port)
-        self._base = self._serving.__enter__()
+        self._server.__enter__()
+        self._serving = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._serving is not None:
-            self._serving.__exit__(kind, error, trace)
+        self._serving = False
+        self._server.__exit__(kind, error, trace)
 
 
 @final
 class Miniweb(Web):
-    """`pages` pages of rendered scenes with planted damage; entering it writes urls.parquet into `folder`, if named.
+    """Pages of rendered scenes with what was planted; entering it writes urls.parquet into `folder`, if named.
 
-    The same (pages, seed) gives the same table (but for the port) and the same bytes under the same paths.
+    The same (pages, seed, mix, sides) gives the same table (but for the port) and the same bytes under the same paths.
+    `key` names the file of the answers; it must not lie where a pipeline reads. Images are rendered in threads, or in
+    so many `processes`, which take half a second to start; `cached_mb` (2^20 bytes) of them stay for later requests.
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str] | None = None, *, pages: int = 2400, seed: int = 17, port: int = 0
+        self,
+        folder: str | os.PathLike[str] | None = None,
+        *,
+        pages: int = 2400,
+        seed: int = 17,
+        mix: str = "web",
+        sides: str = "small",
+        evaluation: int = 200,
+        port: int = 0,
+        key: str | os.PathLike[str] | None = None,
+        processes: int = 0,
+        cached_mb: int = 64,
     ) -> None:
-        super().__init__(port)
+        super().__init__(self._reply, port)
+        self.pages = Plan(pages, seed, mix, sides, evaluation)
         self.folder = None if folder is None else Path(folder)
-        self.pages = plan(pages, seed)
-        self._pages = {page.path: page for page in self.pages if page.path and page.damage is not Damage.REPEAT}
-        self._image = lru_cache(CACHED)(_image)
-
-    def answer(self, path: str) -> Answer:
-        page = self._pages.get(path)
-        if page is None:
-            return NOT_FOUND
-        match page.damage:
-            case Damage.NOT_FOUND:
-                return NOT_FOUND
-            case Damage.SERVER_ERROR:
-                return Answer(b"out of order\n", "text/plain", 500)
-            case Damage.HANG_UP:
-                return Answer(hang_up=True)
-            case Damage.HTML:
-                return Answer(LOGIN, "text/html")
-            case _:
-                return Answer(self._image(page))
+        self.key = None if key is None else Path(key)
+        self._processes = processes
+        self._renderers: Executor | None = None
+        self._files: OrderedDict[tuple[int, bool], Body] = OrderedDict()
+        self._most_bytes = cached_mb << 20
+        self._cached_bytes = 0
+        self._asked: dict[tuple[int, bool], asyncio.Future[Body]] = {}
 
     @cached_property
     def table(self) -> pa.Table:
-        """url, alt, page_id: one row per page, in order, as a crawler would have found them."""
-        urls = [self._listed(page) for page in self.pages]
-        alts = [page.caption for page in self.pages]
-        return pa.table([urls, alts, [page.number for page in self.pages]], schema=SCHEMA)
+        """url, alt, page_id, in memory: what urls.parquet holds."""
+        return pa.concat_tables([table.urls(group) for group in table.rows(self.pages, self.base)])
 
-    def _listed(self, page: Page) -> str | None:
-        if page.path is None:
-            return None if page.number % 2 else ""
-        return self.base + page.path
+    @cached_property
+    def answers(self) -> pa.Table:
+        """The answer key, in memory."""
+        return pa.concat_tables(list(table.rows(self.pages, self.base)))
 
     def __enter__(self) -> Self:
         super().__enter__()
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial = self.folder / f".{TABLE}.{os.getpid()}"
-            pq.write_table(self.table, partial)
-            partial.replace(self.folder / TABLE)
+        try:
+            place = None if self.folder is None else self.folder / table.TABLE
+            if place is not None or self.key is not None:
+                table.write(self.pages, self.base, place, self.key)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        if self._renderers is not None:
+            self._renderers.shutdown(cancel_futures=True)
+            self._renderers = None
 
-def _image(page: Page) -> bytes:
-    data = render(page.scene)
-    return data[: int(WHOLE * len(data))] if page.damage is Damage.TRUNCATED else data
+    # -- answers, on the server's loop -------------------------------------------------------------------------------
+
+    def _reply(self, request: Request) -> "Reply | asyncio.Future[Reply]":
+        if request.path == "/robots.txt":
+            return robots(self.pages, request)
+        page = self.pages.find(request.path)
+        if page is None:
+            return NOT_FOUND
+        reply = without_file(page, request)
+        if reply is not None:
+            return reply
+        wanted = page.number, page.kind is Kind.CHANGED and request.hit > 1
+        cached = self._files.get(wanted)
+        if cached is not None:
+            self._files.move_to_end(wanted)
+            return with_file(page, cached)
+        return asyncio.ensure_future(self._rendered(page, wanted))
+
+    async def _rendered(self, page: Page, wanted: tuple[int, bool]) -> Reply:
+        """A file that many ask for at once is made once."""
+        asked = self._asked.get(wanted)
+        if asked is None:
+            loop = asyncio.get_running_loop()
+            asked = self._asked[wanted] = loop.run_in_executor(self._pool(), file_of, self.pages, *wanted)
+            asked.add_done_callback(lambda done: self._keep(wanted, done))
+        return with_file(page, await asyncio.shield(asked))
+
+    def _keep(self, wanted: tuple[int, bool], done: "asyncio.Future[Body]") -> None:
+        del self._asked[wanted]
+        if done.cancelled() or done.exception() is not None:
+            return
+        self._files[wanted] = done.result()
+        self._cached_bytes += len(done.result()[0])
+        while self._cached_bytes > self._most_bytes:
+            _, (dropped, _) = self._files.popitem(last=False)
+            self._cached_bytes -= len(dropped)
+
+    def _pool(self) -> Executor:
+        if self._renderers is None:
+            if self._processes:
+                context = multiprocessing.get_context("forkserver")
+                self._renderers = ProcessPoolExecutor(self._processes, context, initializer=_renderer)
+            else:
+                self._renderers = ThreadPoolExecutor(THREADS, thread_name_prefix="miniweb")
+        return self._renderers
+
+
+def _renderer() -> None:
+    """Ctrl-C is for the process that serves: it ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @final
@@ -126,10 +181,11 @@ class Folder(Web):
     """The files under a folder, by their relative paths, for instance real images."""
 
     def __init__(self, folder: str | os.PathLike[str], port: int = 0) -> None:
-        super().__init__(port)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="miniweb")
+        super().__init__(in_threads(self._answer, self._threads), port)
         self.folder = Path(folder).resolve()
 
-    def answer(self, path: str) -> Answer:
+    def _answer(self, path: str) -> Answer:
         file = (self.folder / path.lstrip("/")).resolve() if "\0" not in path else self.folder
         if not file.is_relative_to(self.folder) or not file.is_file():
             return NOT_FOUND

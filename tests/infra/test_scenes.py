@@ -1,78 +1,114 @@
-"""Scenes show what their captions say."""
+"""Scenes are what their seeds say, and their changes change what they say."""
 
-import io
+import random
+from dataclasses import fields, replace
 from itertools import combinations
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-from infra.miniweb.scenes import COLOURS, SIDES, Scene, captions, draw_scene, render
+from infra.miniweb.scenes import ATTRIBUTES, CHANGES, SIDES, TINY, Group, Scene, draw_scene, moved
 
 NUMBERS = st.integers(0, 10_000)
 
 
-def test_one_number_is_one_scene_and_one_file() -> None:
-    assert draw_scene(17, 5) == draw_scene(17, 5)
-    assert render(draw_scene(17, 5)) == render(draw_scene(17, 5))
-    assert len({draw_scene(seed, number) for seed in (17, 18) for number in range(200)}) == 400
+def scene_of(number: int) -> Scene:
+    return draw_scene(f"17/{number}", SIDES["small"])
 
 
-def test_sides_lie_between_64_and_900_and_about_400_in_the_middle() -> None:
-    sides = np.array([(scene.width, scene.height) for scene in (draw_scene(17, number) for number in range(2000))])
-    assert (sides.min(), sides.max()) == SIDES
-    assert 350 <= np.median(sides) <= 450
+def test_one_seed_is_one_scene() -> None:
+    assert scene_of(5) == scene_of(5)
+    assert len({scene_of(number) for number in range(400)}) == 400
 
 
-@given(NUMBERS)
-def test_no_two_things_share_a_name_or_a_cell_and_none_hides_in_the_background(number: int) -> None:
-    scene = draw_scene(17, number)
-    for one, other in combinations(scene.things, 2):
-        assert one.name != other.name
-        assert (one.row, one.column) < (other.row, other.column)
-    assert scene.colour not in {thing.colour for thing in scene.things}
-
-
-@given(NUMBERS)
-def test_captions_differ_and_each_names_a_thing_that_is_there_and_none_that_is_not(number: int) -> None:
-    scene = draw_scene(17, number)
-    wordings = captions(scene)
-    assert len(set(wordings)) == len(wordings) >= 3
-    there = {thing.colour for thing in scene.things} | {scene.colour}
-    for wording in wordings:
-        words = set(wording.lower().replace(",", "").replace(".", "").split())
-        assert words & set(COLOURS) <= there
-        assert any(thing.name in wording.lower() for thing in scene.things)
-
-
-@pytest.mark.parametrize("shape", ["circle", "square", "triangle", "diamond", "hexagon", "cross"])
-def test_every_thing_is_drawn_in_its_cell_in_its_colour(shape: str) -> None:
-    scene = next(
-        scene
-        for scene in (draw_scene(17, number) for number in range(5000))
-        if scene.things[0].shape == shape and not scene.noise and min(scene.width, scene.height) > 200
-    )
-    thing = scene.things[0]
-    pixel = shown(scene)[round((thing.row + 0.5) * scene.height / 3), round((thing.column + 0.5) * scene.width / 3)]
-    assert np.abs(pixel.astype(int) - COLOURS[thing.colour]).max() < 25
+@pytest.mark.parametrize(("name", "median"), [("small", 256), ("medium", 512), ("large", 1200)])
+def test_sides_are_log_normal_around_their_median(name: str, median: int) -> None:
+    scenes = [draw_scene(f"17/{number}", SIDES[name]) for number in range(2000)]
+    sides = np.array([(scene.width, scene.height) for scene in scenes])
+    assert sides.min() >= 64
+    assert sides.max() <= SIDES[name].high
+    assert np.median(sides) == pytest.approx(median, rel=0.08)
+    low, middle, high = np.log(np.quantile(sides, (0.25, 0.5, 0.75)))
+    assert high - middle == pytest.approx(middle - low, abs=0.1)  # as far in ratio: no tail to one side
+    assert 0.5 < high - low < 1.0
 
 
 @given(NUMBERS)
-def test_a_scene_is_a_jpeg_of_its_size(number: int) -> None:
-    scene = draw_scene(3, number, (16, 63))
-    assert shown(scene).shape == (scene.height, scene.width, 3)
+def test_no_two_groups_share_a_name_or_a_cell_and_none_hides_in_the_background(number: int) -> None:
+    scene = scene_of(number)
+    assert list(scene.groups) == sorted(scene.groups, key=lambda group: group.cell)
+    for one, other in combinations(scene.groups, 2):
+        assert (one.shape, one.colour) != (other.shape, other.colour)
+        assert one.cell != other.cell
+    assert scene.colour not in {group.colour for group in scene.groups}
 
 
 def test_other_sides_change_nothing_else() -> None:
-    whole, tiny = draw_scene(17, 8), draw_scene(17, 8, (16, 63))
-    assert (whole.things, whole.pattern, whole.colour) == (tiny.things, tiny.pattern, tiny.colour)
-    assert captions(whole) == captions(tiny)
+    whole, tiny = scene_of(8), draw_scene("17/8", TINY)
+    assert replace(whole, width=0, height=0) == replace(tiny, width=0, height=0)
     assert max(tiny.width, tiny.height) <= 63
 
 
-def shown(scene: Scene) -> np.ndarray:
-    with Image.open(io.BytesIO(render(scene))) as image:
-        assert image.format == "JPEG"
-        return np.asarray(image.convert("RGB"))
+def differing(one: Scene, other: Scene) -> list[set[str]]:
+    """Per changed group, the fields that differ; groups are matched so that the least differs."""
+    left = [group for group in one.groups if group not in other.groups]
+    right = [group for group in other.groups if group not in one.groups]
+    found = []
+    for group in left:
+        match = min(right, key=lambda candidate: len(fields_of(group, candidate) - {"row", "column"}))
+        right.remove(match)
+        found.append(fields_of(group, match))
+    assert not right
+    return found
+
+
+def fields_of(one: Group, other: Group) -> set[str]:
+    return {f.name for f in fields(Group) if getattr(one, f.name) != getattr(other, f.name)}
+
+
+@pytest.mark.parametrize("name", sorted(ATTRIBUTES))
+def test_a_change_of_an_attribute_touches_nothing_else(name: str) -> None:
+    touched = {"place": {"row", "column"}}.get(name, {name})
+    seen = 0
+    for number in range(200):
+        scene = scene_of(number)
+        changed = ATTRIBUTES[name](scene, random.Random(number))
+        if changed is None:
+            continue
+        seen += 1
+        assert replace(changed, groups=()) == replace(scene, groups=())
+        differences = differing(scene, changed)
+        assert 1 <= len(differences) <= (2 if name == "place" else 1)
+        assert all(found <= touched for found in differences)
+    assert seen > 100
+
+
+def test_swapped_colours_leave_the_colours_and_the_shapes_as_they_were() -> None:
+    seen = 0
+    for number in range(300):
+        scene = scene_of(number)
+        changed = CHANGES["binding"](scene, random.Random(number))
+        if changed is not None:
+            seen += 1
+            assert sorted(group.colour for group in changed.groups) == sorted(group.colour for group in scene.groups)
+            assert sorted(group.shape for group in changed.groups) == sorted(group.shape for group in scene.groups)
+            names = [{(group.shape, group.colour) for group in one.groups} for one in (scene, changed)]
+            assert len(names[0] - names[1]) == 2
+    assert seen > 100
+
+
+def test_moving_keeps_what_there_is() -> None:
+    for number in range(50):
+        scene = scene_of(number)
+        placed = moved(scene, random.Random(number))
+        bare = [sorted((g.shape, g.colour, g.count, g.size, g.texture) for g in one.groups) for one in (scene, placed)]
+        assert bare[0] == bare[1]
+
+
+def test_relations_are_those_of_rows_and_columns() -> None:
+    left = Group(1, "circle", "red", "small", "plain", 0, 0)
+    right = Group(1, "square", "blue", "small", "plain", 1, 2)
+    scene = replace(scene_of(1), groups=(left, right))
+    assert set(scene.relations()) == {(0, "to the left of", 1), (0, "above", 1)}
