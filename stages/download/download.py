@@ -9,12 +9,14 @@ from typing import Annotated, ClassVar, Literal
 import pyarrow as pa
 from pydantic import Field, field_validator
 
-from pipeline.errors import SluiceError
-from pipeline.stage import OBSERVED, Column, Device, Effort, PoolPart, PoolStage
+from pipeline.errors import SluiceError, did_you_mean
+from pipeline.stage import OBSERVED, Column, Device, Effort, File, PoolPart, PoolStage
 from stages.download.addresses import Guard
 from stages.download.decode import Options
 from stages.download.fetch import Limits
 from stages.download.hosts import Hosts, Manners
+from stages.download.lists import Blocked, Lists, OptOuts
+from stages.download.proxy import Proxy, check_proxy
 from stages.download.statuses import RETRYABLE
 
 
@@ -86,6 +88,14 @@ class Download(PoolStage):
     """Seconds that a row waits for its host's turn in all, while this worker has time for it; then `host_busy`."""
     robots: bool = True
     """Obey the hosts' robots.txt (RFC 9309), and its Crawl-delay up to 30 s."""
+    opt_out: File | None = None
+    """A text file of domains (with their subdomains) and URLs that are never asked for; lists.py has its form."""
+    blocked_hashes: File | None = None
+    """A text file of SHA-256 digests and perceptual hashes of images that are never kept; lists.py has its form."""
+    expect_sha256: str | None = None
+    """The input's column with the SHA-256 (hex) under which an image was first seen; null: it was not."""
+    proxy: Annotated[str | None, Effort] = None
+    """An egress proxy, such as `http://${PROXY_USER}:${PROXY_WORD}@proxy.internal:3128`; proxy.py has what it means."""
     user_agent: str = "sluice/0.1 (image dataset curation)"
     """Who we say we are; its first word is the agent that X-Robots-Tag may name."""
     allow_private_hosts: tuple[str, ...] = ()
@@ -97,6 +107,13 @@ class Download(PoolStage):
         Guard(entries)
         return entries
 
+    @field_validator("proxy")
+    @classmethod
+    def _is_a_proxy(cls, proxy: str | None) -> str | None:
+        if proxy is not None:
+            check_proxy(proxy)
+        return proxy
+
     @field_validator("user_agent")
     @classmethod
     def _is_a_header(cls, agent: str) -> str:
@@ -105,10 +122,19 @@ class Download(PoolStage):
         return agent
 
     def check(self, inputs: Sequence[Column]) -> None:
-        """Raise `SluiceError` where `url` is no text."""
-        for column in inputs:
-            if column.name == "url" and column.type not in (pa.string(), pa.large_string()):
-                raise SluiceError(f"{column.node}.url has type {column.type}; stages.download.Download expects string")
+        """Raise `SluiceError` for columns that are missing or no text, and for lists that cannot be read."""
+        for name in ("url", self.expect_sha256):
+            for column in inputs:
+                if column.name == name and column.type not in (pa.string(), pa.large_string()):
+                    raise SluiceError(
+                        f"{column.node}.{name} has type {column.type}; stages.download.Download expects string"
+                    )
+        names = [column.name for column in inputs if column.grain == "image"]
+        if self.expect_sha256 is not None and self.expect_sha256 not in names:
+            raise SluiceError(
+                f"expect_sha256: no input has a column {self.expect_sha256!r}{did_you_mean(self.expect_sha256, names)}"
+            )
+        self._lists()
 
     def open(self, device: Device) -> Callable[[PoolPart], pa.Table]:
         """Start the fetching thread and `device.threads` decoders; raises `SluiceError` when one does not start."""
@@ -123,11 +149,20 @@ class Download(PoolStage):
             concurrency=self.concurrency,
             threads=max(1, device.threads),
             manners=self._manners(),
+            lists=self._lists(),
+            expect_sha256=self.expect_sha256,
+            proxy=None if self.proxy is None else Proxy.of(self.proxy),
         )
 
     def shared(self) -> Hosts:
         """Who asks which host, and what its robots.txt says: one for all workers of a run."""
         return self._manners().hosts()
+
+    def _lists(self) -> Lists:
+        return Lists(
+            None if self.opt_out is None else OptOuts(self.opt_out),
+            None if self.blocked_hashes is None else Blocked(self.blocked_hashes),
+        )
 
     def _manners(self) -> Manners:
         return Manners(self.per_host, self.per_host_rate, self.wait_s, self.robots)

@@ -16,6 +16,7 @@ from stages.download.answers import Head
 from stages.download.body import Body, too_large
 from stages.download.connect import Connections, Resolver, system_names
 from stages.download.gate import Gate, Turn
+from stages.download.lists import OptOuts
 from stages.download.optout import opted_out
 from stages.download.permission import Robots
 from stages.download.proxy import Proxy
@@ -57,12 +58,14 @@ class Fetcher:
         guard: Guard,
         gate: Gate,
         robots: bool = False,
+        opt_outs: OptOuts | None = None,
         resolver: Resolver = system_names,
         proxy: Proxy | None = None,
     ) -> None:
         self._limits = limits
         self._guard = guard
         self._gate = gate
+        self._opt_outs = opt_outs
         self._agent = product_of(limits.user_agent)
         self._headers = f"User-Agent: {limits.user_agent}\r\nAccept: {ACCEPT}\r\nAccept-Encoding: identity\r\n"
         self._robots = Robots(gate, self._agent, self._robots_txt) if robots else None
@@ -107,8 +110,8 @@ class Fetcher:
         left_s = self._limits.timeout_s
         try:
             for _ in range(MAX_REDIRECTS + 1):
-                if image and self._robots is not None:
-                    await self._robots.check(url, turn)
+                if image:
+                    await self._check_permission(url, turn)
                 receiving = _Receiving(url, self._limits, self._agent if image else None)
                 await turn.enter(url.host_port_subcomponent or "")
                 began = time.monotonic()
@@ -126,6 +129,14 @@ class Fetcher:
         except (OSError, UnicodeError) as error:
             raise failure_of(error) from error
         raise FetchError("too_many_redirects", f"more than {MAX_REDIRECTS} redirects; the last to {redact(str(url))}")
+
+    async def _check_permission(self, url: URL, turn: Turn) -> None:
+        """Raise `FetchError` where a list of ours or the host's robots.txt forbids the URL; nothing was sent then."""
+        listed = self._opt_outs.covers(url) if self._opt_outs is not None else None
+        if listed is not None:
+            raise FetchError("opted_out", f"opt_out lists {listed}")
+        if self._robots is not None:
+            await self._robots.check(url, turn)
 
     def _finish(self, receiving: "_Receiving", head: Head) -> Fetched:
         try:

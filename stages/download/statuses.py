@@ -22,6 +22,8 @@ BEFORE_DECODING = frozenset(
         "robots_disallowed",
         "robots_unreachable",  # robots.txt is there, or may be, and could not be had: nothing may be asked for
         "host_busy",  # the host's turn did not come within `wait_s`
+        "blocked_hash",  # a list of ours names the file or the picture
+        "hash_mismatch",  # the content has changed since it was first seen
         "too_large",
         "truncated_body",
         "empty",

@@ -1,6 +1,7 @@
 """Doubles of what the engine gives a stage, and pictures to serve."""
 
 import io
+import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -38,7 +39,7 @@ class Fetching:
         shared: Shared | None = None,
     ) -> None:
         self.gate = Gate(shared or Alone(manners.hosts()), concurrency, manners.wait_s)
-        self.fetcher = Fetcher(limits, guard, self.gate, manners.robots, resolver, proxy)
+        self.fetcher = Fetcher(limits, guard, self.gate, manners.robots, None, resolver, proxy)
 
     @property
     def connections(self) -> Connections:
@@ -86,6 +87,11 @@ class Part:
 
     def bytes(self, suffix: str) -> bytes:
         return self.files[suffix].getvalue()
+
+    def members(self) -> list[str]:
+        """The names in the tar."""
+        with tarfile.open(fileobj=io.BytesIO(self.bytes("tar"))) as tar:
+            return tar.getnames()
 
 
 def part_of(urls: Sequence[str | None], captions: Mapping[str, Sequence[str | None]] | None = None) -> Part:
