@@ -125,7 +125,7 @@ def test_a_name_that_does_not_exist_is_a_dns_error() -> None:
         assert len(names.asked) == asked
 
 
-def _certificate(folder: Path, host: str, days: int) -> ssl.SSLContext:
+def certificate(folder: Path, host: str, days: int) -> ssl.SSLContext:
     """A server's context with a self-signed certificate that ends in `days` days."""
     x509 = pytest.importorskip("cryptography.x509")
     from cryptography.hazmat.primitives import hashes, serialization
@@ -147,7 +147,7 @@ def _certificate(folder: Path, host: str, days: int) -> ssl.SSLContext:
 
 @pytest.mark.parametrize("days", [-1, 1])
 def test_bad_tls_is_an_error_and_never_a_downgrade(tmp_path: Path, days: int) -> None:
-    context = _certificate(tmp_path, "photos.test", days)
+    context = certificate(tmp_path, "photos.test", days)
     greeted: list[str] = []
     context.sni_callback = lambda _, name, __: greeted.append(name)
     with HostileServer(context) as tls:
