@@ -12,7 +12,6 @@ from infra.miniweb.http import NOT_FOUND, Answer, Raw, Reply, Request
 from infra.miniweb.kinds import Kind
 from infra.miniweb.plan import BROKEN_HOST, Page, Plan
 from infra.miniweb.render import encoded, jpeg, paint
-from infra.miniweb.scenes import SIDES, draw_scene
 
 WHOLE = 0.6
 """How much of a truncated image is left."""
@@ -31,11 +30,9 @@ COPIES = {
 }
 
 
-def file_of(plan: Plan, number: int, later: bool = False) -> Body:
-    """The bytes and content type that a page's image has; `later`, what a `changed` one has from the second time on."""
+def file_of(plan: Plan, number: int) -> Body:
+    """The bytes and content type that a page's image has."""
     page = plan[number]
-    if later:
-        return jpeg(draw_scene(f"{plan.seed}/{number}/later", SIDES[plan.sides])), "image/jpeg"
     scene = page.scene
     match page.kind:
         case Kind.PLACEHOLDER:
@@ -150,7 +147,7 @@ def with_file(page: Page, body: Body) -> Answer | Raw:
 def _pieces(answer: Answer) -> Callable[[], Iterator[bytes]]:
     step = -(-len(answer.body) // DRIBBLES)
     cuts = range(0, len(answer.body), step)
-    return lambda: chain([answer.head()], (answer.body[start : start + step] for start in cuts))
+    return lambda: chain([answer.head(closing=True)], (answer.body[start : start + step] for start in cuts))
 
 
 def endless() -> Iterator[bytes]:

@@ -24,8 +24,6 @@ class Kind(StrEnum):
     """5xx to the first one or two requests, then the image."""
     RATE_LIMITED = "rate_limited"
     """429 with `Retry-After: 1` to the first request, then the image."""
-    CHANGED = "changed"
-    """The image, to the first request; from the second on another one."""
     SMUGGLED = "smuggled"
     """More bytes than the Content-Length says: the image is whole, what follows looks like another answer."""
     CMYK = "cmyk"
@@ -80,6 +78,9 @@ class Kind(StrEnum):
     EMPTY = "empty"
     TRUNCATED_IMAGE = "truncated_image"
     """The first 60 % of a JPEG, sent as if they were the whole."""
+
+    CHANGED = "changed"
+    """Another image than the caption tells of, and another sha256 than the table gives: an address that was resold."""
 
     # It must not be had.
     NOAI = "noai"
@@ -150,7 +151,6 @@ FACTS: dict[Kind, Facts] = {
     Kind.SLOW: Facts(Family.SOUND),
     Kind.FLAKY: Facts(Family.SOUND),
     Kind.RATE_LIMITED: Facts(Family.SOUND),
-    Kind.CHANGED: Facts(Family.SOUND),
     Kind.SMUGGLED: Facts(Family.SOUND),
     Kind.CMYK: Facts(Family.SOUND),
     Kind.DEEP: Facts(Family.SOUND),
@@ -183,11 +183,12 @@ FACTS: dict[Kind, Facts] = {
     Kind.HTML: Facts(Family.DEAD, ("not_an_image",)),
     Kind.EMPTY: Facts(Family.DEAD, ("empty",)),
     Kind.TRUNCATED_IMAGE: Facts(Family.DEAD, ("truncated_image",)),
+    Kind.CHANGED: Facts(Family.DEAD, ("hash_mismatch",)),
     Kind.NOAI: Facts(Family.FORBIDDEN, ("opted_out",)),
     Kind.NOIMAGEAI: Facts(Family.FORBIDDEN, ("opted_out",)),
     Kind.TDM_RESERVED: Facts(Family.FORBIDDEN, ("opted_out",)),
     Kind.DISALLOWED: Facts(Family.FORBIDDEN, ("robots_disallowed",)),
-    Kind.ROBOTS_BROKEN: Facts(Family.FORBIDDEN, ("robots_unavailable", "robots_disallowed")),
+    Kind.ROBOTS_BROKEN: Facts(Family.FORBIDDEN, ("robots_unreachable",)),
     Kind.BLOCKED_ADDRESS: Facts(Family.FORBIDDEN, ("blocked_address",)),
     Kind.REDIRECT_TO_METADATA: Facts(Family.FORBIDDEN, ("blocked_address",)),
     Kind.REDIRECT_TO_FILE: Facts(Family.FORBIDDEN, ("blocked_scheme",)),

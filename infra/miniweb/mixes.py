@@ -9,8 +9,8 @@ RARE = 0.001
 """Of every odd, forbidden or harmful kind: two pages of 2,000."""
 
 ODD = (
-    Kind.SMUGGLED, Kind.CHANGED, Kind.CMYK, Kind.DEEP, Kind.PALETTE_ALPHA, Kind.ANIMATED_GIF, Kind.ANIMATED_WEBP,
-    Kind.ROTATED, Kind.POLYGLOT,
+    Kind.SMUGGLED, Kind.CMYK, Kind.DEEP, Kind.PALETTE_ALPHA, Kind.ANIMATED_GIF, Kind.ANIMATED_WEBP, Kind.ROTATED,
+    Kind.POLYGLOT,
 )  # fmt: skip
 """Sound, but not for every decoder."""
 HOSTILE = tuple(kind for kind, facts in FACTS.items() if facts.family in (Family.FORBIDDEN, Family.HARMFUL))
@@ -40,6 +40,7 @@ DEAD = {
     Kind.HTML: 0.005,
     Kind.EMPTY: 0.002,
     Kind.TRUNCATED_IMAGE: 0.004,
+    Kind.CHANGED: RARE,
     Kind.NO_URL: 0.002,
 }
 

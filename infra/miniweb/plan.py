@@ -8,12 +8,14 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import sha256
 
 from infra.miniweb import languages, texts
 from infra.miniweb.captions import Caption, caption
 from infra.miniweb.kinds import FACTS, Facts, Family, Kind
 from infra.miniweb.mixes import ranges
 from infra.miniweb.permutation import Permutation
+from infra.miniweb.render import jpeg
 from infra.miniweb.scenes import ATTRIBUTES, CHANGES, SIDES, TINY, Change, Scene, Sides, draw_scene, moved, taken
 
 FEWEST, MOST = 20, 1_000_000
@@ -26,6 +28,8 @@ EASY = 0.25
 TRIES = 1000
 BROKEN_HOST = "localhost"
 """The host whose robots.txt answers 503: another name of the same server, that needs no DNS."""
+SEEN_EVERY = 20
+"""Of the clean pages, one in so many has a sha256 in the table, so that having one tells nothing."""
 FORBIDDEN_ADDRESSES = (
     "169.254.169.254", "10.0.0.7", "192.168.1.1", "172.16.0.9", "127.0.0.1", "127.1", "0x7f000001", "2130706433",
     "[::1]", "[::ffff:127.0.0.1]", "[fd00::1]", "100.100.100.200",
@@ -158,6 +162,18 @@ class Page:
         """The ISO 639-1 code of a caption that describes something."""
         return self._told[1]
 
+    @property
+    def seen_sha256(self) -> str | None:
+        """The digest under which its image was first seen, in hex; None for most: the table does not say."""
+        if self.kind is Kind.CHANGED or (self.kind is Kind.CLEAN and self.rank % SEEN_EVERY == 0):
+            return sha256(jpeg(self._first_seen)).hexdigest()
+        return None
+
+    @property
+    def _first_seen(self) -> Scene:
+        """What it showed when the table was made."""
+        return draw_scene(f"{self.plan.seed}/{self.number}", SIDES[self.plan.sides])
+
     @cached_property
     def true_caption(self) -> str:
         """In English; the caption itself, where nothing is wrong with it."""
@@ -220,6 +236,8 @@ class Page:
             return mismatched(self.source.scene, self._claimed, seed, self.dice("mismatch"), SIDES[self.plan.sides])
         if self.source:
             return self.source.scene, None
+        if self.kind is Kind.CHANGED:
+            return draw_scene(f"{seed}/later", sides), None
         if self.kind is Kind.TINY:
             return draw_scene(seed, TINY), None
         if self.kind is Kind.BANNER:
@@ -239,6 +257,8 @@ class Page:
         match self.kind:
             case Kind.MISMATCH:
                 return self._claimed.text, "en"
+            case Kind.CHANGED:
+                return caption(self._first_seen, dice).text, "en"
             case Kind.BOILERPLATE:
                 return texts.boilerplate(dice), None
             case Kind.SPAM:

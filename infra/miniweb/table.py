@@ -13,8 +13,9 @@ from infra.miniweb.plan import Page, Plan
 
 TABLE = "urls.parquet"
 KEY = "key.parquet"
-SCHEMA = pa.schema([("url", pa.string()), ("alt", pa.string()), ("page_id", pa.int64())])
-"""What a pipeline reads: one row per page, in order, as a crawler would have found them."""
+SCHEMA = pa.schema([("url", pa.string()), ("alt", pa.string()), ("page_id", pa.int64()), ("seen_sha256", pa.string())])
+"""What a pipeline reads: one row per page, in order, as a crawler would have found them. Few have a `seen_sha256`: what
+the image's bytes were when the table was made."""
 GROUP = pa.struct(
     [
         ("count", pa.int32()),
@@ -32,6 +33,7 @@ KEY_SCHEMA = pa.schema(
         ("page_id", pa.int64()),
         ("url", pa.string()),
         ("caption", pa.string()),  # as in the table
+        ("seen_sha256", pa.string()),  # as in the table
         ("kind", pa.string()),  # `kinds.Kind`
         ("family", pa.string()),  # `kinds.Family`
         ("damaged", pa.bool_()),  # a curated set is better without the pair
@@ -65,6 +67,7 @@ def key_row(page: Page, base: str) -> dict[str, Any]:
         "page_id": page.number,
         "url": page.url(base),
         "caption": page.caption,
+        "seen_sha256": page.seen_sha256,
         "kind": page.kind.value,
         "family": page.facts.family.value,
         "damaged": page.facts.damaged,
@@ -94,7 +97,7 @@ def rows(plan: Plan, base: str) -> Iterator[pa.Table]:
 
 def urls(group: pa.Table) -> pa.Table:
     """The part of the key that is told to everyone."""
-    return group.select(["url", "caption", "page_id"]).rename_columns(SCHEMA.names).cast(SCHEMA)
+    return group.select(["url", "caption", "page_id", "seen_sha256"]).rename_columns(SCHEMA.names).cast(SCHEMA)
 
 
 def write(plan: Plan, base: str, table: Path | None, key: Path | None) -> None:

@@ -19,7 +19,6 @@ from infra.miniweb import table
 from infra.miniweb.answers import file_of, robots, with_file, without_file
 from infra.miniweb.copies import Body
 from infra.miniweb.http import NOT_FOUND, Answer, Reply, Request, Responder
-from infra.miniweb.kinds import Kind
 from infra.miniweb.plan import Page, Plan
 from infra.miniweb.server import THREADS, Server, in_threads
 
@@ -90,10 +89,10 @@ class Miniweb(Web):
         self.key = None if key is None else Path(key)
         self._processes = processes
         self._renderers: Executor | None = None
-        self._files: OrderedDict[tuple[int, bool], Body] = OrderedDict()
+        self._files: OrderedDict[int, Body] = OrderedDict()
         self._most_bytes = cached_mb << 20
         self._cached_bytes = 0
-        self._asked: dict[tuple[int, bool], asyncio.Future[Body]] = {}
+        self._asked: dict[int, asyncio.Future[Body]] = {}
 
     @cached_property
     def table(self) -> pa.Table:
@@ -135,27 +134,27 @@ class Miniweb(Web):
         reply = without_file(page, request)
         if reply is not None:
             return reply
-        wanted = page.number, page.kind is Kind.CHANGED and request.hit > 1
-        cached = self._files.get(wanted)
+        cached = self._files.get(page.number)
         if cached is not None:
-            self._files.move_to_end(wanted)
+            self._files.move_to_end(page.number)
             return with_file(page, cached)
-        return asyncio.ensure_future(self._rendered(page, wanted))
+        return asyncio.ensure_future(self._rendered(page))
 
-    async def _rendered(self, page: Page, wanted: tuple[int, bool]) -> Reply:
+    async def _rendered(self, page: Page) -> Reply:
         """A file that many ask for at once is made once."""
-        asked = self._asked.get(wanted)
+        asked = self._asked.get(page.number)
         if asked is None:
             loop = asyncio.get_running_loop()
-            asked = self._asked[wanted] = loop.run_in_executor(self._pool(), file_of, self.pages, *wanted)
-            asked.add_done_callback(lambda done: self._keep(wanted, done))
+            asked = loop.run_in_executor(self._pool(), file_of, self.pages, page.number)
+            self._asked[page.number] = asked
+            asked.add_done_callback(lambda done: self._keep(page.number, done))
         return with_file(page, await asyncio.shield(asked))
 
-    def _keep(self, wanted: tuple[int, bool], done: "asyncio.Future[Body]") -> None:
-        del self._asked[wanted]
+    def _keep(self, number: int, done: "asyncio.Future[Body]") -> None:
+        del self._asked[number]
         if done.cancelled() or done.exception() is not None:
             return
-        self._files[wanted] = done.result()
+        self._files[number] = done.result()
         self._cached_bytes += len(done.result()[0])
         while self._cached_bytes > self._most_bytes:
             _, (dropped, _) = self._files.popitem(last=False)
