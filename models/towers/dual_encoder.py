@@ -1,7 +1,7 @@
 """Images and texts into one space, by any dual encoder that transformers knows.
 
-encoder = DualEncoder.load(Path("clip-vit-base-patch32"), "cpu", "float32", 64)
-encoder.embed_images([image_hwc]) @ encoder.embed_texts(["a photo of a cat"]).T
+encoder = DualEncoder.load(Path("clip-vit-base-patch32"), "cpu", "float32")
+encoder.embed_images([image_hwc], batch=64) @ encoder.embed_texts(["a photo of a cat"], batch=256).T
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _config(folder: Path) -> Any:
 class DualEncoder:
     """Unit rows for images and for texts, in batches that halve where memory runs out."""
 
-    def __init__(self, model: Any, tokenizer: Any, preprocessing: Preprocessing, width: int, batch: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, preprocessing: Preprocessing, width: int) -> None:
         self.preprocessing = preprocessing
         self.width = width
         self._model = model.eval().requires_grad_(False)
@@ -65,11 +65,10 @@ class DualEncoder:
         kind, places = model.config.model_type, model.config.text_config.max_position_embeddings
         self._padding = "max_length" if kind in WHOLE_CONTEXT else "longest"
         self.context = min(CONTEXTS.get(kind, places), places, tokenizer.model_max_length)
-        self._images = batch
-        self._texts = batch
+        self._room: dict[str, int] = {}
 
     @classmethod
-    def load(cls, folder: Path, device: str, dtype: Dtype, batch: int) -> DualEncoder:
+    def load(cls, folder: Path, device: str, dtype: Dtype) -> DualEncoder:
         """From a folder that `save_pretrained` wrote: config, safetensors, tokenizer, image processor.
 
         Raises `ValueError` for a model without two towers, for weights that lack a tensor, for files that are missing.
@@ -90,7 +89,7 @@ class DualEncoder:
             raise ValueError(f"{folder} lacks {len(absent)} tensors, {absent[0]} among them; save the model again")
         if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
             raise ValueError(f"{folder} holds a {type(model).__name__}, which does not embed images and texts")
-        return cls(model.to(device), tokenizer, preprocessing, width, batch)
+        return cls(model.to(device), tokenizer, preprocessing, width)
 
     @property
     def logit_scale(self) -> float:
@@ -105,24 +104,22 @@ class DualEncoder:
         bias = getattr(self._model, "logit_bias", None)
         return None if bias is None else float(bias)
 
-    def embed_images(self, images: Sequence[Pixels], threads: Executor | None = None) -> Rows:
-        """float32 (images, width), unit rows, of uint8 (height, width, 3) each.
+    def embed_images(self, images: Sequence[Pixels], batch: int, threads: Executor | None = None) -> Rows:
+        """float32 (images, width), unit rows, of uint8 (height, width, 3) each, at most `batch` at once.
 
         With `threads`, the images of the next batches are resized while the model works on one.
         """
-        prepared = list(map(self.preprocessing.prepare, images)) if threads is None else None
-        coming = None if threads is None else [threads.submit(self.preprocessing.prepare, image) for image in images]
+        prepare = self.preprocessing.prepare
+        prepared = list(map(prepare, images)) if threads is None else []
+        coming = [threads.submit(prepare, image) for image in images] if threads is not None else None
 
         def embed(start: int, end: int) -> torch.Tensor:
-            batch = prepared[start:end] if prepared is not None else [one.result() for one in (coming or [])[start:end]]
-            return self._unit(self._model.get_image_features, self._image_inputs(batch))
+            chosen = prepared[start:end] if coming is None else [one.result() for one in coming[start:end]]
+            return self._unit(self._model.get_image_features, self._image_inputs(chosen))
 
-        halving = Halving(self._images, embed)
-        rows = self._gathered(list(halving(len(images))))
-        self._images = halving.rows
-        return rows
+        return self._batched("images", len(images), batch, embed)
 
-    def embed_texts(self, texts: Sequence[str]) -> Rows:
+    def embed_texts(self, texts: Sequence[str], batch: int) -> Rows:
         """float32 (texts, width), unit rows; what is longer than `context` tokens is cut."""
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))  # so that little is padded
 
@@ -136,9 +133,7 @@ class DualEncoder:
             )
             return self._unit(self._model.get_text_features, inputs.to(self._model.device))
 
-        halving = Halving(self._texts, embed)
-        sorted_rows = self._gathered(list(halving(len(texts))))
-        self._texts = halving.rows
+        sorted_rows = self._batched("texts", len(texts), batch, embed)
         rows = np.empty_like(sorted_rows)
         rows[order] = sorted_rows
         return rows
@@ -165,11 +160,15 @@ class DualEncoder:
             raise ValueError(f"embeddings of width {rows.shape[-1]}; the model's config promises {self.width}")
         return torch.nn.functional.normalize(rows.float(), dim=-1)
 
-    def _gathered(self, batches: Sequence[torch.Tensor]) -> Rows:
-        """One copy from the device, at the end: it need not wait for every batch."""
-        if not batches:
-            return np.zeros((0, self.width), np.float32)
-        rows: Rows = torch.cat(list(batches)).cpu().numpy()
+    def _batched(self, what: str, count: int, batch: int, embed: Callable[[int, int], torch.Tensor]) -> Rows:
+        """All rows; a size at which memory ran out is not tried again."""
+        most = min(batch, self._room.get(what, batch))
+        halving = Halving(most, embed)
+        batches = list(halving(count))
+        if halving.rows < most:
+            self._room[what] = halving.rows
+        # One copy from the device, at the end: it need not wait after every batch.
+        rows: Rows = torch.cat(batches).cpu().numpy() if batches else np.zeros((0, self.width), np.float32)
         if not np.isfinite(rows).all():
             raise FloatingPointError(f"{self._model.dtype} cannot hold this model's numbers; take bfloat16 or float32")
         return rows

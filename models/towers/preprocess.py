@@ -18,6 +18,8 @@ from PIL import Image
 
 FILES = ("preprocessor_config.json", "processor_config.json")
 """Where it stands: on its own, or, as transformers 5 saves it, under `image_processor` in the second."""
+FILTER = 3
+"""Pixels, of the larger of two sizes, that the widest of Pillow's filters looks away from its place."""
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -80,12 +82,19 @@ class Preprocessing:
         if target == (height, width) and self.crop is None:
             return image_hwc
         image = Image.fromarray(image_hwc)
+        if self.crop is None:
+            return np.asarray(image.resize((target[1], target[0]), self.resample))
+        (top, bottom), (left, right) = (
+            _needed(side, wanted, cut) for side, wanted, cut in zip((height, width), target, self.crop, strict=True)
+        )
         if target != (height, width):
-            image = image.resize((target[1], target[0]), self.resample)
-        if self.crop is not None:
-            top, left = (target[0] - self.crop[0]) // 2, (target[1] - self.crop[1]) // 2
-            image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
-        return np.asarray(image)
+            down, across = height / target[0], width / target[1]
+            box = (left * across, top * down, right * across, bottom * down)
+            image = image.resize((right - left, bottom - top), self.resample, box=box)
+        else:
+            image = image.crop((left, top, right, bottom))
+        up, aside = (target[0] - self.crop[0]) // 2 - top, (target[1] - self.crop[1]) // 2 - left
+        return np.asarray(image.crop((aside, up, aside + self.crop[1], up + self.crop[0])))
 
     def normalise(self, images_hwc: torch.Tensor) -> torch.Tensor:
         """float32 (…, height, width, 3) of uint8, on the same device."""
@@ -100,6 +109,18 @@ class Preprocessing:
             longer = int(self.size * max(height, width) / min(height, width))
             return (longer, self.size) if width <= height else (self.size, longer)
         return self.size or (height, width)
+
+
+def _needed(side: int, resized: int, cut: int) -> tuple[int, int]:
+    """First and last place, along one side of the resized image, that what is cut out of its centre depends on.
+
+    All of it, unless the image is so slim that most would be thrown away: of 1 x 5000 px, resized whole, 750 MB.
+    """
+    if resized <= 8 * cut:
+        return 0, resized
+    reach = math.ceil(FILTER * max(1.0, resized / side)) + 1
+    first = (resized - cut) // 2
+    return max(0, first - reach), min(resized, first + cut + reach)
 
 
 def flexible_size(height: int, width: int, patch: int, patches: int) -> tuple[int, int]:

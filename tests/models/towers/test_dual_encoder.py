@@ -28,8 +28,8 @@ def pictures(count: int = 5) -> list[np.ndarray]:
     return [rng.integers(0, 256, (*side, 3), dtype=np.uint8) for side in sides]
 
 
-def load(folder: Path, batch: int = 3, dtype: Dtype = "float32") -> DualEncoder:
-    return DualEncoder.load(folder, "cpu", dtype, batch)
+def load(folder: Path, dtype: Dtype = "float32") -> DualEncoder:
+    return DualEncoder.load(folder, "cpu", dtype)
 
 
 def unit(rows: torch.Tensor) -> np.ndarray:
@@ -40,7 +40,7 @@ def unit(rows: torch.Tensor) -> np.ndarray:
 def test_images_are_embedded_as_transformers_embeds_them(kind: str, folder_of: FolderOf) -> None:
     inputs = tiny.image_processor(kind)(images=pictures(), return_tensors="pt")
     expected = unit(AutoModel.from_pretrained(folder_of(kind)).eval().get_image_features(**inputs).pooler_output)
-    found = load(folder_of(kind)).embed_images(pictures())
+    found = load(folder_of(kind)).embed_images(pictures(), 3)
     assert found == pytest.approx(expected, abs=1e-5)
     assert np.abs(found @ found.T - 1).max() > 0.01  # so that the parity above says something
 
@@ -52,7 +52,7 @@ def test_texts_are_embedded_as_transformers_embeds_them(kind: str, folder_of: Fo
     options: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": length}
     inputs = words(TEXTS, return_tensors="pt", **options)
     encoder = load(folder_of(kind))
-    found = encoder.embed_texts(TEXTS)
+    found = encoder.embed_texts(TEXTS, 3)
     assert encoder.context == length
     assert found == pytest.approx(unit(model.get_text_features(**inputs).pooler_output), abs=1e-5)
     assert np.abs(found @ found.T - 1).max() > 0.01
@@ -66,25 +66,25 @@ def test_the_width_is_known_from_the_config_alone(kind: str, folder_of: FolderOf
 
 def test_rows_are_of_length_one_and_independent_of_batches_threads_and_neighbours(folder_of: FolderOf) -> None:
     images = pictures(7)
-    whole = load(folder_of("clip"), batch=100).embed_images(images)
+    whole = load(folder_of("clip")).embed_images(images, 100)
     assert np.linalg.norm(whole, axis=1) == pytest.approx(np.ones(7), abs=1e-6)
-    assert load(folder_of("clip"), batch=2).embed_images(images) == pytest.approx(whole, abs=1e-5)
+    assert load(folder_of("clip")).embed_images(images, 2) == pytest.approx(whole, abs=1e-5)
     with ThreadPoolExecutor(3) as threads:
-        assert load(folder_of("clip"), batch=2).embed_images(images, threads) == pytest.approx(whole, abs=1e-5)
-    assert load(folder_of("clip")).embed_images(images[3:4])[0] == pytest.approx(whole[3], abs=1e-5)
-    assert load(folder_of("clip")).embed_texts(TEXTS[::-1])[::-1] == pytest.approx(
-        load(folder_of("clip"), batch=1).embed_texts(TEXTS), abs=1e-5
+        assert load(folder_of("clip")).embed_images(images, 2, threads) == pytest.approx(whole, abs=1e-5)
+    assert load(folder_of("clip")).embed_images(images[3:4], 3)[0] == pytest.approx(whole[3], abs=1e-5)
+    assert load(folder_of("clip")).embed_texts(TEXTS[::-1], 3)[::-1] == pytest.approx(
+        load(folder_of("clip")).embed_texts(TEXTS, 1), abs=1e-5
     )
 
 
 def test_nothing_gives_nothing(folder_of: FolderOf) -> None:
     encoder = load(folder_of("clip"))
-    assert encoder.embed_images([]).shape == encoder.embed_texts([]).shape == (0, 16)
+    assert encoder.embed_images([], 3).shape == encoder.embed_texts([], 3).shape == (0, 16)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_the_bits_say_nearly_the_same(dtype: Dtype, folder_of: FolderOf) -> None:
-    whole, half = (load(folder_of("clip"), dtype=kind).embed_images(pictures()) for kind in ("float32", dtype))
+    whole, half = (load(folder_of("clip"), dtype=kind).embed_images(pictures(), 3) for kind in ("float32", dtype))
     assert (whole * half).sum(axis=1) == pytest.approx(np.ones(5), abs=5e-3)
     assert not np.array_equal(whole, half)
 
@@ -94,17 +94,17 @@ def test_numbers_that_float16_cannot_hold_are_an_error_and_not_nan(folder_of: Fo
     weights = load_file(folder / "model.safetensors")
     weights["visual_projection.weight"] *= 1e6
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    assert np.isfinite(load(folder, dtype="bfloat16").embed_images(pictures())).all()
+    assert np.isfinite(load(folder, dtype="bfloat16").embed_images(pictures(), 3)).all()
     with pytest.raises(FloatingPointError, match="float16 cannot hold this model's numbers; take bfloat16 or float32"):
-        load(folder, dtype="float16").embed_images(pictures())
+        load(folder, dtype="float16").embed_images(pictures(), 3)
 
 
 @pytest.mark.fault(37)
 def test_the_batch_halves_where_memory_runs_out_stays_so_and_says_it_once(
     folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    encoder = load(folder_of("clip"), batch=6)
-    whole = encoder.embed_images(pictures(6))
+    encoder = load(folder_of("clip"))
+    whole = encoder.embed_images(pictures(6), 6)
     real, seen = encoder._model.get_image_features, []
 
     def scarce(pixel_values: torch.Tensor) -> Any:
@@ -115,7 +115,7 @@ def test_the_batch_halves_where_memory_runs_out_stays_so_and_says_it_once(
 
     monkeypatch.setattr(encoder._model, "get_image_features", scarce)
     with caplog.at_level(logging.WARNING):
-        found = [encoder.embed_images(pictures(6)) for _ in range(2)]
+        found = [encoder.embed_images(pictures(6), 6) for _ in range(2)]
     assert seen == [6, 3, 3, 3, 3]
     assert [record.getMessage() for record in caplog.records] == ["out of memory with 6 rows at once; going on with 3"]
     assert found[0] == pytest.approx(whole, abs=1e-5)

@@ -1,6 +1,7 @@
 """Images are resized, cut and normalised bit for bit as transformers' slow processors do it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,26 @@ def test_what_is_smaller_than_the_cut_is_set_in_black() -> None:
         (image,) = pictures([shape])
         (expected,) = processor(images=[image], return_tensors="np")["pixel_values"]
         assert ours(processor, image) == pytest.approx(expected, abs=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 40), (300, 9), (40, 1100)])
+def test_a_slim_image_is_resized_only_where_it_is_kept(shape: tuple[int, int]) -> None:
+    processor = tiny.image_processor("clip")
+    y_hw, x_hw = np.mgrid[0 : shape[0], 0 : shape[1]]
+    image = np.stack([128 + 100 * np.sin((a * y_hw + b * x_hw) / 5) for a, b in [(1, 0), (0, 1), (1, 2)]], axis=2)
+    image = image.astype(np.uint8)
+    (expected,) = processor(images=[image], return_tensors="np", do_normalize=False, do_rescale=False)["pixel_values"]
+    prepared = Preprocessing.of(json.loads(processor.to_json_string()), "here").prepare(image)
+    assert np.abs(prepared.transpose(2, 0, 1).astype(int) - expected).max() <= 2  # two passes, rounded in between
+
+
+def test_the_slimmest_image_takes_little_memory() -> None:
+    resource = pytest.importorskip("resource")
+    preprocessing = Preprocessing.of(json.loads(tiny.image_processor("clip").to_json_string()), "here")
+    large = replace(preprocessing, size=224, crop=(224, 224))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert large.prepare(np.zeros((1, 50_000, 3), np.uint8)).shape == (224, 224, 3)  # whole: 224 x 11.2 million px
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KB
 
 
 @given(st.integers(1, 4000), st.integers(1, 4000), st.sampled_from([(16, 256), (14, 64), (8, 16)]))
