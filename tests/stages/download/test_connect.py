@@ -46,6 +46,7 @@ def status_of(url: str, guard: Guard, names: Resolver = system_names) -> str:
     return failed.value.status
 
 
+@pytest.mark.fault(10)
 def test_a_name_that_resolves_to_loopback_is_never_dialled(
     canary: HostileServer, server: HostileServer, guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,6 +59,7 @@ def test_a_name_that_resolves_to_loopback_is_never_dialled(
     assert canary.connections == 0
 
 
+@pytest.mark.fault(10)
 def test_rebinding_between_check_and_dial_is_seen_at_the_peer(
     server: HostileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +147,7 @@ def certificate(folder: Path, host: str, days: int) -> ssl.SSLContext:
     return context
 
 
+@pytest.mark.fault(13)
 @pytest.mark.parametrize("days", [-1, 1])
 def test_bad_tls_is_an_error_and_never_a_downgrade(tmp_path: Path, days: int) -> None:
     context = certificate(tmp_path, "photos.test", days)
@@ -157,6 +160,7 @@ def test_bad_tls_is_an_error_and_never_a_downgrade(tmp_path: Path, days: int) ->
         assert not tls.requests
 
 
+@pytest.mark.fault(13)
 def test_plain_http_behind_https_is_a_tls_error() -> None:
     with HostileServer(greeting=b"HTTP/1.1 400 Bad Request\r\n\r\n") as plain:
         guard = Guard((f"127.0.0.1:{plain.port}",))

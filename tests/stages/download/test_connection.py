@@ -81,6 +81,7 @@ def test_a_chunked_answer_leaves_its_connection_usable(kept: HostileServer) -> N
     assert kept.connections == 1
 
 
+@pytest.mark.fault(12)
 @pytest.mark.parametrize("pause_s", [None, 0.0, 0.1], ids=["same packet", "next packet", "late packet"])
 @pytest.mark.parametrize("smuggled", [SMUGGLED, SMUGGLED[:20], b"\r\n", b"\0"], ids=["answer", "half", "line", "byte"])
 @pytest.mark.parametrize("framing", ["length", "chunks"])
@@ -111,6 +112,7 @@ def test_bytes_beyond_an_answer_are_never_the_next_answer(
     assert kept.hits["/after"] == 1
 
 
+@pytest.mark.fault(12)
 def test_bytes_that_wait_in_the_socket_unread_are_seen_before_it_is_used_again(kept: HostileServer) -> None:
     """The loop had no chance to read them: it was busy while they came."""
     sent = 0

@@ -15,6 +15,7 @@ from tests.stages.download.doubles import encoded, part_of, picture, uid
 from tests.stages.download.hostile import HostileServer
 
 
+@pytest.mark.fault(52)
 def test_swapped_bytes_are_a_mismatch_and_leave_no_trace(server: HostileServer) -> None:
     honest = encoded(picture(seed=1))
     swapped = encoded(picture(seed=2))
@@ -36,6 +37,7 @@ def test_swapped_bytes_are_a_mismatch_and_leave_no_trace(server: HostileServer) 
     assert "hash_mismatch" not in RETRYABLE
 
 
+@pytest.mark.fault(52)
 def test_a_row_that_was_lost_must_come_back_as_it_was(server: HostileServer) -> None:
     honest = encoded(picture(seed=1))
     urls = [server.serve("/lost/same", honest), server.serve("/lost/swapped", encoded(picture(seed=2)))]

@@ -65,6 +65,7 @@ def test_without_a_robots_txt_nothing_is_forbidden(host: HostileServer, status: 
     assert ends(host, "/open/a.jpg", "/shut/b.jpg") == ["success", "success"]
 
 
+@pytest.mark.fault(53)
 @pytest.mark.parametrize("status", ["500 Oops", "503 Later", "429 Slow"])
 def test_a_robots_txt_that_fails_forbids_everything_for_now(host: HostileServer, status: str) -> None:
     host.serve("/robots.txt", b"", status=status)
@@ -73,6 +74,7 @@ def test_a_robots_txt_that_fails_forbids_everything_for_now(host: HostileServer,
     assert "robots_unreachable" in RETRYABLE
 
 
+@pytest.mark.fault(53)
 def test_a_host_that_hangs_up_on_robots_txt_is_not_asked_for_anything_else(host: HostileServer) -> None:
     async def hang_up(writer: asyncio.StreamWriter) -> None:
         writer.close()

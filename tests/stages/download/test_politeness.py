@@ -145,6 +145,7 @@ def test_four_workers_begin_no_more_requests_a_second_than_a_host_allows(run: Ru
         assert sum(later - earlier < 0.02 for earlier, later in pairwise(began)) < len(began) / 2
 
 
+@pytest.mark.fault(2)
 def test_a_pause_that_one_worker_is_asked_for_holds_for_all(run: Run) -> None:
     with Counting(0.02) as server:
         server.busy_after = 40

@@ -116,6 +116,7 @@ def test_there_are_more_than_two_hundred_of_them_and_all_differ() -> None:
     assert len({*HOSTS, *TRICKS, *NAMES}) == len(HOSTS) + len(TRICKS) + len(NAMES)
 
 
+@pytest.mark.fault(8, 10)
 @pytest.mark.parametrize("host", HOSTS)
 def test_an_address_in_any_spelling_is_never_dialled(recorder: Recorder, host: str) -> None:
     direct = recorder.fetch(f"http://{host}/", [PUBLIC])
@@ -129,6 +130,7 @@ def test_an_address_in_any_spelling_is_never_dialled(recorder: Recorder, host: s
     assert recorder.dialled == [PUBLIC]
 
 
+@pytest.mark.fault(9)
 @pytest.mark.parametrize("url", TRICKS)
 def test_a_url_that_plays_tricks_is_refused(recorder: Recorder, url: str) -> None:
     refused = {"blocked_address", "blocked_scheme", "blocked_port", "bad_url"}
@@ -138,6 +140,7 @@ def test_a_url_that_plays_tricks_is_refused(recorder: Recorder, url: str) -> Non
     assert recorder.dialled == []
 
 
+@pytest.mark.fault(8, 10)
 @pytest.mark.parametrize(("name", "address"), NAMES.items())
 def test_a_name_of_what_is_private_is_never_dialled(recorder: Recorder, name: str, address: str) -> None:
     assert denied(ip_address(address))
@@ -148,6 +151,7 @@ def test_a_name_of_what_is_private_is_never_dialled(recorder: Recorder, name: st
     assert recorder.dialled == [PUBLIC]
 
 
+@pytest.mark.fault(8)
 @pytest.mark.parametrize("host", [*spellings("127.0.0.1")[:10], "canary.test"])
 def test_the_canary_is_hit_only_where_it_is_allowed(
     server: HostileServer, monkeypatch: pytest.MonkeyPatch, host: str
