@@ -2,12 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WEB := demo/web
+KEY := demo/key/key.parquet
 ROOT := demo/root
 
 .PHONY: demo test check bench chaos clean
 
 demo: .venv/installed
-	@$(BIN)/python -m infra.miniweb $(WEB) --pages 2400 -- $(BIN)/sluice run quickstart $(ROOT)
+	@$(BIN)/python -m infra.miniweb $(WEB) --pages 2400 --key $(KEY) -- $(BIN)/sluice run quickstart $(ROOT)
+	@$(BIN)/python -m infra.miniweb.grade $(KEY) $(ROOT)
+	@echo "Shards: $(ROOT)/shards/data; what was planted: $(KEY); what became of it: $(BIN)/sluice sql $(ROOT) 'FROM drops'"
 
 test: .venv/installed
 	$(BIN)/python -m pytest -m "not chaos" $(ARGS)

@@ -26,6 +26,8 @@ from rich.table import Table
 from infra.miniweb.kinds import FACTS, Kind
 from pipeline import Catalog, SluiceError
 
+STANDS_IN = "kept for its source"
+"""Why a copy is no harm although it is there."""
 NOT_IN_THE_RUN = "not in the run"
 """Why a pair is gone that no pool has, for want of an address."""
 WRITERS = (".json", ".csv", ".parquet")
@@ -41,7 +43,8 @@ class KindGrade:
     damaged: bool
     planted: int
     kept: int
-    """Of them, those that are still there; of copies, those that are one too many."""
+    """Of them, those that are still there; of copies, those that are one too many; of clean pages, also those that left
+    for a copy."""
     removed: float
     """Recall for damage; for sound pages, the share that was lost."""
     reasons: dict[str, int]
@@ -173,11 +176,11 @@ stays AS (  -- of every picture, the source if it is kept, else the first of its
 )
 SELECT met.*,
        -- a copy does harm beside another; alone it stands for its source
-       CASE WHEN copy THEN kept AND page_id <> representative ELSE kept END AS counted,
+       CASE WHEN copy THEN kept AND page_id <> representative
+            WHEN kind = '{Kind.CLEAN}' THEN representative IS NOT NULL ELSE kept END AS counted,
        damaged OR (kind = '{Kind.CLEAN}' AND NOT kept AND representative IS NOT NULL) AS rightly,
-       coalesce(
-           CASE WHEN rule = '{NOT_IN_THE_RUN}' THEN rule
-                WHEN status <> 'success' THEN status ELSE rule END, 'nothing') AS reason
+       CASE WHEN copy AND page_id = representative THEN '{STANDS_IN}'
+            WHEN rule <> '{NOT_IN_THE_RUN}' AND status <> 'success' THEN status ELSE rule END AS reason
 FROM met LEFT JOIN stays USING (picture)
 """
 
@@ -190,7 +193,7 @@ FROM judged GROUP BY ALL ORDER BY detail
 """
 REASONS = """
 SELECT kind, CASE WHEN kind IN ('mismatch', 'look_alike') THEN changed END AS detail, reason, count(*)
-FROM judged WHERE NOT kept GROUP BY ALL ORDER BY count(*) DESC, reason
+FROM judged WHERE NOT counted GROUP BY ALL ORDER BY count(*) DESC, reason
 """
 RULES = """
 SELECT rule, count(*), count_if(rightly), avg(rightly::INT) FROM judged

@@ -25,6 +25,9 @@ SPAM = (
     "Sponsored: {goods} from ${price}.00 to ${more}.00, {percent}% off with coupon SAVE{n}",
     "{goods} {goods} {goods} buy {goods} online discount {goods} {year} sale {goods} {city}",
     "Win a free voucher for {goods}! Click https://{slug}.example/win/{n} or text WIN to 555{nn}",
+    "The finest {goods} in {city}, trusted by thousands of happy customers, order today",
+    "Why everyone in {city} is talking about these {goods}, you will not believe the price",
+    "{Goods} for men, women and kids with free shipping and easy returns",
     "{City} {goods} shop tel. 020 7946 0{nnn} open 24h, same day delivery, {goods} under ${price}",
 )
 
@@ -35,7 +38,7 @@ def boilerplate(dice: random.Random) -> str:
 
 
 def spam(dice: random.Random) -> str:
-    """Search words, prices, telephone numbers (of ranges kept for fiction) and addresses that lead nowhere."""
+    """Search words, praise, prices, telephone numbers (of ranges kept for fiction), addresses that lead nowhere."""
     goods, city, price = dice.choice(GOODS), dice.choice(CITIES), dice.randint(5, 90)
     return dice.choice(SPAM).format(
         goods=goods,

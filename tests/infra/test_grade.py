@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from infra.miniweb import FACTS, Kind, Miniweb
-from infra.miniweb.grade import NOT_IN_THE_RUN, Grade, KindGrade, grade, judged, main, show, write
+from infra.miniweb.grade import NOT_IN_THE_RUN, STANDS_IN, Grade, KindGrade, grade, judged, main, show, write
 from pipeline import Catalog, Dag, SluiceError, run
 from pipeline.store import Store
 from tests.inline import Inline
@@ -99,12 +99,15 @@ def test_any_one_of_a_picture_may_stay_and_no_second(
     found = judged(told, pairs(n0=source, n1=first, n2=second, n3="kept"))
     assert of(found, Kind.EXACT_COPY).kept + of(found, Kind.RESIZED_COPY).kept == counted
     assert found.damaged - found.caught == counted
+    assert of(found, Kind.CLEAN).kept == 2 - lost
     assert found.lost == lost
 
 
 def test_a_source_that_gives_way_to_its_copy_counts_for_the_rule_and_a_lost_one_against_it() -> None:
     told = key(("clean", None), ("exact_copy", 0))
-    assert [rule.precision for rule in judged(told, pairs(n0="unique", n1="kept")).rules] == [1.0]
+    alone = judged(told, pairs(n0="unique", n1="kept"))
+    assert [rule.precision for rule in alone.rules] == [1.0]
+    assert of(alone, Kind.EXACT_COPY).reasons == {STANDS_IN: 1}
     assert [rule.precision for rule in judged(told, pairs(n0="unique", n1="unique")).rules] == [0.5]
 
 
