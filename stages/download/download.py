@@ -30,6 +30,7 @@ class Download(PoolStage):
     revision: ClassVar[int] = 2
     promise = "observed"
     retryable: ClassVar[frozenset[str]] = RETRYABLE
+    remembered: ClassVar[frozenset[str]] = frozenset({"sha256"})
     adds: ClassVar[pa.Schema] = pa.schema(
         [
             pa.field("key", pa.string()),  # the sample's name in the tar: the uid

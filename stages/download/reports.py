@@ -87,8 +87,3 @@ def links(root: str, pool: str | None, run_id: str | None, least: int, rows: int
         ):
             cli.out.print(f"\n{title}", style="bold", highlight=False)
             show.table(cli.out, table, rows)
-
-
-def commands() -> list[click.Command]:
-    """What this room adds to the command line."""
-    return [links]
