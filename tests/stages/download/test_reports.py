@@ -89,7 +89,7 @@ def test_a_pool_that_is_not_there_is_answered_with_the_nearest(root: str) -> Non
 
 def test_the_command_shows_all_three(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli.out, "width", 160)
-    (links,) = reports.commands()
+    links = reports.links
     with cli.out.capture() as shown:
         assert CliRunner().invoke(links, [root]).exit_code == 0
     text = shown.get()
