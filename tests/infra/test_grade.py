@@ -142,7 +142,7 @@ def curated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pa
         overrides = [
             f"urls.files={folder}/web/urls.parquet",
             f"pool.allow_private_hosts=['127.0.0.1:{port}', 'localhost:{port}']",
-            "pool.timeout_s=2",
+            "pool.timeout_s=10",
         ]
         root = str(folder / "root")
         run(Dag.load("quickstart", overrides), root, executor=Inline(Store(root)))
