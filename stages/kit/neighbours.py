@@ -148,10 +148,11 @@ class Cells:
             min_points_per_centroid=1, max_points_per_centroid=PER_CELL,
         )  # fmt: skip
         means.train(sample_nd)
+        assert means.centroids is not None
         return cls(unit(means.centroids.astype(np.float32)), device)
 
     def visits(self, vectors_nd: npt.NDArray[np.float32], cosine: float) -> tuple[Rows, Rows, Mask, int]:
-        """Every vector with each cell that it belongs to: (row, cell, whether it lives there), and how many were cut off.
+        """Every vector with each of its cells: (row, cell, whether it lives there), and how many were cut off.
 
         `cosine` is the least that counts as near.
         """
@@ -185,7 +186,7 @@ def index_of(vectors_nd: npt.NDArray[np.float32], device: Device) -> Any:
     """
     import faiss
 
-    index = faiss.IndexFlatIP(vectors_nd.shape[1])
+    index: Any = faiss.IndexFlatIP(vectors_nd.shape[1])
     if device.kind == "cuda":
         if not getattr(faiss, "get_num_gpus", int)():
             raise SluiceError(
