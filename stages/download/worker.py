@@ -2,14 +2,11 @@
 
 import asyncio
 import contextlib
-import json
 import threading
 import time
 import weakref
-from collections import Counter
-from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
@@ -18,7 +15,6 @@ import pyarrow as pa
 
 from pipeline.stage import PoolPart
 from stages.download.addresses import Guard, lane_of, redact_all
-from stages.download.archive import SampleWriter
 from stages.download.connect import Resolver, system_names
 from stages.download.decode import Options
 from stages.download.decoders import DecoderPool
@@ -28,24 +24,14 @@ from stages.download.hosts import Manners
 from stages.download.leases import Alone
 from stages.download.lists import Lists
 from stages.download.ordered import Ordered
+from stages.download.outcomes import Outcome, write_pool
 from stages.download.proxy import Proxy
-from stages.download.statuses import IN_DECODING, SUCCESS, FetchError
+from stages.download.statuses import FetchError
 
 WAITING_BYTES = 256 << 20
 """Finished images that wait for an earlier row; past it no new row starts until that one has ended."""
 DNS_THREADS = 32
 """`getaddrinfo` blocks a thread; asyncio's own pool would have six of them on two cores."""
-COPIED = ("key", "status", "error_message", "width", "height", "original_width", "original_height", "exif", "sha256")
-"""The columns that img2dataset repeats in a sample's JSON; none of them depends on the clock."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one row ended: its columns by name (those missing are null), and the image when there is one."""
-
-    columns: Mapping[str, Any]
-    image: bytes = field(default=b"", repr=False)
-    ending: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,24 +92,9 @@ class Worker:
 
     def __call__(self, part: PoolPart) -> pa.Table:
         """Fetch every row of a part; its tar and its statistics are written through `part.create`."""
-        started = time.time()
         self._gate.leases.shared = part.shared or self._alone
-        captions = _first_captions(part.caption)
-        archive = SampleWriter(part.create("tar"))
-        columns: dict[str, list[Any]] = {name: [] for name in self._schema.names}
         with contextlib.closing(self._rows.run(self._asked(part))) as outcomes:
-            for row, outcome in zip(_dicts(part.image), outcomes, strict=True):
-                values = {**dict.fromkeys(columns), **outcome.columns, "key": row["uid"]}
-                if outcome.image:
-                    caption = captions.get(row["uid"])
-                    sample = {**row, "caption": caption, **{name: values[name] for name in COPIED}}
-                    values["offset"] = archive.write(row["uid"], outcome.image, outcome.ending, caption or "", sample)
-                    values["nbytes"] = len(outcome.image)
-                for name, column in columns.items():
-                    column.append(values[name])
-        archive.finish()
-        part.create("stats.json").write(_stats(columns["status"], started, time.time()))
-        return pa.table(columns, schema=self._schema)
+            return write_pool(part, outcomes, self._schema)
 
     def decoder_pids(self) -> list[int]:
         return self._decoders.pids()
@@ -197,33 +168,3 @@ def _close(loop: asyncio.AbstractEventLoop, thread: threading.Thread, fetcher: F
     loop.call_soon_threadsafe(loop.stop)
     thread.join(5)
     decoders.close()
-
-
-def _first_captions(table: pa.Table) -> dict[str, str]:
-    first: dict[str, str] = {}
-    for uid, caption in zip(table.column("uid").to_pylist(), table.column("caption").to_pylist(), strict=True):
-        if caption is not None:
-            first.setdefault(uid, caption)
-    return first
-
-
-def _dicts(table: pa.Table) -> Iterator[dict[str, Any]]:
-    for batch in table.to_batches(max_chunksize=256):
-        yield from batch.to_pylist()
-
-
-def _stats(statuses: list[str], started: float, ended: float) -> bytes:
-    """What img2dataset writes to `<shard>_stats.json`; failures of decoding are its `failed_to_resize`."""
-    counts = Counter(statuses)
-    resizing = sum(count for status, count in counts.items() if status in IN_DECODING)
-    stats = {
-        "count": len(statuses),
-        "successes": counts[SUCCESS],
-        "failed_to_download": len(statuses) - counts[SUCCESS] - resizing,
-        "failed_to_resize": resizing,
-        "duration": ended - started,
-        "start_time": started,
-        "end_time": ended,
-        "status_dict": dict(sorted(counts.items())),
-    }
-    return json.dumps(stats, indent=4).encode()
