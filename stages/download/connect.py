@@ -62,7 +62,7 @@ class Connections:
         self._scratch = bytearray(SCRATCH_BYTES)
         self._names: dict[tuple[str, int], tuple[float, asyncio.Future[Sequence[str]]]] = {}
         self._idle: dict[Key, deque[Connection]] = {}
-        self._idle_count = 0
+        self._resting: dict[Connection, Key] = {}
         self._all: set[Connection] = set()
         self._sweeping: asyncio.TimerHandle | None = None
         self._tls: ssl.SSLContext | None = None
@@ -106,38 +106,49 @@ class Connections:
     def _take(self, key: Key) -> Connection | None:
         waiting = self._idle.get(key)
         while waiting:
-            connection = waiting.pop()  # the one used last is the least likely to have been closed
-            self._idle_count -= 1
+            connection = waiting[-1]  # the one used last is the least likely to have been closed
+            self._forget(connection)
             if connection.open and self._loop.time() - connection.idle_since < IDLE_S:
                 self._check_peer(key, connection.peer)
                 return connection
             connection.close()
-        self._idle.pop(key, None)
         return None
 
     def _rest(self, key: Key, connection: Connection) -> None:
         waiting = self._idle.setdefault(key, deque())
-        if len(waiting) >= IDLE_PER_HOST or self._idle_count >= IDLE_AT_MOST:
-            connection.close()
-            return
         waiting.append(connection)
-        self._idle_count += 1
+        self._resting[connection] = key
+        if len(waiting) > IDLE_PER_HOST:
+            self._end(waiting[0])
+        elif len(self._resting) > IDLE_AT_MOST:
+            self._end(next(iter(self._resting)))
         if self._sweeping is None:
             self._sweeping = self._loop.call_later(IDLE_S, self._sweep)
 
+    def _forget(self, connection: Connection) -> None:
+        """It is idle no more."""
+        key = self._resting.pop(connection)
+        self._idle[key].remove(connection)
+        if not self._idle[key]:
+            del self._idle[key]
+
+    def _end(self, connection: Connection) -> None:
+        self._forget(connection)
+        connection.close()
+
+    def _lost(self, connection: Connection) -> None:
+        self._all.discard(connection)
+        if connection in self._resting:
+            self._forget(connection)
+
     def _sweep(self) -> None:
-        """Close what has been idle too long, or was closed by its host."""
+        """Close what has been idle too long; the longest idle ones come first."""
         now = self._loop.time()
-        for key, waiting in list(self._idle.items()):
-            kept = deque(one for one in waiting if one.open and now - one.idle_since < IDLE_S)
-            for connection in set(waiting) - set(kept):
-                connection.close()
-            self._idle_count -= len(waiting) - len(kept)
-            if kept:
-                self._idle[key] = kept
-            else:
-                del self._idle[key]
-        self._sweeping = self._loop.call_later(IDLE_S, self._sweep) if self._idle else None
+        for connection in list(self._resting):
+            if now - connection.idle_since < IDLE_S:
+                break
+            self._end(connection)
+        self._sweeping = self._loop.call_later(IDLE_S, self._sweep) if self._resting else None
 
     # -- new connections -----------------------------------------------------------------------------------------------
 
@@ -163,7 +174,7 @@ class Connections:
 
     async def _wrap(self, dialled: socket.socket, key: Key, peer: str) -> Connection:
         scheme, host, _ = key
-        connection = Connection(peer, self._scratch, lambda idle: self._rest(key, idle), self._all.discard)
+        connection = Connection(peer, self._scratch, lambda idle: self._rest(key, idle), self._lost)
         await self._loop.create_connection(
             lambda: connection,
             sock=dialled,

@@ -108,6 +108,11 @@ class Gate:
         self._looking: asyncio.TimerHandle | None = None
         self._pumping = False
 
+    @property
+    def free(self) -> int:
+        """How many more rows may work."""
+        return self.concurrency - self._placed
+
     def idle_s(self) -> float:
         """How long this worker has had room for more rows than it could start: a clock for what waits for hosts."""
         return self._idle_s + (self._loop.time() - self._idle_since if self._placed < self.concurrency else 0.0)
@@ -162,7 +167,7 @@ class Gate:
         if lease.host in self._queues:
             self._offer(lease)
         elif not lease.used and not lease.waiting:
-            self.leases.speak(lease)
+            self.leases.linger(lease)
 
     def release_held_back(self) -> None:
         """Look again at the rows that were held back."""

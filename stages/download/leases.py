@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 OWN_LEASE_S: Final = LEASE_S / 2
 """A worker stops to begin requests this long after the last message that was answered: well before others may."""
+LINGER_S: Final = 0.05
+"""How long a lease is kept that nothing uses: an image follows its robots.txt, a redirect its answer."""
 PAUSED_S: Final = 1.0
 """How often it asks about a host that is paused."""
 
@@ -48,6 +50,8 @@ class Lease:
     waiting: int = 0
     starts: deque[float] | None = None
     """When requests may begin; None where there is no rate."""
+    paced: bool = False
+    """Whether the host asked for a rate, whatever was answered to what was said before that was known."""
     paused_until: float = 0.0
     until: float = 0.0
     """When what it holds ends, unless it is renewed."""
@@ -89,6 +93,9 @@ class Leases:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
+    def __len__(self) -> int:
+        return len(self._leases)
+
     def of(self, host: str) -> Lease:
         lease = self._leases.get(host)
         if lease is None:
@@ -99,6 +106,11 @@ class Leases:
         """There is something to say about a host: more is wanted, or nothing any more."""
         lease.speak_at, lease.stirred = 0.0, True
         self._schedule(0.0)
+
+    def linger(self, lease: Lease) -> None:
+        """Nothing more is wanted of a host for now: it is given up unless something is soon."""
+        lease.speak_at = self._loop.time() + LINGER_S
+        self._schedule(lease.speak_at)
 
     def pause(self, host: str, seconds: float) -> None:
         """A host asked us to wait. It holds here at once."""
@@ -116,8 +128,18 @@ class Leases:
         return await asyncio.shield(future)
 
     def found(self, origin: str, rules: Rules) -> None:
+        """What an origin's robots.txt says."""
         self._found[origin] = rules
+        self._pace(rules)
         self._schedule(0.0)
+
+    def _pace(self, rules: Rules | None) -> None:
+        """From now on, a host that asks for it is asked only when a start was given."""
+        if rules is not None and rules.delay_s:
+            lease = self.of(rules.host)
+            lease.paced = True
+            if lease.starts is None:
+                lease.starts = deque()
 
     def close(self) -> None:
         self._closed = True
@@ -170,6 +192,7 @@ class Leases:
         told = done.result()
         self._tick_s = 0.0 if isinstance(self.shared, Alone) else told.tick_s
         for origin, rules in told.robots.items():
+            self._pace(rules)
             waiting = self._wanted_rules.pop(origin, None)
             if waiting is not None and not waiting.done():
                 waiting.set_result(rules)
@@ -181,7 +204,7 @@ class Leases:
             if permit.pause_s:
                 lease.paused_until = max(lease.paused_until, now + permit.pause_s)
             if permit.starts is None:
-                lease.starts = None
+                lease.starts = deque() if lease.paced else None
             else:
                 lease.starts = deque(sorted([*(lease.starts or ()), *(now + start for start in permit.starts)]))
             lease.speak_at = 0.0 if lease.stirred else self._speak_at(lease, now)

@@ -12,8 +12,10 @@ from stages.download.gate import Gate, Turn
 Row = TypeVar("Row")
 Result = TypeVar("Result")
 
-PARKED_PER_LANE: Final = 64
+PARKED_PER_LANE: Final = 32
 """Rows of one host that wait for it as running tasks (some KB each); those behind them wait as what they are."""
+PARKED: Final = 1024
+"""Such tasks of all hosts together."""
 
 
 class Ordered(Generic[Row, Result]):
@@ -167,7 +169,7 @@ class _Run(Generic[Row, Result]):
 
     def _feed(self) -> None:
         """Start rows until as many as the gate takes are on their way."""
-        while self._error is None and self._running - self._parked < self._gate.concurrency:
+        while self._error is None and self._parked < PARKED and self._running - self._parked < self._gate.concurrency:
             found = self._choose()
             if found is None:
                 return

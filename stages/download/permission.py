@@ -13,8 +13,6 @@ from stages.download.statuses import FetchError
 
 KNOWN: Final = 10_000
 """Origins whose rules a worker keeps for itself; the others it asks for again."""
-FIRST: Final = -1
-"""robots.txt goes before every row."""
 SAME_FOR_ALL = frozenset({"dns_error", "connection_error", "tls_error", "timeout", "host_busy"})
 """What kept us from robots.txt would keep us from the images as well: their rows end with that word."""
 
@@ -38,7 +36,7 @@ class Robots:
         until, rules = self._known.get(origin, (0.0, None))
         if rules is None or until < time.monotonic():
             with turn.resting():
-                rules = await asyncio.shield(self._ask(origin, url))
+                rules = await asyncio.shield(self._ask(origin, url, turn.order))
         if rules.refused is not None:
             raise FetchError(*rules.refused)
         if not rules.allows(url.raw_path_qs):
@@ -48,10 +46,10 @@ class Robots:
         for task in self._asked.values():
             task.cancel()
 
-    def _ask(self, origin: str, url: URL) -> "asyncio.Task[Rules]":
+    def _ask(self, origin: str, url: URL, order: int) -> "asyncio.Task[Rules]":
         task = self._asked.get(origin)
         if task is None:
-            task = self._asked[origin] = asyncio.ensure_future(self._find(origin, url))
+            task = self._asked[origin] = asyncio.ensure_future(self._find(origin, url, order))
             task.add_done_callback(lambda done: self._found(origin, done))
         return task
 
@@ -64,17 +62,17 @@ class Robots:
             rules = done.result()
             self._known[origin] = time.monotonic() + rules.kept_s, rules
 
-    async def _find(self, origin: str, url: URL) -> Rules:
+    async def _find(self, origin: str, url: URL, order: int) -> Rules:
         rules = await self._gate.leases.rules(origin)
         if rules is None:
-            rules = await self._fetch(url)
+            rules = await self._fetch(url, order)
             self._gate.leases.found(origin, rules)
         return rules
 
-    async def _fetch(self, url: URL) -> Rules:
+    async def _fetch(self, url: URL, order: int) -> Rules:
         """RFC 9309, section 2.3.1: without such a file nothing is forbidden, where that is in doubt everything."""
         host = url.host_port_subcomponent or ""
-        turn = Turn(self._gate, FIRST)
+        turn = Turn(self._gate, order)  # no earlier: the row shall find the connection still open
         try:
             return parse_robots(await self._get(url.origin() / "robots.txt", turn), self._agent, host)
         except FetchError as failure:
