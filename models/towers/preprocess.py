@@ -98,9 +98,11 @@ class Preprocessing:
 
     def normalise(self, images_hwc: torch.Tensor) -> torch.Tensor:
         """float32 (…, height, width, 3) of uint8, on the same device."""
-        values = images_hwc.to(torch.float32) * self.scale - self.offset
-        values = (values - values.new_tensor(self.means)) / values.new_tensor(self.deviations)
-        return values / values.new_tensor(self.again) if self.again else values
+        values, again = images_hwc.to(torch.float32), self.again or (1.0, 1.0, 1.0)
+        factors = [1 / (wide * more) for wide, more in zip(self.deviations, again, strict=True)]
+        added = [-(self.offset + mean) * factor for mean, factor in zip(self.means, factors, strict=True)]
+        # In place, and in two steps instead of four: on a CPU this takes as long as resizing did.
+        return values.mul_(values.new_tensor(factors) * self.scale).add_(values.new_tensor(added))
 
     def _target(self, height: int, width: int) -> tuple[int, int]:
         if self.patches:
