@@ -22,7 +22,7 @@ from stages.download.fetch import Fetcher, Limits
 from stages.download.gate import Gate, Turn
 from stages.download.hosts import Manners
 from stages.download.leases import Alone
-from stages.download.lists import Lists
+from stages.download.lists import Blocked, Lists
 from stages.download.ordered import Ordered
 from stages.download.outcomes import Outcome, write_pool
 from stages.download.proxy import Proxy
@@ -41,6 +41,52 @@ class Asked:
     url: str | None
     sha256: str | None
     """Of the bytes when they were first seen, in hex; None where they were not."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is done for one row: fetch, check, decode, check again. It knows no worker, so that it keeps none alive."""
+
+    fetcher: Fetcher
+    decoders: DecoderPool
+    blocked: Blocked | None
+
+    async def __call__(self, asked: Asked, turn: Turn) -> Outcome:
+        started = time.monotonic()
+        facts: dict[str, Any] = {}
+        image, ending = b"", ""
+        try:
+            fetched = await self.fetcher.fetch(asked.url, turn)
+            facts = {"final_url": fetched.final_url, "content_type": fetched.content_type}
+            self._check_file(asked, fetched.data)
+            decoded = await asyncio.wrap_future(self.decoders.submit(fetched.data))
+            self._check_picture(decoded.facts.get("phash"))
+            facts |= {
+                **decoded.facts,
+                "status": decoded.status,
+                "error_message": decoded.message,
+                "sha256": decoded.sha256,
+                "stored_sha256": decoded.stored_sha256,
+            }
+            image, ending = decoded.image, decoded.ending
+        except FetchError as failure:
+            facts |= {"status": failure.status, "error_message": redact_all(failure.message)}
+        facts |= {"fetched_at": datetime.now(UTC), "seconds": time.monotonic() - started}
+        return Outcome(facts, image, ending)
+
+    def _check_file(self, asked: Asked, data: bytes) -> None:
+        """Raise `FetchError` for bytes that must not be kept, before anything decodes them."""
+        if asked.sha256 is None and self.blocked is None:
+            return
+        digest = sha256(data).hexdigest()
+        if self.blocked is not None and self.blocked.file(digest):
+            raise FetchError("blocked_hash", "blocked_hashes lists the file")
+        if asked.sha256 is not None and digest != asked.sha256.strip().lower():
+            raise FetchError("hash_mismatch", f"first seen as sha256 {asked.sha256[:64]}, now it is {digest}")
+
+    def _check_picture(self, phash: int | None) -> None:
+        if phash is not None and self.blocked is not None and self.blocked.picture(phash):
+            raise FetchError("blocked_hash", "blocked_hashes lists the picture")
 
 
 class Worker:
@@ -66,24 +112,24 @@ class Worker:
         resolver: Resolver = system_names,
     ) -> None:
         self._schema = schema
-        self._lists = lists
         self._expect_sha256 = expect_sha256
         loop = asyncio.new_event_loop()
         loop.set_default_executor(ThreadPoolExecutor(DNS_THREADS, thread_name_prefix="sluice-dns"))
         thread = threading.Thread(target=_run, args=(loop,), name="sluice-fetch", daemon=True)
         thread.start()
         self._decoders = DecoderPool(options, decode_timeout_s, threads)
-        self._alone = Alone(manners.hosts())
+        alone = self._alone = Alone(manners.hosts())
 
         async def opened() -> tuple[Gate, Fetcher]:  # both belong to the loop that runs them
-            gate = Gate(self._alone, concurrency, manners.wait_s)
+            gate = Gate(alone, concurrency, manners.wait_s)
             return gate, Fetcher(limits, guard, gate, manners.robots, lists.opt_outs, resolver, proxy)
 
-        self._gate, self._fetcher = asyncio.run_coroutine_threadsafe(opened(), loop).result()
+        self._gate, fetcher = asyncio.run_coroutine_threadsafe(opened(), loop).result()
+        work = Row(fetcher, self._decoders, lists.blocked)
         self._rows: Ordered[Asked, Outcome] = Ordered(
-            loop, self._gate, self._one, lambda row: lane_of(row.url), lambda ended: len(ended.image), WAITING_BYTES
+            loop, self._gate, work, lambda row: lane_of(row.url), lambda ended: len(ended.image), WAITING_BYTES
         )
-        self.close = weakref.finalize(self, _close, loop, thread, self._fetcher, self._decoders)
+        self.close = weakref.finalize(self, _close, loop, thread, fetcher, self._decoders)
         try:
             self._decoders.wait_ready()
         except BaseException:
@@ -99,7 +145,7 @@ class Worker:
     def decoder_pids(self) -> list[int]:
         return self._decoders.pids()
 
-    def _asked(self, part: PoolPart) -> list["Asked"]:
+    def _asked(self, part: PoolPart) -> list[Asked]:
         """What is to be fetched, and the digest under which it was first seen: what the input says, else the pool."""
         urls = part.image.column("url").to_pylist()
         seen: list[str | None] = [None] * len(urls)
@@ -107,45 +153,6 @@ class Worker:
             seen = part.image.column(self._expect_sha256).to_pylist()
         before = [None] * len(urls) if part.before is None else part.before.column("sha256").to_pylist()
         return [Asked(*row) for row in zip(urls, (a or b for a, b in zip(seen, before, strict=True)), strict=True)]
-
-    async def _one(self, asked: "Asked", turn: Turn) -> Outcome:
-        started = time.monotonic()
-        facts: dict[str, Any] = {}
-        image, ending = b"", ""
-        try:
-            fetched = await self._fetcher.fetch(asked.url, turn)
-            facts = {"final_url": fetched.final_url, "content_type": fetched.content_type}
-            self._check_file(asked, fetched.data)
-            decoded = await asyncio.wrap_future(self._decoders.submit(fetched.data))
-            self._check_picture(decoded.facts.get("phash"))
-            facts |= {
-                **decoded.facts,
-                "status": decoded.status,
-                "error_message": decoded.message,
-                "sha256": decoded.sha256,
-                "stored_sha256": decoded.stored_sha256,
-            }
-            image, ending = decoded.image, decoded.ending
-        except FetchError as failure:
-            facts |= {"status": failure.status, "error_message": redact_all(failure.message)}
-        facts |= {"fetched_at": datetime.now(UTC), "seconds": time.monotonic() - started}
-        return Outcome(facts, image, ending)
-
-    def _check_file(self, asked: "Asked", data: bytes) -> None:
-        """Raise `FetchError` for bytes that must not be kept, before anything decodes them."""
-        blocked = self._lists.blocked
-        if asked.sha256 is None and blocked is None:
-            return
-        digest = sha256(data).hexdigest()
-        if blocked is not None and blocked.file(digest):
-            raise FetchError("blocked_hash", "blocked_hashes lists the file")
-        if asked.sha256 is not None and digest != asked.sha256.strip().lower():
-            raise FetchError("hash_mismatch", f"first seen as sha256 {asked.sha256[:64]}, now it is {digest}")
-
-    def _check_picture(self, phash: int | None) -> None:
-        blocked = self._lists.blocked
-        if phash is not None and blocked is not None and blocked.picture(phash):
-            raise FetchError("blocked_hash", "blocked_hashes lists the picture")
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
