@@ -21,6 +21,8 @@ from infra.miniweb.server import CannotListen
 from infra.miniweb.table import KEY, TABLE
 from infra.miniweb.web import Miniweb
 
+PROCESSES = os.cpu_count() or 1
+
 
 def main(arguments: Sequence[str]) -> int:
     """Serve until interrupted, or while the command after `--` runs; gives its exit status."""
@@ -69,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=_port, default=18080, help="port on 127.0.0.1, 0 for a free one (default 18080)")
     parser.add_argument("--key", type=Path, help=f"the file of the answers (default DIR/../key/{KEY})")
     parser.add_argument("--evaluation", type=Path, metavar="EVALUATION", help="where to write the evaluation set too")
-    parser.add_argument("--processes", type=int, default=1, help="that render; 0 for threads (default 1)")
+    parser.add_argument(
+        "--processes", type=int, default=PROCESSES, help="that render, 0 for threads (default: all cores)"
+    )
     parser.add_argument("--cached-mb", type=int, default=64, help="of images kept once rendered (default 64)")
     return parser
 

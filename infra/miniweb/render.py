@@ -7,7 +7,7 @@ mixed into the few colours before anything is painted, blur is painting small an
 import io
 import math
 import random
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -180,7 +180,7 @@ def _stamp(image: Image.Image, group: Group, colour: RGB, centre: tuple[float, f
     brush.line([*points, points[0]], fill=colour, width=max(1, round(radius * 0.08)))
 
 
-@cache
+@lru_cache(64)
 def _texture(texture: str, side: int) -> Image.Image:
     """What of a thing is painted: seven stripes, or dots in rows."""
     place = np.arange(side) * 7 // side

@@ -24,6 +24,8 @@ MANY = 6
 FEW = 4
 """Most things of one group that can be large, for all to fit their cell."""
 CELLS = 9
+NAMES = {ground: [(shape, colour) for shape in SHAPES for colour in COLOURS if colour != ground] for ground in COLOURS}
+"""What can be seen on a background."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,7 @@ def draw_scene(seed: str, sides: Sides) -> Scene:
     """The scene of a seed; other sides change nothing else."""
     dice = random.Random(f"scene/{seed}")
     ground = dice.choice(COLOURS)
-    names = [(shape, colour) for shape in SHAPES for colour in COLOURS if colour != ground]
-    looks = dice.sample(names, k=dice.choice((1, 2, 2, 2, 3, 3, 4)))
+    looks = dice.sample(NAMES[ground], k=dice.choice((1, 2, 2, 2, 3, 3, 4)))
     cells = dice.sample(range(CELLS), k=len(looks))
     groups = [_group(dice, shape, colour, cell) for (shape, colour), cell in zip(looks, cells, strict=True)]
     scene = Scene(in_order(groups), dice.choice(PATTERNS), ground, 0, 0, 1.0, 0.0, 1, 0, 75, seed)

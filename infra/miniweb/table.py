@@ -1,7 +1,9 @@
 """The table of a web and its answer key, written side by side in row groups: memory does not grow with the pages."""
 
 import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,8 @@ KEY_SCHEMA = pa.schema(
 )
 ROWS = 5000
 """Of a row group."""
+AHEAD = 8
+"""Row groups that are worked out ahead of the one that is written."""
 
 
 def key_row(page: Page, base: str) -> dict[str, Any]:
@@ -88,11 +92,23 @@ def key_row(page: Page, base: str) -> dict[str, Any]:
 GROUP_NAMES = tuple(field.name for field in GROUP)
 
 
-def rows(plan: Plan, base: str) -> Iterator[pa.Table]:
-    """Key and table in one, a row group at a time."""
-    for start in range(0, len(plan), ROWS):
-        numbers = range(start, min(start + ROWS, len(plan)))
-        yield pa.Table.from_pylist([key_row(plan[number], base) for number in numbers], schema=KEY_SCHEMA)
+def rows(plan: Plan, base: str, workers: Executor | None = None) -> Iterator[pa.Table]:
+    """Key and table in one, a row group at a time, worked out by `workers` if there are any."""
+    starts = range(0, len(plan), ROWS)
+    if workers is None:
+        yield from (_group(plan, base, start) for start in starts)
+        return
+    waiting = deque[Future[pa.Table]]()
+    for start in starts:
+        waiting.append(workers.submit(_group, plan, base, start))
+        if len(waiting) > AHEAD:
+            yield waiting.popleft().result()
+    yield from (group.result() for group in waiting)
+
+
+def _group(plan: Plan, base: str, start: int) -> pa.Table:
+    numbers = range(start, min(start + ROWS, len(plan)))
+    return pa.Table.from_pylist([key_row(plan[number], base) for number in numbers], schema=KEY_SCHEMA)
 
 
 def urls(group: pa.Table) -> pa.Table:
@@ -100,12 +116,12 @@ def urls(group: pa.Table) -> pa.Table:
     return group.select(["url", "caption", "page_id", "seen_sha256"]).rename_columns(SCHEMA.names).cast(SCHEMA)
 
 
-def write(plan: Plan, base: str, table: Path | None, key: Path | None) -> None:
+def write(plan: Plan, base: str, table: Path | None, key: Path | None, workers: Executor | None = None) -> None:
     """Write the table and the key, either or both; each appears under its name when it is whole."""
     with ExitStack() as files:
         told = None if table is None else files.enter_context(_writer(table, SCHEMA))
         kept = None if key is None else files.enter_context(_writer(key, KEY_SCHEMA))
-        for group in rows(plan, base):
+        for group in rows(plan, base, workers):
             if told is not None:
                 told.write_table(urls(group))
             if kept is not None:

@@ -66,7 +66,8 @@ class Miniweb(Web):
 
     The same (pages, seed, mix, sides) gives the same table (but for the port) and the same bytes under the same paths.
     `key` names the file of the answers; it must not lie where a pipeline reads. Images are rendered in threads, or in
-    so many `processes`, which take half a second to start; `cached_mb` (2^20 bytes) of them stay for later requests.
+    so many `processes`, which take half a second to start and work out long tables too. `cached_mb` (2^20 bytes) of
+    images are kept for later requests.
     """
 
     def __init__(
@@ -109,7 +110,8 @@ class Miniweb(Web):
         try:
             place = None if self.folder is None else self.folder / table.TABLE
             if place is not None or self.key is not None:
-                table.write(self.pages, self.base, place, self.key)
+                spread = self._processes and len(self.pages) > table.ROWS
+                table.write(self.pages, self.base, place, self.key, self._pool() if spread else None)
         except BaseException:
             self.__exit__(None, None, None)
             raise

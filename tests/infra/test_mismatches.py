@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +21,17 @@ Pairs = tuple[Floats, Floats, Bools]
 SYNONYMS = [set(words) for table in (COLOUR_WORDS, SHAPE_WORDS, SIZE_WORDS, TEXTURE_WORDS) for words in table.values()]
 """The colours come first, in the order of the histogram."""
 RIDGES = (0.1, 1.0, 10.0, 100.0)
+SIDE = 72
+"""Of the longer side in px: enough for shares of colours."""
 EACH = 450
 """Pairs of a class: half to learn from, half to be asked about."""
 
 
 def histogram(page: Page) -> Floats:
     """Shares of the pixels nearest to each paint, (paints,), under a square root, which lifts small things."""
-    pixels_nc = np.asarray(paint(page.scene).resize((48, 48))).reshape(-1, 3).astype(float)
+    scale = SIDE / max(page.scene.width, page.scene.height)
+    small = replace(page.scene, width=round(scale * page.scene.width), height=round(scale * page.scene.height), blur=1)
+    pixels_nc = np.asarray(paint(small)).reshape(-1, 3).astype(float)
     paints_pc = np.array([PAINTS[colour] for colour in COLOURS], float)
     nearest_n = ((pixels_nc[:, None] - paints_pc) ** 2).sum(-1).argmin(-1)
     return np.sqrt(np.bincount(nearest_n, minlength=len(paints_pc)) / len(nearest_n))
