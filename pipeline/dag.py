@@ -199,9 +199,12 @@ class Dag:
         for stage in node.stages:
             available.append(list(seen))
             if isinstance(stage, PartStage):
-                seen += [
-                    Column(f.name, "", stage.grain, f.type, f.name in covered(stage.gives())) for f in stage.gives()
-                ]
+                try:
+                    schema = stage.gives()
+                except SluiceError as error:
+                    raise SluiceError(f"{node.name}: {type(stage).__name__}: {error}") from None
+                counted = set(covered(schema))
+                seen += [Column(f.name, "", stage.grain, f.type, f.name in counted) for f in schema]
         return available
 
     def sources(self, node: str) -> list[dict[str, Column]]:
