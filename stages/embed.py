@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Annotated
 
 import numpy as np
@@ -40,8 +41,12 @@ class ImageEmbeddings(PartStage):
     batch: Annotated[int, Effort] = Field(default=64, ge=1)
     """Images that the model sees at once; halved where memory runs out."""
 
-    def gives(self) -> pa.Schema:
+    @cached_property
+    def _schema(self) -> pa.Schema:
         return pa.schema([("image_embedding", vector_type(width_of(self.weights, self.width)))])
+
+    def gives(self) -> pa.Schema:
+        return self._schema
 
     def open(self, device: Device) -> Callable[[Batch], pa.Table]:
         schema = self.gives()
@@ -79,8 +84,12 @@ class TextEmbeddings(PartStage):
     batch: Annotated[int, Effort] = Field(default=256, ge=1)
     """Captions that the model sees at once; halved where memory runs out."""
 
-    def gives(self) -> pa.Schema:
+    @cached_property
+    def _schema(self) -> pa.Schema:
         return pa.schema([("text_embedding", vector_type(width_of(self.weights, self.width)))])
+
+    def gives(self) -> pa.Schema:
+        return self._schema
 
     def open(self, device: Device) -> Callable[[Batch], pa.Table]:
         schema = self.gives()

@@ -220,6 +220,41 @@ def test_where_it_runs_changes_no_key_and_new_weights_redo_the_scores_alone(weig
     assert set(other.calls) == {"scores", "kept"}
 
 
+def test_the_checkpoint_of_another_node_is_a_model_like_any_other(weights: Path, tmp_path: Path) -> None:
+    text = """
+    dag: bootstrapped
+    nodes:
+      urls: {{steps: [tests.stages.gallery.Links]}}
+      pool: {{from: urls, steps: [tests.stages.gallery.Gallery]}}
+      clip: {{from: pool, steps: [{{tests.stages.gallery.Trained: {{folder: {folder}}}}}]}}
+      scores:
+        from: pool
+        steps:
+          - stages.embed.ImageEmbeddings: {{weights: {{node: clip}}, width: 16}}
+          - stages.embed.TextEmbeddings: {{weights: {{node: clip}}, width: 16}}
+          - stages.score.ClipScore
+    """
+    store = Store(str(tmp_path / "root"))
+    first = run(Dag.parse(text.format(folder=weights)), store.root, executor=Inline(store))
+    straight = run(
+        dag(weights), str(tmp_path / "other"), until="scores", executor=Inline(Store(str(tmp_path / "other")))
+    )
+    tables = (
+        rows_of(store, first, "scores", "caption"),
+        rows_of(Store(str(tmp_path / "other")), straight, "scores", "caption"),
+    )
+    assert tables[0].equals(tables[1])
+    better = tiny.save("clip", tmp_path / "better", seed=1)
+    again = Inline(store)
+    run(Dag.parse(text.format(folder=better)), store.root, executor=again)
+    assert set(again.calls) == {"clip", "scores"}
+
+
+def test_a_dag_with_weights_that_are_not_there_says_so_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SluiceError, match=r"^scores: ImageEmbeddings: weights: no folder '/no/where/at/all'[^\n]*$"):
+        dag(Path("/no/where/at/all")).check()
+
+
 def dag(weights: Path, batch_rows: int = 256) -> Dag:
     return Dag.parse(GALLERY.format(weights=weights, batch_rows=batch_rows))
 
