@@ -81,9 +81,15 @@ class Connection(asyncio.Protocol):
     """One client. It has the `write`, `drain` and `close` of a `StreamWriter`, for scripts."""
 
     def __init__(
-        self, respond: Callable[[bytes], "Request"], reply: Responder, opened: "set[Connection]", greeting: bytes = b""
+        self,
+        respond: Callable[[bytes], "Request"],
+        reply: Responder,
+        opened: "set[Connection]",
+        greeting: bytes = b"",
+        keep: bool = False,
     ) -> None:
-        self._parse, self._reply, self._opened, self._greeting = respond, reply, opened, greeting
+        """`keep`: raw bytes and scripts leave the connection open for the next request, unless they close it."""
+        self._parse, self._reply, self._opened, self._greeting, self._keep = respond, reply, opened, greeting, keep
         self._received = bytearray()
         self._busy: asyncio.Task[None] | None = None
         self._writable = asyncio.Event()
@@ -159,7 +165,7 @@ class Connection(asyncio.Protocol):
                 await self._stream(done)
             else:
                 await done(self)
-            if not isinstance(done, Answer):
+            if not isinstance(done, Answer) and not self._keep:
                 self.close()
         except ConnectionError:
             self.transport.abort()

@@ -48,13 +48,15 @@ class Server:
         port: int = 0,
         tls: ssl.SSLContext | None = None,
         greeting: bytes = b"",
+        keep: bool = False,
         keep_requests: bool = False,
     ) -> None:
         self._reply = reply
         self._wanted_port = port
         self._tls = tls
         self._greeting = greeting
-        self._keep = keep_requests
+        self._keep = keep
+        self._keep_requests = keep_requests
         self._open: set[Connection] = set()
         self._running: tuple[asyncio.AbstractEventLoop, asyncio.Event, Thread] | None = None
         self.hits: Counter[str] = Counter()
@@ -108,11 +110,11 @@ class Server:
 
     def _connection(self) -> Connection:
         self.connections += 1
-        return Connection(self._parse, self._reply, self._open, self._greeting)
+        return Connection(self._parse, self._reply, self._open, self._greeting, self._keep)
 
     def _parse(self, head: bytes) -> Request:
         request = parsed(head, self._count)
-        if self._keep:
+        if self._keep_requests:
             self.requests.append(request.head)
         return request
 
@@ -127,8 +129,11 @@ class Scripted(Server):
     `answers[path]` says what it does, `hits[path]` counts the requests, `requests` are the heads as they came.
     """
 
-    def __init__(self, tls: ssl.SSLContext | None = None, greeting: bytes = b"", port: int = 0) -> None:
-        super().__init__(self._answer, port, tls, greeting, keep_requests=True)
+    def __init__(
+        self, tls: ssl.SSLContext | None = None, greeting: bytes = b"", keep: bool = False, port: int = 0
+    ) -> None:
+        """`keep`: a connection serves request after request, until an answer closes it."""
+        super().__init__(self._answer, port, tls, greeting, keep, keep_requests=True)
         self.answers: dict[str, Reply] = {}
 
     def _answer(self, request: Request) -> Reply:

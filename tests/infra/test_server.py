@@ -114,6 +114,17 @@ def test_a_script_writes_what_it_likes() -> None:
         assert raw(server.base, ask("/")) == b"hello one two"
 
 
+def test_a_kept_connection_serves_raw_bytes_again_and_again() -> None:
+    with Scripted(keep=True) as server:
+        server.serve("/a", b"one")
+        server.serve("/b", b"two")
+        assert [body for _, _, body in get(server.base, "/a", "/b", "/a")] == [b"one", b"two", b"one"]
+        assert server.connections == 1
+    with Scripted() as server:
+        server.serve("/a", b"one")
+        assert raw(server.base, ask("/a") * 2).count(b"200 OK") == 1
+
+
 def test_plain_answers_and_redirects_can_be_scripted() -> None:
     with Scripted() as server:
         server.serve("/gone", b"body", "X-Robots-Tag: noai\r\n", "410 Gone")

