@@ -9,5 +9,6 @@ the stage.
 """
 
 from stages.download.download import Download
+from stages.download.img2dataset import Img2Dataset
 
-__all__ = ["Download"]
+__all__ = ["Download", "Img2Dataset"]

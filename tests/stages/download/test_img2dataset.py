@@ -1,0 +1,185 @@
+"""img2dataset behind our contract: its statuses in our words, its pictures in our tar, our guard before its sockets."""
+
+import asyncio
+import io
+import json
+import subprocess
+import tarfile
+import time
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pydantic import ValidationError
+
+from pipeline.errors import SluiceError
+from pipeline.stage import Column, Device
+from stages.download import Download, Img2Dataset
+from stages.download.img2dataset_parts import Img2DatasetWorker, in_our_words
+from stages.download.statuses import is_status
+from tests.stages.download.doubles import Part, encoded, part_of, picture, pixels, uid
+from tests.stages.download.hostile import HostileServer
+
+pytest.importorskip("img2dataset")
+
+
+def made(server: HostileServer, urls: list[str | None], **parameters: object) -> tuple[Part, list[dict[str, Any]]]:
+    stage = Img2Dataset(allow_private_hosts=(f"127.0.0.1:{server.port}",), thread_count=8, timeout=3, **parameters)
+    worker = stage.open(Device())
+    assert isinstance(worker, Img2DatasetWorker)
+    part = part_of(urls)
+    table = worker(part)
+    worker.close()
+    assert table.schema.equals(Download.adds, check_metadata=True)
+    return part, table.to_pylist()
+
+
+@dataclass(frozen=True)
+class Ended:
+    urls: list[str | None]
+    part: Part
+    rows: list[dict[str, Any]]
+    statuses: list[str]
+    """Those that are expected."""
+
+
+@pytest.fixture(scope="module")
+def everything(server: HostileServer, canary: HostileServer) -> Ended:
+    """One part with all ends, for a process of img2dataset takes seconds to start."""
+    photo = encoded(picture(600, 400), quality=95)
+    cases: list[tuple[str | None, str]] = [
+        (server.serve("/i/photo.jpg", photo), "success"),
+        (server.url("/i/missing.jpg?token=secret"), "http_404"),
+        (None, "bad_url"),
+        (server.serve("/i/alpha.png", encoded(picture().convert("RGBA"), "PNG")), "success"),
+        ("file:///etc/passwd", "blocked_scheme"),
+        (canary.url("/i/private.jpg"), "blocked_port"),
+        ("http://169.254.169.254/latest", "blocked_address"),
+        (server.redirect("/i/to-canary", canary.url("/i/stolen.jpg")), "blocked_port"),
+        (server.redirect("/i/to-metadata", "http://169.254.169.254/latest"), "blocked_address"),
+        (server.redirect("/i/to-file", "file:///etc/passwd"), "blocked_scheme"),
+        (server.redirect("/i/to-ftp", "ftp://127.0.0.1/x.jpg"), "blocked_port"),
+        (server.redirect("/i/loop", server.url("/i/loop")), "too_many_redirects"),
+        (server.serve("/i/page.jpg", b"<html></html>"), "decode_error"),
+        (server.serve("/i/empty.jpg", b""), "empty"),
+        (server.serve("/i/reserved.jpg", photo, "X-Robots-Tag: noai\r\n"), "opted_out"),
+        (server.serve("/i/broken.jpg", b"", status="503 Busy"), "http_503"),
+        (server.raw("/i/short.jpg", b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\nx"), "truncated_body"),
+        ("http://no-such-host.invalid/x.jpg", "dns_error"),
+        (server.serve("/i/second.jpg", encoded(picture(300, 200, 3))), "success"),
+    ]  # fmt: skip
+    urls = [url for url, _ in cases]
+    part, rows = made(server, urls, image_size=128, resize_mode="center_crop")
+    return Ended(urls, part, rows, [status for _, status in cases])
+
+
+def test_every_row_ends_with_one_of_our_statuses_in_order(everything: Ended) -> None:
+    rows = everything.rows
+    assert [row["status"] for row in rows] == everything.statuses
+    assert [row["key"] for row in rows] == [uid(url) for url in everything.urls]
+    assert all(is_status(row["status"]) for row in rows)
+    assert all((row["error_message"] is None) == (row["status"] == "success") for row in rows)
+    assert not any("secret" in (row["error_message"] or "") for row in rows)
+
+
+def test_nothing_was_asked_of_whom_nobody_allowed(everything: Ended, canary: HostileServer) -> None:
+    assert everything.statuses.count("blocked_port") == 3
+    assert not [path for path in canary.hits if path.startswith("/i/")]
+
+
+def test_its_pictures_lie_in_our_tar_under_our_keys(everything: Ended) -> None:
+    part, rows = everything.part, everything.rows
+    good = [row for row in rows if row["status"] == "success"]
+    data = part.bytes("tar")
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        assert tar.getnames() == [f"{row['key']}.{end}" for row in good for end in ("jpg", "json", "txt")]
+        first = tar.extractfile(f"{good[0]['key']}.json")
+        assert first is not None
+        metadata = json.load(first)
+    for row in good:
+        stored = data[row["offset"] : row["offset"] + row["nbytes"]]
+        assert sha256(stored).hexdigest() == row["stored_sha256"]
+        assert pixels(stored).shape == (128, 128, 3)
+        assert (row["width"], row["height"]) == (128, 128)
+        assert 0 <= row["phash"] < 1 << 64
+    assert (good[0]["original_width"], good[0]["original_height"]) == (600, 400)
+    assert good[0]["sha256"] == sha256(encoded(picture(600, 400), quality=95)).hexdigest()
+    assert (metadata["uid"], metadata["caption"], metadata["width"]) == (good[0]["key"], "picture 0", 128)
+    stats = json.loads(part.bytes("stats.json"))
+    assert (stats["count"], stats["successes"]) == (len(rows), 3)
+
+
+def test_a_hang_ends_with_the_part_and_costs_only_what_was_not_written(
+    server: HostileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def drip(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        while True:
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(0.5)
+
+    class Impatient(subprocess.Popen[bytes]):
+        """Its deadline has come once a few pictures are on the disk, however slow the machine is."""
+
+        def wait(self, timeout: float | None = None) -> int:
+            if timeout is None:
+                return super().wait()
+            assert isinstance(self.args, list)
+            tar = Path(str(self.args[-1])) / "00000.tar"
+            while self.poll() is None and not (tar.exists() and tar.stat().st_size > 500_000):
+                time.sleep(0.05)
+            raise subprocess.TimeoutExpired(self.args, timeout)
+
+    monkeypatch.setattr(subprocess, "Popen", Impatient)
+    good: list[str | None] = [server.serve(f"/h/{seed}.jpg", encoded(picture(900, 700, seed))) for seed in range(40)]
+    _, rows = made(server, [server.on("/h/drip", drip), *good], resize_mode="no")
+    assert rows[0]["status"] == "timeout"
+    assert "part_timeout_s = 3600" in str(rows[0]["error_message"])
+    assert {row["status"] for row in rows} == {"timeout", "success"}
+    assert sum(row["status"] == "success" for row in rows) > 5
+
+
+def test_bytes_that_it_does_not_look_at_are_decoded_all_the_same(server: HostileServer) -> None:
+    photo = encoded(picture(600, 400))
+    urls: list[str | None] = [server.serve("/r/photo.jpg", photo), server.serve("/r/page.jpg", b"<html>")]
+    part, rows = made(server, urls, disable_all_reencoding=True)
+    assert [row["status"] for row in rows] == ["success", "not_an_image"]
+    assert (rows[0]["width"], rows[0]["original_height"]) == (600, 400)
+    assert photo in part.bytes("tar")
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        ("HTTP Error 404: Not Found", "http_404"),
+        ("<urlopen error timed out>", "timeout"),
+        ("The read operation timed out", "timeout"),
+        ("<urlopen error [Errno -2] Name or service not known>", "dns_error"),
+        ("<urlopen error [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed>", "tls_error"),
+        ("<urlopen error [Errno 111] Connection refused>", "connection_error"),
+        ("Remote end closed connection without response", "connection_error"),
+        ("IncompleteRead(10 bytes read, 90 more expected)", "truncated_body"),
+        ("Use of image disallowed by X-Robots-Tag directive", "opted_out"),
+        ("Image decoding error", "decode_error"),
+        ("OpenCV(4.14.0) (-215:Assertion failed) !buf.empty() in function 'imdecode_'", "empty"),
+        ("<urlopen error refused by sluice: blocked_address: 10.0.0.1 is not public: private>", "blocked_address"),
+        ("HTTP Error 999: Nobody knows", "http_999"),
+        ("", "oom"),
+    ],
+)
+def test_its_messages_become_our_words(said: str, status: str) -> None:
+    assert in_our_words(said)[0] == status
+
+
+def test_parameters_that_it_would_refuse_are_refused_before_work_starts() -> None:
+    with pytest.raises(SluiceError, match="from 0 to 9"):
+        Img2Dataset(encode_format="png").check([])
+    with pytest.raises(SluiceError, match=r"urls\.url has type int64"):
+        Img2Dataset().check([Column("url", "urls", "image", pa.int64())])
+    with pytest.raises(ValidationError):
+        Img2Dataset(resize_mode="stretch")
+    assert Img2Dataset.path() == "stages.download.Img2Dataset"
