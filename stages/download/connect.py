@@ -155,15 +155,13 @@ class Connections:
     async def _connect(self, url: URL, key: Key) -> Connection:
         _, host, port = key
         if self._proxy is None:
-            addresses = (await self._resolve(host, port))[:DIALLED]
-            dialled = await self._dial(addresses, port)
-            peer = dialled.getpeername()[0]
+            dialled = await self._dial((await self._resolve(host, port))[:DIALLED], port)
         else:
             with contextlib.suppress(socket.gaierror):  # names that only the proxy knows are its to judge
                 await self._resolve(host, port)
             dialled = await self._dial(await self._resolver(*self._proxy.where), self._proxy.where[1])
-            peer = ""
         try:
+            peer = "" if self._proxy is not None else str(dialled.getpeername()[0])
             self._check_peer(key, peer)
             if self._proxy is not None and url.scheme == "https":
                 await self._proxy.open_tunnel(dialled, host, port)

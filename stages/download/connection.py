@@ -54,6 +54,7 @@ class Connection(asyncio.BufferedProtocol):
         self.peer = peer
         """The address that was dialled; "" behind a proxy."""
         self.served = 0
+        """Requests that it was given, the present one among them."""
         self.idle_since = 0.0
         self._scratch = memoryview(scratch)
         self._on_idle = on_idle
@@ -99,6 +100,7 @@ class Connection(asyncio.BufferedProtocol):
 
         Raises `FetchError`, `ClosedError` and what the system raises.
         """
+        self.served += 1
         if self._transport is None or self._transport.is_closing():
             raise ClosedError("the connection was closed at once")
         self._reset()
@@ -106,7 +108,6 @@ class Connection(asyncio.BufferedProtocol):
         self._answer = answer
         self._accept = accept
         self._read = self._read_head
-        self.served += 1
         self._transport.write(request)
         try:
             return await answer
@@ -188,7 +189,8 @@ class Connection(asyncio.BufferedProtocol):
         assert self._accept is not None
         self._sink = self._accept(head)
         self._head = head
-        self._lasting = self._lasting and head.lasting
+        doubtful = head.chunked and head.get("content-length") is not None  # RFC 9112, section 6.3: perhaps an attack
+        self._lasting = self._lasting and head.lasting and not doubtful
         if self._sink is None:
             self._settle(head)
             if not self._lasting or head.chunked or length is None or length > DRAINED_BYTES:

@@ -1,6 +1,10 @@
 """Connections that serve again: how many are opened, and that no answer is made of bytes that came too early."""
 
 import asyncio
+import contextlib
+import socket
+import struct
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
@@ -92,19 +96,22 @@ def test_bytes_beyond_an_answer_are_never_the_next_answer(
     if framing == "chunks":
         whole = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\ne\r\n" + BODY + b"\r\n0\r\n\r\n"
 
+    sent = threading.Event()
+
     async def answer(writer: asyncio.StreamWriter) -> None:
-        if pause_s is None:
-            writer.write(whole + smuggled)
-        else:
-            writer.write(whole)
+        writer.write(whole + (smuggled if pause_s is None else b""))
+        if pause_s is not None:
+            await writer.drain()
             await asyncio.sleep(pause_s)
             writer.write(smuggled)
+        await writer.drain()
+        sent.set()
 
     url, after = kept.on("/first", answer), kept.serve("/after", BODY)
 
     async def script(fetcher: Fetching) -> None:
         assert (await fetcher.fetch(url)).data == BODY
-        await asyncio.sleep((pause_s or 0) + 0.05)
+        assert await asyncio.to_thread(sent.wait, 10)  # what came after the next request could be its answer
         assert (await fetcher.fetch(after)).data == BODY
 
     run(kept, script)
@@ -227,3 +234,43 @@ def test_the_peer_of_a_connection_is_checked_again_before_it_serves_again(
 
     run(kept, script)
     assert kept.hits["/x"] == 1
+
+
+@pytest.mark.fault(12)
+def test_an_answer_that_gives_its_end_in_two_ways_is_the_last_of_its_connection(kept: HostileServer) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"
+    url, after = kept.raw("/both", head + b"5\r\nabcde\r\n0\r\n\r\n"), kept.serve("/after", BODY)
+
+    async def script(fetcher: Fetching) -> None:
+        assert (await fetcher.fetch(url)).data == b"abcde"
+        assert (await fetcher.fetch(after)).data == BODY
+
+    run(kept, script)
+    assert kept.connections == 2
+
+
+def test_a_host_that_hangs_up_at_once_is_not_dialled_again_and_again() -> None:
+    accepted = 0
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up() -> None:
+            nonlocal accepted
+            with contextlib.suppress(OSError):
+                while True:
+                    connection = listener.accept()[0]
+                    accepted += 1
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    connection.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        port = listener.getsockname()[1]
+
+        async def whole() -> None:
+            async with Fetching(Guard((f"127.0.0.1:{port}",)), replace(LIMITS, tries=1)) as fetching:
+                for _ in range(10):
+                    with pytest.raises(FetchError, match="connection_error"):
+                        await fetching.fetch(f"http://127.0.0.1:{port}/")
+
+        asyncio.run(whole())
+        listener.shutdown(socket.SHUT_RDWR)
+    assert accepted == 10
