@@ -10,6 +10,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
+from huggingface_hub import constants
 
 from models.towers.dual_encoder import DualEncoder
 from pipeline import Dag, run
@@ -173,6 +174,20 @@ def test_weights_may_lie_on_any_store(weights: Path) -> None:
     assert images(stage, [picture(3)]) == images(ImageEmbeddings(weights=str(weights)), [picture(3)])
 
 
+def test_a_model_of_the_hub_needs_no_network_where_its_cache_has_it(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "fedcba9876" * 4
+    cached = tmp_path / "models--org--cached-clip"
+    shutil.copytree(weights, cached / "snapshots" / commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    stage = TextEmbeddings(weights=f"org/cached-clip@{commit}")
+    assert texts(stage, ["a red circle"]) == texts(TextEmbeddings(weights=str(weights)), ["a red circle"])
+    with pytest.raises(SluiceError, match=r"'org/absent' is neither a folder nor a model that the hub gives"):
+        TextEmbeddings(weights="org/absent").gives()
+
+
 def test_what_is_no_dual_encoder_is_refused_before_work_starts(weights: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(weights, tmp_path / "bert")
     (folder / "config.json").write_text('{"model_type": "bert"}')
@@ -236,14 +251,9 @@ def test_the_checkpoint_of_another_node_is_a_model_like_any_other(weights: Path,
     """
     store = Store(str(tmp_path / "root"))
     first = run(Dag.parse(text.format(folder=weights)), store.root, executor=Inline(store))
-    straight = run(
-        dag(weights), str(tmp_path / "other"), until="scores", executor=Inline(Store(str(tmp_path / "other")))
-    )
-    tables = (
-        rows_of(store, first, "scores", "caption"),
-        rows_of(Store(str(tmp_path / "other")), straight, "scores", "caption"),
-    )
-    assert tables[0].equals(tables[1])
+    other = Store(str(tmp_path / "other"))
+    straight = run(dag(weights), other.root, until="scores", executor=Inline(other))
+    assert rows_of(store, first, "scores", "caption").equals(rows_of(other, straight, "scores", "caption"))
     better = tiny.save("clip", tmp_path / "better", seed=1)
     again = Inline(store)
     run(Dag.parse(text.format(folder=better)), store.root, executor=again)
