@@ -86,6 +86,7 @@ def test_the_four_formats_are_read(kind: str) -> None:
         b"%!PS-Adobe-3.0 EPSF-3.0\n",
     ],
 )
+@pytest.mark.fault(16)
 def test_other_formats_are_refused_by_name(data: bytes) -> None:
     assert status(data) == "format_refused"
 
@@ -95,12 +96,14 @@ def test_other_formats_are_refused_by_name(data: bytes) -> None:
     [b"<!DOCTYPE html><html><body><svg></svg></body></html>", b"x", b"\xff\xd8", b"PK\x03\x04zip", b"{}",
      b"<html>" + b"<!---->" * 10_000, bytes(5000), b"RIFF\0\0\0\0AVI LIST", b"GIF88a", b"%PDF-1.7", b"BMW cars"],
 )  # fmt: skip
+@pytest.mark.fault(14)
 def test_what_is_no_image_says_so(data: bytes) -> None:
     assert status(data) == "not_an_image"
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP"])
 @pytest.mark.parametrize("kept", [0.6, 0.95])
+@pytest.mark.fault(19)
 def test_a_truncated_image_is_no_success(kind: str, kept: float) -> None:
     data = encoded(picture(400, 300), kind)
     assert status(data[: int(len(data) * kept)]) == "truncated_image"
@@ -114,6 +117,7 @@ def test_a_broken_image_is_a_decode_error() -> None:
     assert status(webp[:12] + bytes(len(webp) - 12)) == "decode_error"
 
 
+@pytest.mark.fault(17)
 def test_a_bomb_is_refused_before_it_is_decoded() -> None:
     bomb = png(20_000, 20_000)
     assert len(bomb) < 200
@@ -132,6 +136,7 @@ def test_a_webp_tells_its_size_before_its_reader_makes_a_canvas(saved: dict[str,
     assert answer(data, options(max_pixels=321 * 123))[0]["status"] == "success"
 
 
+@pytest.mark.fault(18)
 def test_a_bomb_just_under_the_limit_fits_into_the_decoders_memory() -> None:
     """49 megapixels with alpha from a PNG: the largest canvas that Pillow makes of what we let through."""
     flat = encoded(Image.new("RGBA", (7000, 7000), (255, 0, 0, 128)), "PNG", compress_level=1)
@@ -142,6 +147,7 @@ def test_a_bomb_just_under_the_limit_fits_into_the_decoders_memory() -> None:
     assert np.abs(pixels(decoded.image)[256, 256].astype(int) - (255, 127, 127)).max() <= 2
 
 
+@pytest.mark.fault(20)
 def test_cmyk_becomes_rgb() -> None:
     _, stored = made(encoded(Image.new("CMYK", (64, 48), (0, 255, 255, 0))))
     red, green, blue = stored.reshape(-1, 3).mean(axis=0)
@@ -149,6 +155,7 @@ def test_cmyk_becomes_rgb() -> None:
     assert max(green, blue) < 40
 
 
+@pytest.mark.fault(20)
 def test_sixteen_bits_become_eight_without_clipping() -> None:
     ramp = np.linspace(0, 65535, 64 * 48).astype(np.uint16).reshape(48, 64)
     _, stored = made(encoded(Image.fromarray(ramp), "PNG"))
@@ -156,6 +163,7 @@ def test_sixteen_bits_become_eight_without_clipping() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+@pytest.mark.fault(20)
 def test_transparency_lies_over_white(mode: str) -> None:
     image = Image.new("RGBA", (64, 48), (0, 0, 0, 0))
     image.paste((0, 0, 0, 255), (0, 0, 32, 48))
@@ -177,6 +185,7 @@ def test_palettes_greys_and_bitmaps_become_rgb() -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+@pytest.mark.fault(21)
 def test_frame_zero_of_an_animation_is_kept_and_the_frames_are_counted(kind: str) -> None:
     frames = [Image.new("RGB", (64, 48), (255, 0, 0))] + [picture(seed=seed) for seed in range(29)]
     facts, stored = made(encoded(frames[0], kind, save_all=True, append_images=frames[1:]))
@@ -186,6 +195,7 @@ def test_frame_zero_of_an_animation_is_kept_and_the_frames_are_counted(kind: str
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.fault(22)
 def test_every_exif_orientation_ends_upright_and_without_exif(kind: str, orientation: int) -> None:
     upright = Image.new("RGB", (80, 40), "black")
     upright.paste((255, 0, 0), (0, 0, 40, 20))  # red top left, blue bottom left
@@ -222,6 +232,7 @@ def test_broken_exif_costs_no_image() -> None:
     assert "exif" not in facts or facts["exif"] is None
 
 
+@pytest.mark.fault(23)
 def test_the_tail_of_a_polyglot_is_gone() -> None:
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as zipped:

@@ -1,6 +1,7 @@
 """The processes that decode: what a crash, a hang and a lie cost (one image), and that they are replaced."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -12,9 +13,11 @@ import pytest
 
 from pipeline.errors import SluiceError
 from stages.download import decoders
+from stages.download.decode import MEMORY_BYTES
 from stages.download.decoders import DecoderPool
 from tests.stages.download.decoding import options
 from tests.stages.download.doubles import encoded, picture
+from tests.stages.download.test_decode import png
 
 JPEG = encoded(picture())
 
@@ -27,6 +30,7 @@ def pool() -> Iterator[DecoderPool]:
     running.close()
 
 
+@pytest.mark.fault(24)
 def test_a_segfault_costs_one_image_and_the_process_is_replaced(pool: DecoderPool) -> None:
     (pid,) = pool.pids()
     os.kill(pid, signal.SIGSTOP)  # so that the image is surely in its hands when it dies
@@ -40,6 +44,7 @@ def test_a_segfault_costs_one_image_and_the_process_is_replaced(pool: DecoderPoo
     assert pool.pids() != [pid]
 
 
+@pytest.mark.fault(25)
 def test_a_hang_ends_at_the_deadline_and_the_process_is_replaced(pool: DecoderPool) -> None:
     (pid,) = pool.pids()
     os.kill(pid, signal.SIGSTOP)
@@ -51,6 +56,7 @@ def test_a_hang_ends_at_the_deadline_and_the_process_is_replaced(pool: DecoderPo
         os.kill(pid, 0)
 
 
+@pytest.mark.fault(25)
 def test_a_hang_in_the_middle_of_a_large_body_ends_too(pool: DecoderPool) -> None:
     """More than a socket's buffer holds, so that the parent hangs in sending."""
     os.kill(pool.pids()[0], signal.SIGSTOP)
@@ -156,3 +162,23 @@ def test_many_threads_share_a_few_decoders() -> None:
         second = [one.result().stored_sha256 for one in map(pool.submit, images)]
     assert first == second
     assert len(set(first)) == 40
+
+
+@pytest.mark.fault(37)
+def test_an_image_that_needs_more_memory_than_there_is_ends_as_oom_and_the_next_one_is_decoded() -> None:
+    """225 megapixels with alpha, let through by a limit that is too high for a decoder's 1 GiB."""
+    sky = png(15_000, 15_000, mode=6)
+    wanted = options(resize="no", max_pixels=300_000_000)
+    with closing(DecoderPool(wanted, timeout_s=60.0, count=1)) as pool:
+        pool.wait_ready()
+        (pid,) = pool.pids()
+        decoded = pool.decode(sky)
+        assert (decoded.status, decoded.facts) == ("oom", {"format": "PNG"})
+        assert 0.7 * MEMORY_BYTES < peak_bytes(pid) <= MEMORY_BYTES  # it came close, and the limit held
+        assert pool.decode(JPEG).status == "success"
+        assert pool.pids() == [pid]
+
+
+def peak_bytes(pid: int) -> int:
+    """The most address space that a process has had."""
+    return 1024 * int(re.findall(r"VmPeak:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[0])
