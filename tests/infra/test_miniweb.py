@@ -299,7 +299,7 @@ def test_other_paths_are_not_found(web: Miniweb) -> None:
 def test_two_instances_give_equal_tables_keys_and_bytes_whoever_renders(tmp_path: Path) -> None:
     def digest(processes: int) -> str:
         hasher = hashlib.sha256()
-        with Miniweb(pages=200, seed=9, processes=processes) as web:
+        with Miniweb(pages=100, seed=9, processes=processes) as web:
             silent = (Kind.HANG_UP, Kind.SMUGGLED)  # the connection ends with them
             paths = [
                 p.path for p in web.pages if p.path and p.kind not in silent and p.facts.family is not Family.HARMFUL

@@ -21,7 +21,7 @@ Pairs = tuple[Floats, Floats, Bools]
 SYNONYMS = [set(words) for table in (COLOUR_WORDS, SHAPE_WORDS, SIZE_WORDS, TEXTURE_WORDS) for words in table.values()]
 """The colours come first, in the order of the histogram."""
 RIDGES = (0.1, 1.0, 10.0, 100.0)
-SIDE = 72
+SIDE = 56
 """Of the longer side in px: enough for shares of colours."""
 EACH = 450
 """Pairs of a class: half to learn from, half to be asked about."""
@@ -33,7 +33,7 @@ def histogram(page: Page) -> Floats:
     small = replace(page.scene, width=round(scale * page.scene.width), height=round(scale * page.scene.height), blur=1)
     pixels_nc = np.asarray(paint(small)).reshape(-1, 3).astype(float)
     paints_pc = np.array([PAINTS[colour] for colour in COLOURS], float)
-    nearest_n = ((pixels_nc[:, None] - paints_pc) ** 2).sum(-1).argmin(-1)
+    nearest_n = (2 * pixels_nc @ paints_pc.T - (paints_pc**2).sum(1)).argmax(1)
     return np.sqrt(np.bincount(nearest_n, minlength=len(paints_pc)) / len(nearest_n))
 
 
