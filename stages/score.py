@@ -35,9 +35,11 @@ class ClipScore(PartStage):
 
     def open(self, device: Device) -> Callable[[Batch], pa.Table]:
         def score(batch: Batch) -> pa.Table:
-            images_nd = batch.matrix("image_embedding")  # unit rows, NaN where there is none
+            images_nd = batch.matrix("image_embedding")  # NaN where there is none
             texts_nd = batch.matrix("text_embedding")
-            return pa.table([nullable(np.einsum("nd,nd->n", images_nd, texts_nd))], schema=self.adds)
+            lengths = (np.einsum("nd,nd->n", rows_nd, rows_nd) for rows_nd in (images_nd, texts_nd))
+            cosines = np.einsum("nd,nd->n", images_nd, texts_nd) / np.sqrt(np.prod(list(lengths), axis=0))
+            return pa.table([nullable(cosines.clip(-1, 1))], schema=self.adds)  # float16 made them a little uneven
 
         return score
 

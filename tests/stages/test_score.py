@@ -49,6 +49,15 @@ def test_a_caption_equal_to_its_image_scores_one_and_its_opposite_minus_one() ->
     assert found == [1, -1, 0, pytest.approx(0.5**0.5, abs=1e-3)]
 
 
+def test_rounding_to_float16_takes_no_score_out_of_its_bounds() -> None:
+    rows_nd = unit(np.random.default_rng(1).normal(size=(200, 512)))
+    both = vectors(rows_nd, np.ones(200, bool))
+    assert np.abs(np.square(RowBatch(pa.table({"x": both}), None).matrix("x")).sum(1) - 1).max() > 1e-5
+    found = clip_scores(both, both)
+    assert found == pytest.approx([1] * 200, abs=1e-6)
+    assert max(value for value in found if value is not None) <= 1
+
+
 def test_a_failed_download_scores_null_not_zero() -> None:
     assert clip_scores(column(None, EAST, None, EAST), column(EAST, None, None, EAST)) == [None, None, None, 1]
     assert clip_scores(column(None, None), column(EAST, NORTH)) == [None, None]
