@@ -169,7 +169,7 @@ class _Run(Generic[Row, Result]):
 
     def _feed(self) -> None:
         """Start rows until as many as the gate takes are on their way."""
-        while self._error is None and self._parked < PARKED and self._running - self._parked < self._gate.concurrency:
+        while self._error is None and self._running - self._parked < self._gate.concurrency:
             found = self._choose()
             if found is None:
                 return
@@ -179,7 +179,7 @@ class _Run(Generic[Row, Result]):
             task.add_done_callback(self._ended)
 
     def _choose(self) -> tuple[int, Row, str, float] | None:
-        if self._weight < self._budget:
+        if self._weight < self._budget and self._parked < PARKED:
             return self._lanes.next(self._gate.idle_s())
         return self._lanes.passed_over(self._next) if self._lanes.waits(self._next) else None
 

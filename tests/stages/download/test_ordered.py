@@ -178,3 +178,17 @@ def test_at_the_budget_the_earliest_row_goes_on_even_where_it_was_passed_over(lo
     opening.start()
     assert list(results) == rows
     assert work.most == {"a": 1, "b": 1}
+
+
+def test_rows_that_are_held_back_do_not_keep_the_earliest_one_from_starting(
+    loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PARKED_PER_LANE", 1)
+    monkeypatch.setattr(module, "PARKED", 3)
+    released = threading.Event()
+    work = Asking(released)
+    rows = [f"{lane}{place}" for place in range(40) for lane in "abcd"]
+    results = ordered(loop, work, concurrency=8, budget=4, per_host=1).run(rows)
+    opening = threading.Timer(0.3, released.set)
+    opening.start()
+    assert list(results) == rows
