@@ -26,7 +26,11 @@ nodes:
   urls: {steps: [{stages.ingest.UrlTables: {files: FILES, caption: alt, rows_per_part: 2500}}]}
   pool:
     from: urls
-    steps: [{stages.download.Download: {max_side: 256, timeout_s: 5, allow_private_hosts: ["127.0.0.1:PORT"]}}]
+    steps:
+      - stages.download.Download:
+          side: 256
+          timeout_s: 5
+          allow_private_hosts: ["127.0.0.1:PORT", "localhost:PORT"]
 """
 
 
