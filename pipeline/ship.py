@@ -1,18 +1,21 @@
 """Resources that only the driver has, put into the root under their digests, where every worker finds them unchanged.
 
-Single files (a blocklist, a list of phrases) always go there; the input tables of a local root are read in place.
+Single files (a blocklist, a list of phrases) and weights always go there; input tables of a local root are read in
+place.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 from pipeline.errors import SluiceError
-from pipeline.identity import Resources, resource_fields, resource_key
+from pipeline.identity import Resources, fingerprint, resource_fields, resource_key
 from pipeline.node import Prepared
 from pipeline.records import digest
 from pipeline.stage import Stage
@@ -50,17 +53,32 @@ def _moved(stage: Stage, changed: Mapping[str, object]) -> Stage:
 
 
 def _weights(named: str, files: Sequence[tuple[str, str]], store: Store) -> str:
-    """Where every worker finds the weights: the hub's at their commit; a folder in place, or its copy in the root."""
+    """Where every worker finds the weights: the hub's at their commit, a remote folder in place, a local one's copy.
+
+    A copy, so that what a worker has loaded under a name never differs from what lies there.
+    """
     if weight_files(named, "weights") is None:
         return files[0][0]
-    if store.local or "://" in named:
+    if "://" in named:
         return os.path.dirname(files[0][0])
-    folder = f"resources/{digest([[Path(path).name, found] for path, found in files])}"
-    for path, _ in files:
-        target = f"{folder}/{Path(path).name}"
-        if not store.exists(target):
-            store.put_file(target, Path(path), Path(path).stat().st_size)
+    folder = f"resources/{digest([[Path(path).name, found] for path, found in files])[:32]}"
+    for path, found in files:
+        if not store.exists(f"{folder}/{Path(path).name}"):
+            _copy(Path(path), found, f"{folder}/{Path(path).name}", store)
     return store.url(folder)
+
+
+def _copy(path: Path, found: str, target: str, store: Store) -> None:
+    """A file that may be too large for memory."""
+    beside = f"{store.path}/resources" if store.local else None  # from there it is moved to its name
+    if beside is not None:
+        os.makedirs(beside, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".spool-", dir=beside) as folder:
+        spool = Path(folder) / path.name
+        shutil.copyfile(path, spool)
+        if fingerprint(str(spool)) != found:
+            raise SluiceError(f"{path} changed while the run began; run again")
+        store.put_file(target, spool, spool.stat().st_size)
 
 
 def _put(path: str, found: str, store: Store) -> str:

@@ -10,6 +10,8 @@ from huggingface_hub import constants
 from pipeline import Dag, run
 from pipeline.errors import SluiceError
 from pipeline.identity import find_resources, generation_key, node_identity
+from pipeline.node import prepare
+from pipeline.ship import ship
 from pipeline.stage import Batch, Device, NodeRef, PartStage, Weights
 from pipeline.store import Store
 from tests.inline import Inline
@@ -89,14 +91,37 @@ def test_the_commit_is_what_workers_are_told(tmp_path: Path) -> None:
     assert set(store.read_table(record, "image")["address"].to_pylist()) == {f"org/clip@{COMMIT}"}
 
 
-def test_a_folder_is_read_in_place_and_named_in_full(
+def test_workers_are_told_of_a_copy_under_its_content_so_that_no_two_models_have_one_name(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     store = Store(str(tmp_path / "root"))
-    result = run(dag("model"), store.root, executor=Inline(store))
-    (record,) = result.generations["named"].records
-    assert set(store.read_table(record, "image")["address"].to_pylist()) == {str(folder)}
+
+    def told() -> Path:
+        result = run(dag("model"), store.root, executor=Inline(store))
+        (record,) = result.generations["named"].records
+        (address,) = set(store.read_table(record, "image")["address"].to_pylist())
+        return Path(address)
+
+    first = told()
+    assert {path.name: path.read_bytes() for path in first.iterdir()} == {
+        "config.json": b"{}",
+        "model.safetensors": b"weights",
+    }
+    (folder / "model.safetensors").write_bytes(b"Weights")
+    assert told() != first
+    assert (first / "model.safetensors").read_bytes() == b"weights"
+    assert {path.name[0] for path in (tmp_path / "root" / "resources").iterdir()} != {"."}
+    assert len(list((tmp_path / "root" / "resources").iterdir())) == 2
+
+
+def test_weights_that_change_while_the_run_begins_are_noticed(folder: Path, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "root"))
+    urls = run(dag(str(folder)), store.root, until="urls", executor=Inline(store)).generations["urls"]
+    prepared = prepare(dag(str(folder)), "named", store, {"urls": urls})
+    (folder / "model.safetensors").write_bytes(b"Weights")
+    with pytest.raises(SluiceError, match=r"model\.safetensors changed while the run began; run again"):
+        ship(prepared, store)
 
 
 @pytest.mark.usefixtures("hub")
