@@ -50,6 +50,7 @@ class Download(PoolStage):
             pa.field("frames", pa.int32()),  # of an animation; frame 0 is kept
             pa.field("final_url", pa.string(), metadata=OBSERVED),  # after redirects
             pa.field("content_type", pa.string(), metadata=OBSERVED),  # what the host claimed
+            pa.field("last_modified", pa.timestamp("s", "UTC"), metadata=OBSERVED),  # what the host claimed, too
             pa.field("fetched_at", pa.timestamp("ms", "UTC"), metadata=OBSERVED),
             pa.field("seconds", pa.float32(), metadata=OBSERVED),  # from the first try to the end of decoding
         ]

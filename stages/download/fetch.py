@@ -5,6 +5,7 @@ import socket
 import ssl
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import count
 from types import TracebackType
 from typing import Self
@@ -15,6 +16,7 @@ from stages.download.addresses import Guard, one_line, redact, redact_all
 from stages.download.answers import Head
 from stages.download.body import Body, too_large
 from stages.download.connect import Connections, Resolver, system_names
+from stages.download.dates import date_of
 from stages.download.gate import Gate, Turn
 from stages.download.lists import OptOuts
 from stages.download.optout import opted_out
@@ -47,6 +49,8 @@ class Fetched:
     final_url: str
     content_type: str | None
     """What the host claimed, in printable characters."""
+    last_modified: datetime | None = None
+    """What the host claimed."""
 
 
 class Fetcher:
@@ -189,7 +193,8 @@ class _Receiving:
             said = f"{self.url.raw_host} answered {head.code}"
             raise FetchError(f"http_{head.code:03}", said, again=passing(head.code), pause_s=pause_s)
         claimed = head.get("content-type")
-        return Fetched(self._body.finish(), str(self.url), None if claimed is None else one_line(claimed))
+        modified = date_of(head.get("last-modified"))
+        return Fetched(self._body.finish(), str(self.url), None if claimed is None else one_line(claimed), modified)
 
 
 def product_of(user_agent: str) -> str:

@@ -57,7 +57,7 @@ class Row:
         image, ending = b"", ""
         try:
             fetched = await self.fetcher.fetch(asked.url, turn)
-            facts = {"final_url": fetched.final_url, "content_type": fetched.content_type}
+            facts = {name: getattr(fetched, name) for name in ("final_url", "content_type", "last_modified")}
             self._check_file(asked, fetched.data)
             decoded = await asyncio.wrap_future(self.decoders.submit(fetched.data))
             self._check_picture(decoded.facts.get("phash"))

@@ -166,9 +166,9 @@ def test_many_threads_share_a_few_decoders() -> None:
 
 @pytest.mark.fault(37)
 def test_an_image_that_needs_more_memory_than_there_is_ends_as_oom_and_the_next_one_is_decoded() -> None:
-    """225 megapixels with alpha, let through by a limit that is too high for a decoder's 1 GiB."""
-    sky = png(15_000, 15_000, mode=6)
-    wanted = options(resize="no", max_pixels=300_000_000)
+    """400 megapixels with alpha, let through by a limit that is too high for a decoder's 1 GiB."""
+    sky = png(20_000, 20_000, mode=6)
+    wanted = options(resize="no", max_pixels=500_000_000)
     with closing(DecoderPool(wanted, timeout_s=60.0, count=1)) as pool:
         pool.wait_ready()
         (pid,) = pool.pids()

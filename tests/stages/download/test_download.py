@@ -11,7 +11,9 @@ import tarfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from hashlib import sha256
+from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -107,6 +109,45 @@ def test_a_sample_carries_its_first_caption_and_what_img2dataset_writes(worker: 
         "sha256": sha256(encoded(picture())).hexdigest(),
     }  # fmt: skip
     assert json.loads(content[f"{uid(none)}.json"])["caption"] is None
+
+
+@pytest.mark.parametrize(
+    ("claimed", "known"),
+    [
+        ("Wed, 21 Oct 2015 07:28:00 GMT", datetime(2015, 10, 21, 7, 28, tzinfo=UTC)),
+        ("Wed, 21 Oct 2015 07:28:00 +0200", datetime(2015, 10, 21, 5, 28, tzinfo=UTC)),
+        ("21 Oct 2015", None),
+        ("Wed, 99 Oct 99999 07:28:00 GMT", None),
+        ("", None),
+    ],
+)
+def test_dates_are_what_the_host_claimed_and_what_our_clock_said(
+    worker: Worker, server: HostileServer, claimed: str, known: datetime | None
+) -> None:
+    url = server.serve(f"/dated/{abs(hash(claimed))}", encoded(picture()), f"Last-Modified: {claimed}\r\n")
+    row = fetch_one(worker, url)
+    assert row["status"] == "success"
+    assert row["last_modified"] == known
+    assert abs((row["fetched_at"] - datetime.now(UTC)).total_seconds()) < 60
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves the file open
+def test_a_sample_says_what_img2dataset_says_and_perhaps_more(
+    worker: Worker, server: HostileServer, tmp_path: Path
+) -> None:
+    """The keys that img2dataset writes into a sample's JSON; test_img2dataset.py sees that it does."""
+    wds = pytest.importorskip("webdataset")
+    part = part_of([server.serve("/keys.jpg", encoded(picture()))])
+    worker(part)
+    (tmp_path / "part.tar").write_bytes(part.bytes("tar"))
+    (sample,) = wds.WebDataset(str(tmp_path / "part.tar"), shardshuffle=False)
+    assert {name for name in sample if not name.startswith("__")} == {"jpg", "json", "txt"}
+    theirs = {
+        "url", "caption", "key", "status", "error_message", "width", "height", "original_width", "original_height",
+        "exif", "sha256",
+    }  # fmt: skip
+    assert theirs | {"uid"} == set(json.loads(sample["json"]))
+    assert (sample["__key__"], sample["txt"]) == (part.image.column("uid")[0].as_py(), b"picture 0")
 
 
 def test_the_statistics_are_img2datasets(worker: Worker, urls: list[str | None]) -> None:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pipeline.errors import SluiceError
 from pipeline.stage import Column, Device
 from stages.download import Download, Img2Dataset
-from stages.download.img2dataset_parts import Img2DatasetWorker, in_our_words
+from stages.download.img2dataset_parts import Img2DatasetWorker, Shard, in_our_words
 from stages.download.statuses import is_status
 from tests.stages.download.doubles import Part, encoded, part_of, picture, pixels, uid
 from tests.stages.download.hostile import HostileServer
@@ -132,15 +132,23 @@ def test_a_hang_ends_with_the_part_and_costs_only_what_was_not_written(
             tar = Path(str(self.args[-1])) / "00000.tar"
             while self.poll() is None and not (tar.exists() and tar.stat().st_size > 500_000):
                 time.sleep(0.05)
+            with Shard(tar.parent, 41) as shard:
+                keys.update(*shard.rows.values())
             raise subprocess.TimeoutExpired(self.args, timeout)
 
+    keys: set[str] = set()
+    """Of its JSON."""
     monkeypatch.setattr(subprocess, "Popen", Impatient)
     good: list[str | None] = [server.serve(f"/h/{seed}.jpg", encoded(picture(900, 700, seed))) for seed in range(40)]
-    _, rows = made(server, [server.on("/h/drip", drip), *good], resize_mode="no")
+    part, rows = made(server, [server.on("/h/drip", drip), *good], resize_mode="no")
     assert rows[0]["status"] == "timeout"
     assert "part_timeout_s = 3600" in str(rows[0]["error_message"])
     assert {row["status"] for row in rows} == {"timeout", "success"}
     assert sum(row["status"] == "success" for row in rows) > 5
+    with tarfile.open(fileobj=io.BytesIO(part.bytes("tar"))) as tar:
+        ours = tar.extractfile(tar.getnames()[1])
+        assert ours is not None
+        assert {"url", "key", "sha256", "exif"} < keys < set(json.load(ours))
 
 
 def test_bytes_that_it_does_not_look_at_are_decoded_all_the_same(server: HostileServer) -> None:
