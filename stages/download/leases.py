@@ -183,11 +183,8 @@ class Leases:
         if self._closed:
             return
         error = done.exception()
-        if error is not None:  # the run has ended, or what is shared is being made anew: leases end by themselves
-            log.warning("what workers share did not answer: %s", error)
-            self._pauses = {**said.pauses, **self._pauses}
-            self._found = {**said.found, **self._found}
-            self._schedule(self._sent + OWN_LEASE_S)
+        if error is not None:
+            self._unheard(said, error)
             return
         told = done.result()
         self._tick_s = 0.0 if isinstance(self.shared, Alone) else told.tick_s
@@ -212,6 +209,16 @@ class Leases:
             if not lease.used and not lease.waiting and not said.asks[host].wanted:
                 del self._leases[host]
         self._schedule(self._next())
+
+    def _unheard(self, said: Said, error: BaseException) -> None:
+        """Say it again later, where it matters to anybody: leases end by themselves."""
+        if not self._wanted_rules and not any(lease.used or lease.waiting for lease in self._leases.values()):
+            self._leases.clear()  # the run has ended, and what it shared with it
+            return
+        log.warning("what the workers share did not answer: %s", error)
+        self._pauses = {**said.pauses, **self._pauses}
+        self._found = {**said.found, **self._found}
+        self._schedule(self._sent + OWN_LEASE_S)
 
     def _speak_at(self, lease: Lease, now: float) -> float:
         if lease.paused_until > now:

@@ -10,7 +10,8 @@ import signal
 import tarfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipeline.content import content_hash, covered
 from pipeline.errors import SluiceError
 from pipeline.stage import Column
 from stages.download import Download
+from stages.download.leases import Alone
 from stages.download.statuses import is_status
 from stages.download.worker import Worker
 from tests.stages.download.conftest import opened
@@ -232,6 +234,24 @@ def test_a_killed_decoder_costs_a_part_at_most_the_image_in_its_hands(server: Ho
     assert sorted(statuses) == ["decode_timeout"] + ["success"] * 7
     assert worker.decoder_pids() != [pid]
     worker.close()
+
+
+def test_a_worker_asks_what_the_run_shares(server: HostileServer) -> None:
+    class Counted(Alone):
+        calls = 0
+
+        def call(self, method: str, *arguments: object) -> Future[object]:
+            self.calls += 1
+            return super().call(method, *arguments)
+
+    kept = Download().shared()
+    shared = Counted(kept)
+    worker = opened(server, threads=1, robots=True)
+    part = part_of([server.serve("/shared/a.jpg", encoded(picture())), server.url("/shared/missing.jpg")])
+    assert worker(replace(part, shared=shared)).column("status").to_pylist() == ["success", "http_404"]
+    worker.close()
+    assert shared.calls > 0
+    assert len(kept) == 1
 
 
 def test_losing_the_last_reference_ends_its_processes_and_threads(server: HostileServer) -> None:

@@ -224,3 +224,24 @@ def test_a_busy_host_costs_no_messages_per_request() -> None:
         return len(shared.said)
 
     assert asyncio.run(run()) < 20
+
+
+def test_after_the_run_a_worker_falls_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "OWN_LEASE_S", 0.05)
+
+    async def run() -> None:
+        shared = Silent(Hosts(4))
+        door = Gate(shared, 8, 60)
+        turn = Turn(door, 0)
+        await turn.enter("h")
+        shared.broken = RuntimeError("the actor was killed")
+        turn.end()
+        await asyncio.sleep(0.2)
+        said = len(shared.said)
+        await asyncio.sleep(0.3)
+        assert (len(shared.said), len(door.leases)) == (said, 0)
+        shared.broken = None
+        await Turn(door, 1).enter("h")  # and speaks again in the next one
+        door.close()
+
+    asyncio.run(run())
