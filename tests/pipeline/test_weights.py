@@ -115,6 +115,16 @@ def test_workers_are_told_of_a_copy_under_its_content_so_that_no_two_models_have
     assert len(list((tmp_path / "root" / "resources").iterdir())) == 2
 
 
+def test_a_root_elsewhere_takes_the_weights_along(folder: Path) -> None:
+    store = Store("memory://weights-elsewhere")
+    result = run(dag(str(folder)), store.root, executor=Inline(store))
+    (record,) = result.generations["named"].records
+    (address,) = set(store.read_table(record, "image")["address"].to_pylist())
+    assert address.startswith("memory://weights-elsewhere/resources/")
+    assert store.get(f"{address}/model.safetensors") == b"weights"
+    assert (folder / "model.safetensors").read_bytes() == b"weights"
+
+
 def test_weights_that_change_while_the_run_begins_are_noticed(folder: Path, tmp_path: Path) -> None:
     store = Store(str(tmp_path / "root"))
     urls = run(dag(str(folder)), store.root, until="urls", executor=Inline(store)).generations["urls"]
