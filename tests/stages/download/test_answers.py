@@ -135,7 +135,8 @@ def test_what_is_no_head_is_refused(head: bytes) -> None:
     "fields",
     [
         b"Content-Length: 5\r\nContent-Length: 6", b"Content-Length: 5, 6", b"Content-Length: -5",
-        b"Content-Length: +5",        b"Content-Length: 0x5", b"Content-Length: ", b"Content-Length: 5 5", b"Content-Length: \xd9\xa5",
+        b"Content-Length: +5", b"Content-Length: 0x5", b"Content-Length: ", b"Content-Length: 5 5",
+        b"Content-Length: \xd9\xa5",
         b"Content-Length: 9999999999999999999", b"Transfer-Encoding: gzip, chunked",
         b"Transfer-Encoding: chunked, chunked",
         b"Transfer-Encoding: identity",
