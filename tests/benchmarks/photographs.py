@@ -1,4 +1,7 @@
-"""JPEGs as heavy as photographs, and a plain server for them: `python -m tests.benchmarks.photographs <folder>`.
+"""Images to download, and a plain server for them: `python -m tests.benchmarks.photographs <folder>`.
+
+Scenes are those of the small local web, as large as it has them. Photographs have more bytes for each pixel, and what
+takes time is to unpack them, which nobody can leave out; so they are a harder case.
 
 Noise of all octaves, weaker towards the fine ones as in nature, has about as many bytes as a photograph of its size,
 and so costs as much to decode: 210 KB for 1200 x 900 at quality 85.
@@ -9,10 +12,14 @@ from __future__ import annotations
 import asyncio
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from infra.miniweb.render import jpeg
+from infra.miniweb.scenes import SIDES, draw_scene
 
 MEDIAN_SIDE = 1200
 RATIOS = ((4 / 3, 3 / 4), (3 / 2, 2 / 3), (1, 1), (3 / 4, 4 / 3), (2 / 3, 3 / 2), (16 / 9, 9 / 16))
@@ -54,13 +61,23 @@ def _noise(rng: np.random.Generator, size: tuple[int, int], fall: float, finest:
     return found
 
 
-def write(folder: Path, count: int) -> list[Path]:
+def write_photographs(folder: Path, count: int) -> list[Path]:
     """Render what is not there yet."""
+    wanted = sizes(count)
+    return _write(folder, count, lambda seed: photograph(wanted[seed], seed))
+
+
+def write_scenes(folder: Path, count: int) -> list[Path]:
+    """Render what is not there yet: sides log-normal around 1200, qualities from 30 to 95."""
+    return _write(folder, count, lambda seed: jpeg(draw_scene(f"benchmark {seed}", SIDES["large"])))
+
+
+def _write(folder: Path, count: int, rendered: Callable[[int], bytes]) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{seed:04d}.jpg" for seed in range(count)]
-    for seed, (path, size) in enumerate(zip(paths, sizes(count), strict=True)):
+    for seed, path in enumerate(paths):
         if not path.exists():
-            path.write_bytes(photograph(size, seed))
+            path.write_bytes(rendered(seed))
     return paths
 
 
