@@ -86,7 +86,7 @@ class Download(PoolStage):
     """Requests to one host that are under way at once, in the whole run, whatever the number of workers."""
     per_host_rate: Annotated[float | None, Effort, Field(gt=0)] = None
     """Requests to one host that begin per second, in the whole run."""
-    wait_s: Annotated[float, Effort, Field(gt=0)] = 600.0
+    wait_s: Annotated[float, Effort, Field(gt=0)] = 1800.0
     """Seconds that a row waits for its host's turn in all, while this worker has time for it; then `host_busy`."""
     robots: bool = True
     """Obey the hosts' robots.txt (RFC 9309), and its Crawl-delay up to 30 s."""

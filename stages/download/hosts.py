@@ -50,7 +50,7 @@ class Manners:
 
     per_host: int = 16
     rate: float | None = None
-    wait_s: float = 600.0
+    wait_s: float = 1800.0
     robots: bool = False
 
     def hosts(self) -> "Hosts":
