@@ -33,7 +33,15 @@ SAME_ASPECT = 0.06
 WORST = 64.0
 """Levels of 255 by which the worst place differs where nothing agrees any more."""
 COPY = 0.75
-"""The least agreement of copies: nowhere do 5 x 5 px differ by more than 16 levels on average."""
+"""The least agreement of copies: nowhere do 5 x 5 px stand out by more than 16 levels, if one was cropped."""
+STRICT = 0.65
+"""Of that is allowed where the whole images lie on each other: nothing blurs what differs then."""
+USUAL = 0.75
+"""The share of all places that says what difference is usual. A thing that moved changes up to a fifth of them."""
+MOST_USUAL = 24.0
+"""Levels by which so many places may differ; beyond, it is another picture."""
+FORGIVING = 4.0
+"""Levels of usual difference by which twice as much may stand out."""
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 Pixels = npt.NDArray[np.float32]
@@ -181,16 +189,17 @@ def _agreement(whole: Pixels, piece: Pixels, warp: Grid) -> float:
     if inside.mean() < SMALLEST_CROP * 0.9:
         return 0.0
     whole, laid = (np.asarray(cv2.GaussianBlur(image, (0, 0), SOFT), np.float32) for image in (whole, laid))
-    worst = min(_worst(whole, laid, inside), _worst(laid, whole, inside))
-    return max(0.0, 1 - worst / WORST)
+    allowed = 1.0 if covered < 1 - SAME_ASPECT / 2 else STRICT
+    worst = min(_worst(whole, laid, inside, allowed), _worst(laid, whole, inside, allowed))
+    return max(0.0, 1 - worst / (WORST * allowed))
 
 
-def _worst(plain: Pixels, changed: Pixels, inside: Mask) -> float:
+def _worst(plain: Pixels, changed: Pixels, inside: Mask, allowed: float) -> float:
     """The least difference at the worst place, over the recolourings of `plain` that explain `changed`."""
     worst = _difference(plain, changed, inside)
     alike = (np.abs(plain - changed).max(axis=2) < STEADY)[inside].mean()
     for model in RECOLOURINGS:
-        if worst <= (1 - COPY) * WORST:
+        if worst <= (1 - COPY) * WORST * allowed:
             break
         if alike <= model.most_alike:
             recoloured = model.fitted(plain, changed, inside)
@@ -200,13 +209,22 @@ def _worst(plain: Pixels, changed: Pixels, inside: Mask) -> float:
 
 
 def _difference(a: Pixels, b: Pixels, inside: Mask) -> float:
-    """Levels by which 5 x 5 px differ at the worst place, from what the other has within a pixel around them."""
+    """How much the worst 5 x 5 px stand out, in levels: what they differ beyond what is usual.
+
+    A pixel differs by how far it is from everything that the other image has within a pixel around it. What differs
+    everywhere is the work of an encoder or of a recolouring that was not quite explained; where that is strong, more
+    is forgiven. What differs at one place only is another thing.
+    """
     around = np.ones((3, 3), np.uint8)
     over = np.maximum(a - cv2.dilate(b, around), cv2.erode(b, around) - a)
     under = np.maximum(b - cv2.dilate(a, around), cv2.erode(a, around) - b)
     levels = np.maximum(np.maximum(over, under), 0).max(axis=2)
     levels[~inside] = 0
-    return float(cv2.blur(levels, (5, 5), borderType=cv2.BORDER_REFLECT_101).max())
+    places = cv2.blur(levels, (5, 5), borderType=cv2.BORDER_REFLECT_101)
+    usual = float(np.quantile(places[inside], USUAL))
+    if usual > MOST_USUAL:
+        return WORST
+    return (float(places.max()) - usual) / (1 + usual / FORGIVING)
 
 
 # -- colours -----------------------------------------------------------------------------------------------------------

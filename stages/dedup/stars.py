@@ -39,6 +39,8 @@ def stars(first: Ids, second: Ids, strength: npt.NDArray[np.float32], count: int
     Vertices become centres in order of (most edges, smallest number), unless an earlier centre is a neighbour; the
     others join the centre that they are most like. Each round decides all that no undecided neighbour comes before.
     """
+    apart = first != second  # an edge from a vertex to itself would wait for itself for ever
+    first, second, strength = first[apart], second[apart], strength[apart]
     degrees = np.bincount(first, minlength=count) + np.bincount(second, minlength=count)
     turn = np.empty(count, np.int64)
     turn[np.lexsort((np.arange(count), -degrees))] = np.arange(count)

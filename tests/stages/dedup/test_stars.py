@@ -59,6 +59,10 @@ def test_a_chain_falls_apart_where_components_would_swallow_it() -> None:
     assert sizes.sum() == 100
 
 
+def test_an_edge_to_itself_says_nothing() -> None:
+    assert starred([(0, 0), (0, 1), (1, 1)], 3).tolist() == [0, 0, 2]
+
+
 def test_the_original_is_the_centre_of_crops_that_are_not_like_each_other() -> None:
     assert starred([(0, 3), (1, 3), (2, 3)], 4).tolist() == [3, 3, 3, 3]
     assert smallest(np.array([3, 3, 3, 3, 4])).tolist() == [0, 0, 0, 0, 4]
