@@ -34,12 +34,14 @@ WORST = 64.0
 """Levels of 255 by which the worst place differs where nothing agrees any more."""
 COPY = 0.75
 """The least agreement of copies: nowhere do 5 x 5 px stand out by more than 16 levels, if one was cropped."""
-STRICT = 0.65
+STRICT = 0.6
 """Of that is allowed where the whole images lie on each other: nothing blurs what differs then."""
 USUAL = 0.75
 """The share of all places that says what difference is usual. A thing that moved changes up to a fifth of them."""
 MOST_USUAL = 24.0
 """Levels by which so many places may differ; beyond, it is another picture."""
+MOST_WORST = 36.0
+"""Levels by which no place of a copy differs, whatever is usual."""
 FORGIVING = 4.0
 """Levels of usual difference by which twice as much may stand out."""
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -197,6 +199,8 @@ def _agreement(whole: Pixels, piece: Pixels, warp: Grid) -> float:
 def _worst(plain: Pixels, changed: Pixels, inside: Mask, allowed: float) -> float:
     """The least difference at the worst place, over the recolourings of `plain` that explain `changed`."""
     worst = _difference(plain, changed, inside)
+    if plain[inside].std(axis=0).max() < FLAT:  # any colour is a recolouring of an empty image
+        return worst
     alike = (np.abs(plain - changed).max(axis=2) < STEADY)[inside].mean()
     for model in RECOLOURINGS:
         if worst <= (1 - COPY) * WORST * allowed:
@@ -222,13 +226,16 @@ def _difference(a: Pixels, b: Pixels, inside: Mask) -> float:
     levels[~inside] = 0
     places = cv2.blur(levels, (5, 5), borderType=cv2.BORDER_REFLECT_101)
     usual = float(np.quantile(places[inside], USUAL))
-    if usual > MOST_USUAL:
+    worst = float(places.max())
+    if usual > MOST_USUAL or worst > MOST_WORST:
         return WORST
-    return (float(places.max()) - usual) / (1 + usual / FORGIVING)
+    return (worst - usual) / (1 + usual / FORGIVING)
 
 
 # -- colours -----------------------------------------------------------------------------------------------------------
 
+FLAT = 6.0
+"""Levels of standard deviation below which an image has no colours that could be changed together."""
 STEADY = 8.0
 """Levels below which a pixel has kept its colour."""
 FIT_PIXELS = 4096

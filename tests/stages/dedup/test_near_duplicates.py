@@ -1,6 +1,7 @@
 """Copies in a pool: found by bytes, hashes and embeddings, the same in every layout, searched once."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipeline.stage import Column
 from pipeline.store import Store
 from stages.dedup import Groups, NearDuplicates, search
 from tests.pools import seal_node
+from tests.stages.dedup.copies import scene_pairs
 from tests.stages.dedup.pools import WIDTH, Inline, Item, spread, uid_of, write_pool
 
 
@@ -181,3 +183,32 @@ def test_without_a_pool_there_is_nothing_to_compare(store: Store) -> None:
     stage = NearDuplicates(verify="none")
     with pytest.raises(SluiceError, match="none of scores is a pool"):
         stage.assemble(Inline(store, "copies", stage, [scores]))
+
+
+def test_candidates_are_looked_at_and_look_alikes_stay_apart(store: Store) -> None:
+    found = {kind: (a, b) for kind, _, a, b in scene_pairs(9, 1, "small")}
+    kinds = ("reencoded", "cropped", "other colour", "other count")
+    items = []
+    for number, kind in enumerate(kinds):
+        items += [Item(uid_of(2 * number + end), found[kind][end], 0xFFFF << (16 * number)) for end in (0, 1)]
+    items += [replace(items[0], uid=uid_of(99)), Item(uid_of(98), None)]
+    parts = spread(items, 3)
+    groups, edges, work, _ = run(store, parts, verify="pixels", cosine=None)
+    verified = {(row["uid_a"], row["uid_b"]): row["verified"] for row in edges.to_pylist()}
+    names = {item.uid: kind for kind, pair in zip(kinds, batched(items[:8]), strict=True) for item in pair}
+    judged = {names.get(b, names.get(a)): is_copy for (a, b), is_copy in verified.items()}
+    assert judged == {"reencoded": True, "cropped": True, "other colour": False, "other count": False}
+    assert groups[items[0].uid] == groups[items[1].uid] == groups[uid_of(99)]
+    assert groups[items[2].uid] == groups[items[3].uid]
+    assert all(groups[item.uid] == item.uid for item in items[4:8])
+    same = {(row["uid_a"], row["uid_b"]): row["agreement"] for row in edges.to_pylist() if row["evidence"] == "sha256"}
+    assert list(same.values()) == [None], "images with the same bytes are not looked at"
+    tar = next(Path(store.path).glob("pool/data/*.tar"))
+    tar.write_bytes(bytes(len(tar.read_bytes())))
+    again = Inline(store, "others", NearDuplicates(cosine=None, most=32), list(work.inputs.values()))
+    with pytest.raises(SluiceError, match=r"is corrupt at byte .*; .sluice verify .* --repair"):
+        NearDuplicates(cosine=None, most=32).assemble(again)
+
+
+def batched(items: Sequence[Item]) -> list[tuple[Item, Item]]:
+    return list(zip(items[::2], items[1::2], strict=True))

@@ -1,0 +1,78 @@
+"""Copies are told from look-alikes by their pixels."""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stages.dedup.pixels import SIDE, agreement, sight
+from tests.stages.dedup.copies import COPIES, Pair, encoded, photo_pairs, scene_pairs
+
+SHARED = Path(__file__).parents[4] / "shared" / "data"
+
+
+def errors(pairs: Sequence[Pair]) -> tuple[Counter[str], Counter[str]]:
+    """Copies that were refused and look-alikes that were taken for copies, by kind."""
+    refused, taken = Counter[str](), Counter[str]()
+    for kind, is_copy, a, b in pairs:
+        found = agreement(sight(a), sight(b)).copy
+        refused[kind] += is_copy and not found
+        taken[kind] += found and not is_copy
+    return +refused, +taken
+
+
+def test_copies_of_scenes_are_accepted_and_look_alikes_are_refused() -> None:
+    pairs = scene_pairs(5, 2, "small")
+    refused, taken = errors(pairs)
+    copies = sum(is_copy for _, is_copy, _, _ in pairs)
+    assert refused.total() <= 0.07 * copies, refused
+    assert taken.total() <= 1, taken
+    assert len(pairs) - copies >= 12
+
+
+def test_copies_of_photographs_are_accepted_and_other_photographs_are_refused() -> None:
+    paths = sorted((SHARED / "coco_cc_by" / "images").glob("*.jpg"))
+    if not paths:
+        pytest.skip(f"no photographs in {SHARED}")
+    pairs = photo_pairs([path.read_bytes() for path in paths], 5, 1)
+    refused, taken = errors(pairs)
+    assert refused.total() <= 0.1 * len(COPIES), refused
+    assert not taken
+
+
+def test_a_mirror_image_is_no_copy_and_the_image_itself_is_one() -> None:
+    rng = np.random.default_rng(1)
+    image = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(
+        (320, 240), Image.Resampling.BICUBIC
+    )
+    itself, mirrored = sight(encoded(image)), sight(encoded(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)))
+    assert agreement(itself, itself).agreement == 1
+    assert not agreement(itself, mirrored).copy
+
+
+@pytest.mark.parametrize("colour", [(245, 245, 245), (18, 18, 18), (38, 84, 214)])
+def test_one_disc_of_another_colour_on_an_unchanged_ground_is_no_recolouring(colour: tuple[int, int, int]) -> None:
+    scenes = []
+    for paint in ((214, 40, 40), (244, 140, 190)):
+        image = Image.new("RGB", (300, 200), colour)
+        image.paste(paint, (100, 80, 140, 120))
+        scenes.append(sight(encoded(image)))
+    assert not agreement(*scenes).copy
+    assert agreement(scenes[0], scenes[0]).copy
+
+
+def test_empty_images_of_different_colours_are_no_copies() -> None:
+    white, grey = (sight(encoded(Image.new("RGB", (64, 64), (level,) * 3))) for level in (250, 120))
+    assert agreement(white, white).copy
+    dice = random.Random(1)
+    assert agreement(white, sight(COPIES["reencoded"](Image.new("RGB", (64, 64), (250,) * 3), dice))).copy
+    assert not agreement(white, grey).copy
+
+
+def test_an_image_is_looked_at_small_and_never_larger_than_it_is() -> None:
+    assert sight(encoded(Image.new("RGB", (1000, 500)))).rgb_hwc.shape == (SIDE // 2, SIDE, 3)
+    assert sight(encoded(Image.new("RGB", (20, 10)))).rgb_hwc.shape == (10, 20, 3)
