@@ -40,9 +40,10 @@ def with_children(processes: Mapping[int, str]) -> dict[int, str]:
     found = dict(processes)
     for pid in processes:
         with suppress(OSError):
-            for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-                command = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-                found.setdefault(int(child), b" ".join(command).decode(errors="replace").strip())
+            for thread in Path(f"/proc/{pid}/task").iterdir():  # each has the children that it started itself
+                for child in (thread / "children").read_text().split():
+                    command = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+                    found.setdefault(int(child), b" ".join(command).decode(errors="replace").strip())
     return found
 
 
