@@ -160,7 +160,8 @@ def _picture(image: ImageFile.ImageFile, kind: str, options: Options) -> tuple[d
     box = None
     if isinstance(image, JpegImageFile):
         least = (GRAY_SIDE, GRAY_SIDE) if kept else target
-        drafted = image.draft(None, (2 * least[0], 2 * least[1]))  # the least scale that leaves so much
+        # The least scale that leaves so much; of a picture that is only looked at, brightness is enough.
+        drafted = image.draft("L" if kept else None, (2 * least[0], 2 * least[1]))
         box = drafted and drafted[1]
     if not kept:
         _check_made(fitted, final, options, kind)
