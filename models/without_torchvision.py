@@ -4,10 +4,11 @@ Nothing here needs torchvision, but transformers imports it wherever it is insta
 another torch (PyPI's beside the CPU's, say) fails then with `operator torchvision::nms does not exist`.
 """
 
+import importlib
 import sys
 
 try:
-    import torchvision  # type: ignore[import-untyped]  # noqa: F401
+    importlib.import_module("torchvision")
 except ModuleNotFoundError:
     pass
 except (RuntimeError, OSError, AttributeError, ImportError):
