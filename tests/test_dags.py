@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from pipeline import Dag
 
@@ -19,9 +20,16 @@ def test_there_is_a_quickstart() -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_nothing_is_wrong_with_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "demo" / "web").mkdir(parents=True)
-    pq.write_table(pa.table({"url": ["http://127.0.0.1:18080/1.jpg"], "alt": ["a"]}), "demo/web/urls.parquet")
+    source = yaml.safe_load((files("dags") / f"{name}.yaml").read_text())["nodes"]["urls"]["steps"][0]
+    asked = source["stages.ingest.UrlTables"]
+    Path(asked["files"]).parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({asked["url"]: ["http://a.example/1.jpg"], asked["caption"]: ["a"]}), asked["files"])
     Dag.load(name).check()
+
+
+@pytest.mark.parametrize("name", sorted(set(SHIPPED) - {"quickstart"}))
+def test_only_the_quickstart_reaches_anything_private(name: str) -> None:
+    assert "allow_private_hosts" not in (files("dags") / f"{name}.yaml").read_text()
 
 
 @pytest.mark.parametrize("name", SHIPPED)
