@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 import weakref
@@ -18,7 +19,7 @@ from stages.download.addresses import Guard, lane_of, redact_all
 from stages.download.connect import Resolver, system_names
 from stages.download.decode import Options
 from stages.download.decoders import DecoderPool
-from stages.download.fetch import Fetcher, Limits
+from stages.download.fetch import Fetched, Fetcher, Limits
 from stages.download.gate import Gate, Turn
 from stages.download.hosts import Manners
 from stages.download.leases import Alone
@@ -26,7 +27,9 @@ from stages.download.lists import Blocked, Lists
 from stages.download.ordered import Ordered
 from stages.download.outcomes import Outcome, write_pool
 from stages.download.proxy import Proxy
-from stages.download.statuses import FetchError
+from stages.download.statuses import RETRYABLE, FetchError
+
+log = logging.getLogger(__name__)
 
 WAITING_BYTES = 256 << 20
 """Finished images that wait for an earlier row; past it no new row starts until that one has ended."""
@@ -41,6 +44,8 @@ class Asked:
     url: str | None
     sha256: str | None
     """Of the bytes when they were first seen, in hex; None where they were not."""
+    remembered: str | None = None
+    """That digest, where only the pool knows it: a row that ends without bytes and may be tried again keeps it."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Row:
         facts: dict[str, Any] = {}
         image, ending = b"", ""
         try:
-            fetched = await self.fetcher.fetch(asked.url, turn)
+            fetched = await self._fetch(asked.url, turn)
             facts = {name: getattr(fetched, name) for name in ("final_url", "content_type", "last_modified")}
             self._check_file(asked, fetched.data)
             decoded = await asyncio.wrap_future(self.decoders.submit(fetched.data))
@@ -71,8 +76,20 @@ class Row:
             image, ending = decoded.image, decoded.ending
         except FetchError as failure:
             facts |= {"status": failure.status, "error_message": redact_all(failure.message)}
+            if failure.status in RETRYABLE:
+                facts["sha256"] = asked.remembered
         facts |= {"fetched_at": datetime.now(UTC), "seconds": time.monotonic() - started}
         return Outcome(facts, image, ending)
+
+    async def _fetch(self, url: str | None, turn: Turn) -> Fetched:
+        """A host may send what some parser never met: that is one row's failure, not the end of a part."""
+        try:
+            return await self.fetcher.fetch(url, turn)
+        except FetchError:
+            raise
+        except Exception as error:
+            log.debug("fetching a row raised what nobody expected", exc_info=error)  # it may hold a URL's secrets
+            raise FetchError("connection_error", f"{type(error).__name__}: {error}") from error
 
     def _check_file(self, asked: Asked, data: bytes) -> None:
         """Raise `FetchError` for bytes that must not be kept, before anything decodes them."""
@@ -152,7 +169,7 @@ class Worker:
         if self._expect_sha256 is not None:
             seen = part.image.column(self._expect_sha256).to_pylist()
         before = [None] * len(urls) if part.before is None else part.before.column("sha256").to_pylist()
-        return [Asked(*row) for row in zip(urls, (a or b for a, b in zip(seen, before, strict=True)), strict=True)]
+        return [Asked(url, said or kept, kept) for url, said, kept in zip(urls, seen, before, strict=True)]
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:

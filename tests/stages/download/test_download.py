@@ -25,6 +25,7 @@ from pipeline.content import content_hash, covered
 from pipeline.errors import SluiceError
 from pipeline.stage import Column
 from stages.download import Download
+from stages.download.body import Body
 from stages.download.leases import Alone
 from stages.download.statuses import is_status
 from stages.download.worker import Worker
@@ -252,6 +253,19 @@ def test_a_worker_asks_what_the_run_shares(server: HostileServer) -> None:
     worker.close()
     assert shared.calls > 0
     assert len(kept) == 1
+
+
+def test_an_error_that_nobody_expected_is_one_rows_and_not_the_parts(
+    worker: Worker, server: HostileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finish(body: Body) -> bytes:
+        raise IndexError("list index out of range")
+
+    urls = [server.url("/nobody/missing.jpg"), server.serve("/nobody/body.jpg", encoded(picture()))]
+    monkeypatch.setattr(Body, "finish", finish)
+    rows = worker(part_of(urls)).to_pylist()
+    assert [row["status"] for row in rows] == ["http_404", "connection_error"]
+    assert rows[1]["error_message"] == "IndexError: list index out of range"
 
 
 def test_losing_the_last_reference_ends_its_processes_and_threads(server: HostileServer) -> None:

@@ -47,6 +47,21 @@ def test_a_row_that_was_lost_must_come_back_as_it_was(server: HostileServer) -> 
     worker.close()
 
 
+@pytest.mark.fault(52)
+def test_a_row_that_was_lost_is_known_until_it_is_settled(server: HostileServer) -> None:
+    """A retry that finds the host down must not make the next one believe whatever it is given."""
+    digest = sha256(encoded(picture(seed=1))).hexdigest()
+    urls = [server.serve(f"/down/{code}", b"", status=f"{code} No") for code in (503, 404)]
+    worker = opened(server, threads=1, tries=1)
+    down = worker(replace(part_of(urls), before=pa.table({"sha256": [digest] * 2})))
+    assert down.column("status").to_pylist() == ["http_503", "http_404"]
+    assert down.column("sha256").to_pylist() == [digest, None]
+    server.serve("/down/503", encoded(picture(seed=2)))
+    again = replace(part_of(urls), before=down.select(["sha256"]))
+    assert worker(again).column("status").to_pylist() == ["hash_mismatch", "http_404"]
+    worker.close()
+
+
 def test_a_column_that_is_missing_or_no_text_is_refused_before_work_starts() -> None:
     stage = Download(expect_sha256="first_seen")
     columns = [Column("url", "urls", "image", pa.string()), Column("first_sen", "urls", "image", pa.string())]
