@@ -240,6 +240,9 @@ def _checked(words: dict[str, Any], jpeg: bytes, data: bytes, digest: str, passt
         raise ValueError("facts of the wrong type")
     if any(isinstance(value, int) and not 0 <= value < 1 << 31 for value in facts.values()):
         raise ValueError("facts out of range")
+    message = str(words.get("message"))
+    for text in (message, *(value for value in facts.values() if isinstance(value, str))):
+        text.encode()  # half a surrogate pair, which JSON can say and a table cannot hold, is a `ValueError`
     if status == SUCCESS:
         facts["phash"] = perceptual_hash(bytes.fromhex(str(words.get("gray"))))
         if jpeg.startswith(b"\xff\xd8\xff") and jpeg.endswith(b"\xff\xd9"):
@@ -248,7 +251,7 @@ def _checked(words: dict[str, Any], jpeg: bytes, data: bytes, digest: str, passt
         if passthrough and not jpeg and ending in KEPT:
             return Decoded(SUCCESS, digest, None, facts, data, ending, digest)
     if isinstance(status, str) and status in IN_DECODING:
-        return Decoded(status, digest, redact_all(str(words.get("message"))), facts)
+        return Decoded(status, digest, redact_all(message), facts)
     raise ValueError(f"status {str(status)[:40]!r}")
 
 
