@@ -26,7 +26,7 @@ def main(names: Sequence[str]) -> int:
     known = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
     unknown = sorted(set(names) - set(known))
     if unknown:
-        Console(stderr=True).print(f"error: no benchmark {unknown[0]!r}; there are: {', '.join(known)}")
+        Console(stderr=True).print(f"error: no benchmark {unknown[0]!r}; there are: {', '.join(known)}", soft_wrap=True)
         return 2
     missed = [name for name in names or known if not run(name)]
     Console().print(f"written to {RESULTS.relative_to(Path.cwd())}" if RESULTS.is_relative_to(Path.cwd()) else RESULTS)
