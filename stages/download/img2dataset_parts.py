@@ -164,7 +164,7 @@ class Member:
 class Shard:
     """What img2dataset wrote, also where it was killed: `rows` by the place that a URL had in what was asked for.
 
-    Successes are in the tar with their JSON, as far as it goes; failures are in a Parquet file that is whole or absent.
+    Successes are in the tar, image and JSON, as far as it goes; failures are in a Parquet file that is whole or absent.
     """
 
     def __init__(self, folder: Path, count: int) -> None:
@@ -180,6 +180,10 @@ class Shard:
                 self.rows[int(key[-digits:])] = json.loads(self._read(member))
             else:
                 self._images[int(key[-digits:])] = member
+        # A sample's JSON lies before a PNG or a WebP: cut between the two, the sample is none.
+        self.rows = {
+            place: row for place, row in self.rows.items() if row["status"] != SUCCESS or place in self._images
+        }
 
     def __enter__(self) -> "Shard":
         return self

@@ -151,6 +151,24 @@ def test_a_hang_ends_with_the_part_and_costs_only_what_was_not_written(
         assert {"url", "key", "sha256", "exif"} < keys < set(json.load(ours))
 
 
+@pytest.mark.parametrize(("kept", "places"), [(1.0, [0]), (0.5, [])])
+def test_a_tar_cut_between_a_samples_json_and_its_image_has_no_such_sample(
+    tmp_path: Path, kept: float, places: list[int]
+) -> None:
+    said = json.dumps({"status": "success", "key": "000000000"}).encode()
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as tar:
+        for name, content in (("000000000.json", said), ("000000000.png", bytes(100_000))):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    whole = data.getvalue()
+    (tmp_path / "00000.tar").write_bytes(whole[: int(len(whole) * kept)])
+    with Shard(tmp_path, 1) as shard:
+        assert list(shard.rows) == places
+        assert [len(shard.image(place)) for place in shard.rows] == [100_000] * len(places)
+
+
 def test_bytes_that_it_does_not_look_at_are_decoded_all_the_same(server: HostileServer) -> None:
     photo = encoded(picture(600, 400))
     urls: list[str | None] = [server.serve("/r/photo.jpg", photo), server.serve("/r/page.jpg", b"<html>")]
