@@ -15,9 +15,13 @@ MAX_HEAD: Final = 64 << 10
 """Bytes of a head, or of the trailers behind the last chunk."""
 MAX_LINE: Final = 8 << 10
 """Bytes of the line before a chunk; its extensions are no use to us."""
+SMALL_CHUNK: Final = 64
+"""Bytes; a chunk below costs more to find than to copy."""
+SMALL_CHUNKS: Final = 4_096
+"""Such chunks in one body. Hosts flush small pieces now and then; only one that means harm sends nothing else."""
 HEAD_END = re.compile(rb"\n\r?\n")
 STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\x00\r]*)?")
-FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00\r]*?)[ \t]*")
+FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 LENGTH = re.compile(r"[0-9]{1,18}")
 CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?", re.DOTALL)
 BODYLESS = frozenset({204, 304})
@@ -74,19 +78,21 @@ def parse_head(data: bytes) -> Head:
     start = STATUS_LINE.fullmatch(first.removesuffix("\r"))
     if start is None:
         raise broken(f"it begins with {first[:40]!r}")
-    fields: list[tuple[str, str]] = []
-    for line in lines:
-        if line[:1] in (" ", "\t") and fields:  # folded: obsolete, and still sent
-            name, value = fields.pop()
-            fields.append((name, f"{value} {line.strip()}"))
-            continue
-        found = FIELD.fullmatch(line.removesuffix("\r"))
-        if found is None:
+    found: list[tuple[str, list[str]]] = []
+    for ended in lines:
+        line = ended.removesuffix("\r")
+        folded = line[:1] in (" ", "\t") and bool(found)  # obsolete, and still sent
+        name, colon, value = ("", ":", line) if folded else line.partition(":")
+        if not colon or not (folded or FIELD_NAME.fullmatch(name)) or "\0" in value or "\r" in value:
             raise broken(f"a header line is {line[:40]!r}")
-        fields.append((found[1].lower(), found[2]))
+        if folded:
+            found[-1][1].append(value.strip(" \t"))
+        else:
+            found.append((name.lower(), [value.strip(" \t")]))
+    fields = tuple((name, " ".join(values)) for name, values in found)
     said = {part.strip().lower() for name, value in fields if name == "connection" for part in value.split(",")}
     lasting = "close" not in said and (start[1] == "1" or "keep-alive" in said)
-    return Head(int(start[2]), lasting, tuple(fields))
+    return Head(int(start[2]), lasting, fields)
 
 
 class Chunks:
@@ -97,15 +103,23 @@ class Chunks:
         self._line = b""
         self._left = 0
         self._expected = "size"
+        self._small = 0
         self._trailers = 0
 
     def take(self, data: bytes) -> int | None:
         """Eat `data`: None while the body goes on, else how many of the bytes belonged to it. Raises `FetchError`."""
+        body = bytearray()  # of all chunks in `data`: what is kept piece by piece takes many times its size
+        end = self._take(data, body)
+        if body:
+            self._feed(bytes(body))
+        return end
+
+    def _take(self, data: bytes, body: bytearray) -> int | None:
         at = 0
         while at < len(data):
             if self._left:
                 piece = data[at : at + self._left]
-                self._feed(piece)
+                body += piece
                 self._left -= len(piece)
                 at += len(piece)
                 continue
@@ -128,6 +142,9 @@ class Chunks:
             if size is None:
                 raise broken(f"a chunk begins with {line[:40]!r}")
             self._left = int(size[1], 16)
+            self._small += self._left < SMALL_CHUNK
+            if self._small > SMALL_CHUNKS:
+                raise broken(f"more than {SMALL_CHUNKS} chunks of less than {SMALL_CHUNK} bytes")
             self._expected = "end" if self._left else "trailer"
             return False
         if self._expected == "end":

@@ -15,6 +15,7 @@ class Body:
         self._limit = limit
         self._pieces: list[bytes] = []
         self._size = 0
+        self._beyond = 0
         self._encoding = encoding.strip().lower()
         self._fresh = True
         if self._encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
@@ -26,9 +27,10 @@ class Body:
     def feed(self, chunk: bytes) -> None:
         """Add what the network gave. Raises `FetchError`: `too_large` past the limit, `bad_encoding` if broken."""
         piece = chunk if self._inflater is None else self._inflate(chunk)
-        self._pieces.append(piece)
+        if piece:
+            self._pieces.append(piece)
         self._size += len(piece)
-        if self._size > self._limit:
+        if self._size + self._beyond > self._limit:
             raise too_large(self._limit)
 
     def finish(self) -> bytes:
@@ -41,6 +43,9 @@ class Body:
 
     def _inflate(self, chunk: bytes) -> bytes:
         assert self._inflater is not None
+        if self._inflater.eof:  # zlib would keep it all
+            self._beyond += len(chunk)
+            return b""
         if self._fresh and chunk and self._encoding == "deflate" and chunk[0] & 0x0F != 8:
             # Many servers send raw deflate, without the head that RFC 9110 asks for.
             self._inflater = zlib.decompressobj(wbits=-zlib.MAX_WBITS)

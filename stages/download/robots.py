@@ -27,8 +27,8 @@ RULE_LINES = {
     **dict.fromkeys(("disallow", "dissallow", "dissalow", "disalow", "diasllow", "disallaw"), False),
 }
 """The spellings that Google's parser takes for the word as well."""
-LINE = re.compile(r"\s*(user agent|[A-Za-z-]+)(?:\s*:\s*|\s+)(.*?)\s*")
-PRODUCT = re.compile(r"[A-Za-z_-]+")
+KEY = re.compile(r"user agent|[A-Za-z-]+", re.IGNORECASE)
+LONGER_NAME = re.compile(r"[A-Za-z_-]")
 NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})|([^!-~]|[*$])")
 UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
@@ -100,9 +100,8 @@ def parse_robots(data: bytes, agent: str, host: str = "") -> Rules:
         if key in AGENT_LINES:
             if not naming:
                 naming, concerns_us, concerns_all = True, False, False
-            token = PRODUCT.match(value)
-            concerns_us |= token is not None and token[0].lower() == agent.lower()
-            concerns_all |= value.split()[:1] == ["*"]
+            concerns_us |= _names(value, agent)
+            concerns_all |= value.split(maxsplit=1)[:1] == ["*"]
             named |= concerns_us
         elif key in RULE_LINES:
             naming = False
@@ -123,9 +122,24 @@ def _lines(data: bytes) -> Iterator[tuple[str, str]]:
     whole = data[:MAX_BYTES].removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
     lines = re.split(r"\r\n|\r|\n", whole)
     for line in lines[: len(lines) - (len(data) > MAX_BYTES)]:
-        found = LINE.fullmatch(line.partition("#")[0])
-        if found:
-            yield found[1].lower(), found[2]
+        said = line.partition("#")[0].lstrip()
+        key = KEY.match(said)
+        if key is None:
+            continue
+        rest = said[key.end() :]
+        value = rest.lstrip()
+        if value.startswith(":"):
+            yield key[0].lower(), value[1:].strip()
+        elif len(value) < len(rest):  # Google's parser takes white space for the colon
+            yield key[0].lower(), value.strip()
+
+
+def _names(value: str, agent: str) -> bool:
+    """Whether a group is for `agent`: a version or other words may follow, but not the rest of a longer name.
+
+    RFC 9309 knows names of letters, `_` and `-` alone; ours may have digits and dots as well.
+    """
+    return value.lower().startswith(agent.lower()) and not LONGER_NAME.match(value, len(agent))
 
 
 def _normal(octets: bytes, path: bool) -> str:

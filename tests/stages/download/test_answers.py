@@ -1,6 +1,7 @@
 """HTTP answers: what a head says, and that an answer's end does not depend on how the packets fall."""
 
 import asyncio
+import time
 from itertools import pairwise
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.download.answers import parse_head
+from stages.download.answers import MAX_HEAD, SMALL_CHUNKS, Chunks, parse_head
 from stages.download.connection import SCRATCH_BYTES, Connection
 from stages.download.statuses import FetchError
 
@@ -158,3 +159,41 @@ def test_a_folded_header_is_one_value_and_repeated_ones_are_several() -> None:
     head = parse_head(b"HTTP/1.1 200 OK\r\nX: a\r\n\tb\r\nx: c")
     assert head.all("x") == ["a b", "c"]
     assert (head.get("x"), head.get("y")) == ("a b", None)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        b"a:" + b" " * 1_000 + b"\0",
+        b"a:x" + b" " * 20_000 + b"y",
+        b"a: b" + b"\n c" * 20_000,
+    ],
+    ids=["refused", "spaces", "folded"],
+)
+def test_a_head_is_parsed_in_linear_time(field: bytes) -> None:
+    """It happens in the event loop, where no deadline holds: 3 seconds to one hostile line would stop every row."""
+    assert len(field) < MAX_HEAD
+    began = time.thread_time()
+    try:
+        parse_head(b"HTTP/1.1 200 OK\r\n" + field)
+    except FetchError:
+        assert b"\0" in field
+    assert time.thread_time() - began < 0.2
+
+
+def test_chunks_are_passed_on_together() -> None:
+    """A feed for every chunk of two bytes would hold twenty times the body."""
+    pieces: list[bytes] = []
+    data = b"2\r\nab\r\n" * 1_000 + b"0\r\n\r\n"
+    assert Chunks(pieces.append).take(data) == len(data)
+    assert pieces == [b"ab" * 1_000]
+
+
+def test_a_body_of_nothing_but_small_chunks_is_given_up() -> None:
+    pieces: list[bytes] = []
+    chunks = Chunks(pieces.append)
+    assert chunks.take(b"1\r\na\r\n" * SMALL_CHUNKS) is None
+    assert chunks.take(b"40\r\n" + b"b" * 64 + b"\r\n") is None
+    with pytest.raises(FetchError, match="not an HTTP answer: more than 4096 chunks"):
+        chunks.take(b"1\r\na\r\n")
+    assert b"".join(pieces) == b"a" * SMALL_CHUNKS + b"b" * 64

@@ -1,6 +1,7 @@
 """robots.txt: the examples of RFC 9309, and by meaning those of Google's parser."""
 
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -169,6 +170,30 @@ def test_a_crawl_delay_is_honoured_up_to_a_bound() -> None:
 def test_a_pattern_that_makes_regular_expressions_run_for_years_is_matched_all_the_same() -> None:
     evil = parse_robots(b"user-agent: *\n" + b"disallow: /" + b"*a" * 900 + b"*b$\n", "FooBot")
     assert evil.allows("/" + "a" * 2000 + "c")
+
+
+@pytest.mark.parametrize("line", [b"allow:x%by", b"allow%b", b"%bx", b"user agent%bs"])
+def test_a_line_is_parsed_in_linear_time(line: bytes) -> None:
+    """It happens in the event loop: 10 seconds to one hostile line would stop every row."""
+    began = time.thread_time()
+    parse_robots(b"user-agent: FooBot\n" + line % (b" " * 40_000), "FooBot")
+    assert time.thread_time() - began < 0.2
+
+
+@pytest.mark.parametrize(
+    ("named", "agent", "concerned"),
+    [
+        ("img2dataset", "img2dataset", True),
+        ("IMG2dataset/1.47 (+https://x)", "img2dataset", True),
+        ("FooBot2", "FooBot", True),
+        ("img", "img2dataset", False),
+        ("my.bot", "my.bot", True),
+        ("FooBot*", "FooBot", True),
+        ("FooBot_x", "FooBot", False),
+    ],
+)
+def test_an_agent_with_digits_finds_its_group(named: str, agent: str, concerned: bool) -> None:
+    assert allowed(f"User Agent: {named}\nDisallow: /", "/x", agent) is not concerned
 
 
 @given(st.binary(max_size=300), st.text(max_size=50))
