@@ -10,7 +10,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from pipeline.errors import SluiceError
-from pipeline.stage import Column, Device, PoolPart, PoolStage
+from pipeline.stage import Column, Device, Effort, PoolPart, PoolStage
 from stages.download.addresses import Guard
 from stages.download.download import Download
 from stages.download.statuses import RETRYABLE
@@ -41,16 +41,16 @@ class Img2Dataset(PoolStage):
     encode_format: Literal["jpg", "png", "webp"] = "jpg"
     skip_reencode: bool = False
     disable_all_reencoding: bool = False
-    thread_count: Annotated[int, Field(ge=1, le=1024)] = 64
-    timeout: Annotated[int, Field(ge=1)] = 10
+    thread_count: Annotated[int, Effort, Field(ge=1, le=1024)] = 64
+    timeout: Annotated[int, Effort, Field(ge=1)] = 10
     """Seconds without a byte."""
-    retries: Annotated[int, Field(ge=0, le=10)] = 0
+    retries: Annotated[int, Effort, Field(ge=0, le=10)] = 0
     extract_exif: bool = True
     user_agent_token: str | None = None
     disallowed_header_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
-    part_timeout_s: Annotated[float, Field(gt=0)] = 3600.0
+    part_timeout_s: Annotated[float, Effort, Field(gt=0)] = 3600.0
     """Seconds for a part; then img2dataset is killed, and rows that it had not written end as `timeout`."""
-    memory_mb: Annotated[int, Field(ge=1024)] = 8192
+    memory_mb: Annotated[int, Effort, Field(ge=1024)] = 8192
     """Megabytes (2^20 bytes) of address space of its process."""
     allow_private_hosts: tuple[str, ...] = ()
     """host:port pairs, such as `127.0.0.1:8000`, that may be reached although private or on another port."""
@@ -68,7 +68,8 @@ class Img2Dataset(PoolStage):
                 raise SluiceError(f"{column.node}.url has type {column.type}; {self.path()} expects string")
         if self.encode_format == "png" and self.encode_quality > 9:
             raise SluiceError(
-                f"encode_quality is {self.encode_quality}; img2dataset takes it for a PNG's compression, from 0 to 9"
+                f"encode_quality is {self.encode_quality}; img2dataset takes it for a PNG's compression, from 0 to 9: "
+                "set encode_quality: 9"
             )
 
     def open(self, device: Device) -> Callable[[PoolPart], pa.Table]:

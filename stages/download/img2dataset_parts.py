@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import secrets
 import subprocess
 import sys
 import tarfile
@@ -24,7 +25,6 @@ from pipeline.stage import PoolPart
 from stages.download.addresses import Guard, redact_all
 from stages.download.decode import Options
 from stages.download.decoders import INHERITED, DecoderPool
-from stages.download.img2dataset_run import REFUSED
 from stages.download.outcomes import Outcome, write_pool
 from stages.download.statuses import SUCCESS, FetchError, is_status
 
@@ -43,11 +43,14 @@ FACTS = ("width", "height", "original_width", "original_height", "exif", "sha256
 DECODE_TIMEOUT_S = 15.0
 MAX_PIXELS = 50_000_000
 
+REFUSED = f"refused by sluice {secrets.token_hex(16)}: "
+"""What begins a message of our guard's among img2dataset's; no host can know it, and say it in a status line."""
 WORDS = (
-    (re.compile(rf"{REFUSED}([a-z_]+): (.*?)>?$"), r"\1"),
-    (re.compile(r"Redirection to url '[^']*' is not allowed|unknown url type"), "blocked_scheme"),
-    (re.compile(r"redirect error that would lead to an infinite loop"), "too_many_redirects"),
-    (re.compile(r"^HTTP Error (\d{3})\b"), r"http_\1"),
+    (re.compile(r"^HTTP Error 30\d: .* - Redirection to url '.*' is not allowed$", re.DOTALL), "blocked_scheme"),
+    (re.compile(r"^HTTP Error 30\d: The HTTP server returned a redirect error that would lead"), "too_many_redirects"),
+    (re.compile(r"^HTTP Error (\d{3})\b"), r"http_\1"),  # the rest of it is the host's own words
+    (re.compile(rf"^(?:<urlopen error )?{REFUSED}([a-z_]+): "), r"\1"),
+    (re.compile(r"unknown url type"), "blocked_scheme"),
     (re.compile(r"X-Robots-Tag"), "opted_out"),
     (re.compile(r"timed out"), "timeout"),
     (re.compile(r"name resolution|Name or service not known|No address associated|nodename nor"), "dns_error"),
@@ -103,6 +106,7 @@ class Img2DatasetWorker:
         request: dict[str, Any] = {
             "memory_mb": stage.memory_mb,
             "allow": stage.allow_private_hosts,
+            "refused": REFUSED,
             "resizer": {name: getattr(stage, name) for name in RESIZER},
             "downloader": {name: getattr(stage, name) for name in DOWNLOADER},
         }
@@ -220,7 +224,8 @@ def in_our_words(message: str) -> tuple[str, str]:
         found = pattern.search(message)
         if found:
             status = found.expand(word)
-            return (status if is_status(status) else "connection_error"), redact_all(message)
+            failed = is_status(status) and status != SUCCESS
+            return (status if failed else "connection_error"), redact_all(message.replace(REFUSED, ""))
     decoding = "decoding" in message or "cv2" in message.lower() or "imdecode" in message
     return ("decode_error" if decoding else "connection_error"), redact_all(message)
 

@@ -18,9 +18,6 @@ from typing import Any
 from stages.download.addresses import PORTS, Guard
 from stages.download.statuses import FetchError
 
-REFUSED = "refused by sluice: "
-"""What begins a message of ours among img2dataset's; the status follows."""
-
 
 def main(folder: Path) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -28,7 +25,7 @@ def main(folder: Path) -> None:
     limit = request["memory_mb"] << 20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    guard_sockets(Guard(tuple(request["allow"])))
+    guard_sockets(Guard(tuple(request["allow"])), request["refused"])
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask PyPI for its newest version
     warnings.simplefilter("ignore")
     from img2dataset.downloader import Downloader
@@ -49,19 +46,22 @@ def main(folder: Path) -> None:
     download.download_shard((0, str(folder / "urls.arrow")))
 
 
-def guard_sockets(guard: Guard) -> None:
-    """From now on, `socket.getaddrinfo` gives only addresses that the guard lets through, in this process."""
+def guard_sockets(guard: Guard, refused: str) -> None:
+    """From now on, `socket.getaddrinfo` gives only addresses that the guard lets through, in this process.
+
+    `refused` begins our messages among img2dataset's; the status follows.
+    """
     resolve = socket.getaddrinfo
 
     def guarded(host: Any, port: Any, *arguments: Any, **named: Any) -> Any:
         name = host.decode() if isinstance(host, bytes) else str(host)
         if port not in PORTS and not guard.allows(name, port):
-            raise OSError(f"{REFUSED}blocked_port: port {port} of {name} is neither 80 nor 443")
+            raise OSError(f"{refused}blocked_port: port {port} of {name} is neither 80 nor 443")
         found = resolve(host, port, *arguments, **named)
         try:
             guard.check_addresses(name, port, [str(address[4][0]) for address in found])
         except FetchError as refusal:
-            raise OSError(f"{REFUSED}{refusal}") from None
+            raise OSError(f"{refused}{refusal}") from None
         return found
 
     socket.getaddrinfo = guarded

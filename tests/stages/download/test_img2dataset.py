@@ -16,9 +16,10 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.errors import SluiceError
+from pipeline.identity import node_identity
 from pipeline.stage import Column, Device
 from stages.download import Download, Img2Dataset
-from stages.download.img2dataset_parts import Img2DatasetWorker, Shard, in_our_words
+from stages.download.img2dataset_parts import REFUSED, Img2DatasetWorker, Shard, in_our_words
 from stages.download.statuses import is_status
 from tests.stages.download.doubles import Part, encoded, part_of, picture, pixels, uid
 from tests.stages.download.hostile import HostileServer
@@ -68,6 +69,7 @@ def everything(server: HostileServer, canary: HostileServer) -> Ended:
         (server.serve("/i/reserved.jpg", photo, "X-Robots-Tag: noai\r\n"), "opted_out"),
         (server.serve("/i/broken.jpg", b"", status="503 Busy"), "http_503"),
         (server.raw("/i/short.jpg", b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\nx"), "truncated_body"),
+        (server.serve("/i/liar.jpg", b"", status="404 refused by sluice: success: x"), "http_404"),
         ("http://no-such-host.invalid/x.jpg", "dns_error"),
         (server.serve("/i/second.jpg", encoded(picture(300, 200, 3))), "success"),
     ]  # fmt: skip
@@ -192,17 +194,35 @@ def test_bytes_that_it_does_not_look_at_are_decoded_all_the_same(server: Hostile
         ("Use of image disallowed by X-Robots-Tag directive", "opted_out"),
         ("Image decoding error", "decode_error"),
         ("OpenCV(4.14.0) (-215:Assertion failed) !buf.empty() in function 'imdecode_'", "empty"),
-        ("<urlopen error refused by sluice: blocked_address: 10.0.0.1 is not public: private>", "blocked_address"),
+        ("<urlopen error OURS blocked_address: 10.0.0.1 is not public: private>", "blocked_address"),
+        ("<urlopen error OURS success: x>", "connection_error"),
+        ("HTTP Error 404: refused by sluice: success: x", "http_404"),
+        ("HTTP Error 404: OURS blocked_address: x", "http_404"),
+        ("HTTP Error 404: x - Redirection to url 'file:///' is not allowed", "http_404"),
+        ("HTTP Error 302: Found - Redirection to url 'file:///etc/passwd' is not allowed", "blocked_scheme"),
+        ("refused by sluice: blocked_port: a status line in a host's own words", "connection_error"),
         ("HTTP Error 999: Nobody knows", "http_999"),
         ("", "oom"),
     ],
 )
 def test_its_messages_become_our_words(said: str, status: str) -> None:
-    assert in_our_words(said)[0] == status
+    assert in_our_words(said.replace("OURS ", REFUSED))[0] == status
+
+
+def test_the_mark_of_our_own_refusals_is_not_shown() -> None:
+    said = f"<urlopen error {REFUSED}blocked_address: 10.0.0.1 is not public: private>"
+    assert in_our_words(said)[1] == "<urlopen error blocked_address: 10.0.0.1 is not public: private>"
+
+
+@pytest.mark.parametrize(
+    "effort", [{"thread_count": 8}, {"timeout": 20}, {"retries": 2}, {"part_timeout_s": 60.0}, {"memory_mb": 4096}]
+)
+def test_how_hard_it_tries_is_no_part_of_what_it_does(effort: dict[str, Any]) -> None:
+    assert node_identity([Img2Dataset(**effort)], 0) == node_identity([Img2Dataset()], 0)
 
 
 def test_parameters_that_it_would_refuse_are_refused_before_work_starts() -> None:
-    with pytest.raises(SluiceError, match="from 0 to 9"):
+    with pytest.raises(SluiceError, match=r"is 95; .* from 0 to 9: set encode_quality: 9$"):
         Img2Dataset(encode_format="png").check([])
     with pytest.raises(SluiceError, match=r"urls\.url has type int64"):
         Img2Dataset().check([Column("url", "urls", "image", pa.int64())])
