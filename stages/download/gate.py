@@ -129,6 +129,9 @@ class Gate:
 
     async def wait(self, turn: Turn, lease: Lease) -> None:
         """Wait for a place and a permit; both are the caller's then."""
+        if turn.waited_s >= self._wait_s:
+            await asyncio.sleep(0)  # thousands may end like this, one after another
+            raise self._busy(lease)
         began = self.idle_s()
         future: asyncio.Future[None] = self._loop.create_future()
         waiting = _Waiting(turn, lease, future, began + self._wait_s - turn.waited_s)

@@ -68,6 +68,8 @@ class Ask(NamedTuple):
     """Requests that it would begin if it could."""
     starts: int = 0
     """Starts that it was given and has not used."""
+    delay_s: float = 0.0
+    """What the host's robots.txt asks for between starts, as far as this worker knows."""
 
     @property
     def wanted(self) -> int:
@@ -110,6 +112,7 @@ class _Share:
     held: int
     wanted: int
     seen: float
+    delay_s: float = 0.0
 
 
 @dataclass
@@ -117,8 +120,11 @@ class _Host:
     shares: dict[str, _Share] = field(default_factory=dict)
     paused_until: float = 0.0
     next_start: float = 0.0
-    delay_s: float = 0.0
-    """What its robots.txt asks for."""
+
+    @property
+    def delay_s(self) -> float:
+        """What its robots.txt asks for; known as long as anybody who knows it asks the host."""
+        return max((share.delay_s for share in self.shares.values()), default=0.0)
 
 
 class Hosts:
@@ -160,7 +166,7 @@ class Hosts:
     def _permit(self, name: str, worker: str, ask: Ask, now: float) -> Permit:
         host = self._hosts.setdefault(name, _Host())
         share = host.shares.setdefault(worker, _Share(0, 0, now))
-        share.held, share.wanted, share.seen = ask.held, ask.wanted, now
+        share.held, share.wanted, share.seen, share.delay_s = ask.held, ask.wanted, now, ask.delay_s
         for other in [other for other, theirs in host.shares.items() if now - theirs.seen > LEASE_S]:
             del host.shares[other]
         if not ask.wanted:
@@ -225,8 +231,6 @@ class Hosts:
         self._rules[origin] = now + rules.kept_s, rules
         while len(self._rules) > ROBOTS_KEPT or self.robots_bytes > ROBOTS_BYTES:
             self._forget(next(iter(self._rules)))
-        if rules.delay_s:
-            self._hosts.setdefault(rules.host, _Host()).delay_s = rules.delay_s
 
     def _forget(self, origin: str) -> None:
         if origin in self._rules:
@@ -239,6 +243,6 @@ class Hosts:
         for name, host in list(self._hosts.items()):
             for worker in [worker for worker, share in host.shares.items() if now - share.seen > LEASE_S]:
                 del host.shares[worker]
-            if not host.shares and not host.delay_s and max(host.paused_until, host.next_start) < now:
+            if not host.shares and max(host.paused_until, host.next_start) < now:
                 del self._hosts[name]
         self._fetching = {origin: held for origin, held in self._fetching.items() if held[1] > now}

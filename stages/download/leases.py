@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import uuid4
 
@@ -50,8 +50,8 @@ class Lease:
     waiting: int = 0
     starts: deque[float] | None = None
     """When requests may begin; None where there is no rate."""
-    paced: bool = False
-    """Whether the host asked for a rate, whatever was answered to what was said before that was known."""
+    delays: dict[str, float] = field(default_factory=dict)
+    """By origin, the Crawl-delay in seconds of its robots.txt, where it has one."""
     paused_until: float = 0.0
     until: float = 0.0
     """When what it holds ends, unless it is renewed."""
@@ -59,6 +59,11 @@ class Lease:
     """When there is something to say about it again."""
     stirred: bool = True
     """Whether there is something to say that was not there at the last message."""
+
+    @property
+    def delay_s(self) -> float:
+        """The longest: http and https of a host have a robots.txt each."""
+        return max(self.delays.values(), default=0.0)
 
     def ready_at(self, now: float) -> float | None:
         """When a request may begin: not after `now` for at once, None where that is not known yet."""
@@ -130,16 +135,20 @@ class Leases:
     def found(self, origin: str, rules: Rules) -> None:
         """What an origin's robots.txt says."""
         self._found[origin] = rules
-        self._pace(rules)
         self._schedule(0.0)
 
-    def _pace(self, rules: Rules | None) -> None:
-        """From now on, a host that asks for it is asked only when a start was given."""
-        if rules is not None and rules.delay_s:
+    def pace(self, origin: str, rules: Rules) -> None:
+        """Before each request that `rules` allow: where they ask for a delay, it begins only when a start was given.
+
+        What is shared is told of it with the lease: it may have been made anew since it last heard of these rules.
+        """
+        if rules.delay_s:
             lease = self.of(rules.host)
-            lease.paced = True
+            lease.delays[origin] = rules.delay_s
             if lease.starts is None:
                 lease.starts = deque()
+        elif rules.host in self._leases:
+            self._leases[rules.host].delays.pop(origin, None)
 
     def close(self) -> None:
         self._closed = True
@@ -168,7 +177,7 @@ class Leases:
             if lease.speak_at <= now:
                 lease.stirred = False
                 lease.held = max(lease.used, min(lease.held, lease.used + lease.waiting))
-                asks[lease.host] = Ask(lease.held, lease.used, lease.waiting, len(lease.starts or ()))
+                asks[lease.host] = Ask(lease.held, lease.used, lease.waiting, len(lease.starts or ()), lease.delay_s)
         said = Said(asks, self._pauses, tuple(self._wanted_rules), self._found)
         self._pauses, self._found = {}, {}
 
@@ -176,7 +185,12 @@ class Leases:
             with contextlib.suppress(RuntimeError):  # the loop has been closed
                 self._loop.call_soon_threadsafe(self._answered, now, said, done)
 
-        self.shared.call("exchange", self._me, said).add_done_callback(answered)
+        try:
+            told = self.shared.call("exchange", self._me, said)
+        except Exception as error:
+            told = Future()
+            told.set_exception(error)
+        told.add_done_callback(answered)
 
     def _answered(self, sent: float, said: Said, done: Future[Told]) -> None:
         self._in_flight = False
@@ -189,7 +203,6 @@ class Leases:
         told = done.result()
         self._tick_s = 0.0 if isinstance(self.shared, Alone) else told.tick_s
         for origin, rules in told.robots.items():
-            self._pace(rules)
             waiting = self._wanted_rules.pop(origin, None)
             if waiting is not None and not waiting.done():
                 waiting.set_result(rules)
@@ -201,7 +214,7 @@ class Leases:
             if permit.pause_s:
                 lease.paused_until = max(lease.paused_until, now + permit.pause_s)
             if permit.starts is None:
-                lease.starts = deque() if lease.paced else None
+                lease.starts = deque() if lease.delay_s else None  # said before the delay was known
             else:
                 lease.starts = deque(sorted([*(lease.starts or ()), *(now + start for start in permit.starts)]))
             lease.speak_at = 0.0 if lease.stirred else self._speak_at(lease, now)

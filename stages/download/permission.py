@@ -41,6 +41,7 @@ class Robots:
             raise FetchError(*rules.refused)
         if not rules.allows(url.raw_path_qs):
             raise FetchError("robots_disallowed", f"{url.raw_host}/robots.txt disallows it")
+        self._gate.leases.pace(origin, rules)
 
     def close(self) -> None:
         for task in self._asked.values():

@@ -15,6 +15,7 @@ from stages.download.addresses import Guard
 from stages.download.gate import Gate, Turn
 from stages.download.hosts import Hosts, Manners, Said
 from stages.download.leases import Alone
+from stages.download.robots import Rules
 from stages.download.statuses import RETRYABLE, FetchError
 from tests.stages.download.doubles import LIMITS, Fetching
 from tests.stages.download.hostile import HostileServer
@@ -58,6 +59,23 @@ def test_a_row_whose_turn_does_not_come_ends_and_may_be_tried_again(server: Host
     asyncio.run(run())
     assert server.hits["/gate/endless"] == before + 1
     assert "host_busy" in RETRYABLE
+
+
+def test_a_row_that_has_waited_long_enough_does_not_wait_again() -> None:
+    """Thousands that were passed over meanwhile end at once, and not as many at a time as are looked at together."""
+
+    async def run() -> None:
+        door = gate(per_host=1, wait_s=600)  # it is looked every 12 s
+        holder = Turn(door, 0)
+        await holder.enter("h")
+        for order in range(1, 200):
+            turn = Turn(door, order, waited_s=600)
+            with pytest.raises(FetchError, match="host_busy"):
+                await asyncio.wait_for(turn.enter("h"), 5)
+            turn.end()
+        door.close()
+
+    asyncio.run(run())
 
 
 def test_a_worker_that_is_full_lets_no_row_wait_in_vain() -> None:
@@ -154,17 +172,23 @@ def test_rows_that_give_up_at_any_moment_leave_nothing_behind(seed: int) -> None
 
 
 class Silent(Alone):
-    """Answers until it is told to be silent; then it answers nothing, or fails."""
+    """Answers until it is told to be silent; then it answers nothing, or fails, or refuses even to be asked."""
 
     def __init__(self, hosts: Hosts) -> None:
         super().__init__(hosts)
         self.broken: Exception | None = None
         self.silent = False
+        self.refuses = False
         self.said: list[Said] = []
+
+    def replace(self, hosts: Hosts) -> None:
+        self._hosts = hosts
 
     def call(self, method: str, *arguments: Any) -> Future[Any]:
         self.said.append(arguments[1])
         future: Future[Any] = Future()
+        if self.broken is not None and self.refuses:
+            raise self.broken
         if self.broken is not None:
             future.set_exception(self.broken)
             return future
@@ -192,12 +216,13 @@ def test_a_worker_that_hears_nothing_begins_nothing_once_its_lease_has_ended(mon
     asyncio.run(run())
 
 
-def test_what_is_shared_may_fail_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("refuses", [False, True])
+def test_what_is_shared_may_fail_for_a_while(monkeypatch: pytest.MonkeyPatch, refuses: bool) -> None:
     monkeypatch.setattr(leases, "OWN_LEASE_S", 0.1)
 
     async def run() -> None:
         shared = Silent(Hosts(4))
-        shared.broken = RuntimeError("the actor died")
+        shared.broken, shared.refuses = RuntimeError("the actor died"), refuses
         door = Gate(shared, 8, 60)
         waiting = asyncio.ensure_future(Turn(door, 0).enter("h"))
         door.leases.pause("other", 5.0)
@@ -207,6 +232,27 @@ def test_what_is_shared_may_fail_for_a_while(monkeypatch: pytest.MonkeyPatch) ->
         await asyncio.wait_for(waiting, 5)
         assert [said.pauses for said in shared.said][-1] == {"other": 5.0}  # said again, for nobody heard it
         door.close()
+
+    asyncio.run(run())
+
+
+def test_a_crawl_delay_outlives_what_the_workers_share() -> None:
+    async def run() -> None:
+        shared = Silent(Hosts(4))
+        door = Gate(shared, 8, 60)
+
+        async def row(order: int) -> None:
+            turn = Turn(door, order)
+            door.leases.pace("http://h", Rules("h", delay_s=0.2))
+            await turn.enter("h")
+            turn.end()
+
+        await row(0)
+        rows = asyncio.gather(*(row(order) for order in range(1, 5)))
+        shared.replace(Hosts(4))  # the actor has died and was started again
+        await asyncio.wait_for(rows, 10)
+        door.close()
+        assert {ask.delay_s for said in shared.said for ask in said.asks.values() if ask.waiting} == {0.2}
 
     asyncio.run(run())
 

@@ -153,10 +153,22 @@ def test_a_crawl_delay_spaces_the_starts_of_its_host() -> None:
     clock = Clock()
     shared = Hosts(16, clock=clock)
     assert shared.exchange("a", Said({"h": Ask(0, 0, 9)})).permits["h"].starts is None
-    shared.exchange("a", Said({}, found={"http://h": Rules("h", delay_s=5.0)}))
-    given = [shared.exchange(worker, Said({"h": Ask(0, 0, 9)})).permits["h"].starts for worker in "abc"]
-    assert given == [(0.0,), (5.0,), (10.0,)]
+    asks = [Ask(0, 0, 9, delay_s=5.0), Ask(0, 0, 9), Ask(0, 0, 9, delay_s=5.0)]  # one has not heard of it yet
+    given = [shared.exchange(worker, Said({"h": ask})) for worker, ask in zip("abc", asks, strict=True)]
+    assert [told.permits["h"].starts for told in given] == [(0.0,), (5.0,), (10.0,)]
     assert shared.exchange("a", Said({"other": Ask(0, 0, 9)})).permits["other"].starts is None
+
+
+def test_a_crawl_delay_ends_with_those_who_know_of_it_and_its_host_is_forgotten() -> None:
+    clock = Clock()
+    shared = Hosts(16, clock=clock)
+    for place in range(500):
+        shared.exchange("a", Said({f"{place}.h": Ask(0, 0, 1, delay_s=5.0)}, found={f"http://{place}.h": Rules("")}))
+        shared.exchange("a", Said({f"{place}.h": Ask(0, 0, 0, delay_s=5.0)}))
+    assert shared.exchange("b", Said({"0.h": Ask(0, 0, 1)})).permits["0.h"].starts is None
+    clock.now += 60
+    shared.exchange("b", Said({}))
+    assert len(shared) == 0
 
 
 def test_one_worker_fetches_a_robots_txt_and_all_are_told() -> None:

@@ -3,7 +3,9 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -144,6 +146,32 @@ def test_a_crawl_delay_is_kept(host: HostileServer) -> None:
     host.on("/open/slowly", answer)
     assert ends(host, *["/open/slowly"] * 5) == ["success"] * 5
     assert all(later - earlier > 0.15 for earlier, later in pairwise(asked))
+
+
+def test_a_crawl_delay_is_told_to_what_the_next_run_shares(host: HostileServer) -> None:
+    """A worker is kept from run to run, and with it what it knows."""
+
+    class Heard(Alone):
+        delays: set[float]
+
+        def call(self, method: str, *arguments: Any) -> Future[Any]:
+            self.delays |= {ask.delay_s for ask in arguments[1].asks.values() if ask.waiting}
+            return super().call(method, *arguments)
+
+    host.serve("/robots.txt", b"user-agent: *\ncrawl-delay: 0.01")
+
+    async def run() -> None:
+        async with Fetching(Guard((f"127.0.0.1:{host.port}",)), manners=OBEYING) as fetching:
+            await fetching.fetch(host.url("/open/a.jpg"))
+            while len(fetching.gate.leases):
+                await asyncio.sleep(0.01)
+            fetching.gate.leases.shared = heard = Heard(Hosts(16))
+            heard.delays = set()
+            await fetching.fetch(host.url("/open/a.jpg"))
+            assert heard.delays == {0.01}
+
+    asyncio.run(run())
+    assert (host.hits["/robots.txt"], host.hits["/open/a.jpg"]) == (1, 2)
 
 
 def test_a_long_robots_txt_is_read_as_far_as_it_is_parsed(host: HostileServer) -> None:
