@@ -24,12 +24,14 @@ class Img2Dataset(PoolStage):
     A URL that must not be fetched is never given to it, and every address that it connects to, redirects included, is
     checked by the same guard. What it made is decoded once more in a confined process, which also takes the perceptual
     hash. `format`, `frames`, `final_url` and `content_type` stay null: it does not tell. What `Download` has beyond it
-    is missing: robots.txt, rates per host, limits on bodies, upright pictures; and it decodes hostile images in its own
-    process, which has the memory and the time of one part, and neither secrets nor our environment.
+    is missing: robots.txt, rates per host, limits on bodies, upright pictures, digests that the input brings along
+    (`expect_sha256`); and it decodes hostile images in its own process, which has the memory and the time of one part,
+    and neither secrets nor our environment.
     """
 
     promise = "observed"
     retryable: ClassVar[frozenset[str]] = RETRYABLE
+    remembered: ClassVar[frozenset[str]] = Download.remembered
     adds: ClassVar[pa.Schema] = Download.adds
 
     image_size: Annotated[int, Field(ge=1, le=16_384)] = 256

@@ -26,7 +26,7 @@ from stages.download.addresses import Guard, redact_all
 from stages.download.decode import Options
 from stages.download.decoders import INHERITED, DecoderPool
 from stages.download.outcomes import Outcome, write_pool
-from stages.download.statuses import SUCCESS, FetchError, is_status
+from stages.download.statuses import RETRYABLE, SUCCESS, FetchError, is_status
 
 if TYPE_CHECKING:
     from stages.download.img2dataset import Img2Dataset
@@ -81,6 +81,7 @@ class Img2DatasetWorker:
 
     def __call__(self, part: PoolPart) -> pa.Table:
         urls = part.image.column("url").to_pylist()
+        before = [None] * len(urls) if part.before is None else part.before.column("sha256").to_pylist()
         outcomes: list[Outcome | None] = [self._refused(url) for url in urls]
         asked = [row for row, outcome in enumerate(outcomes) if outcome is None]
         with tempfile.TemporaryDirectory(prefix="sluice-img2dataset-") as name:
@@ -89,7 +90,8 @@ class Img2DatasetWorker:
             with Shard(folder, len(asked)) as shard:
                 places = {row: place for place, row in enumerate(asked)}
                 ended = (
-                    outcome or self._outcome(shard, places[row], why or MISSING) for row, outcome in enumerate(outcomes)
+                    outcome or self._outcome(shard, places[row], why or MISSING, before[row])
+                    for row, outcome in enumerate(outcomes)
                 )
                 return write_pool(part, ended, self._stage.adds)
 
@@ -135,12 +137,15 @@ class Img2DatasetWorker:
             raise SluiceError(f"img2dataset ended with exit code {code}: {redact_all(words[-1])}")
         return ("decoder_crash", f"img2dataset was ended by signal {-code}") if code else None
 
-    def _outcome(self, shard: "Shard", place: int, missing: tuple[str, str]) -> Outcome:
+    def _outcome(self, shard: "Shard", place: int, missing: tuple[str, str], seen: str | None) -> Outcome:
+        """`seen` is the SHA-256 under which the pool has had the row, in hex."""
         row = shard.rows.get(place)
         if row is None:
-            return _failed(*missing)
+            return _failed(*missing, seen)
         if row["status"] != SUCCESS:
-            return _failed(*in_our_words(row["error_message"] or ""))
+            return _failed(*in_our_words(row["error_message"] or ""), seen)
+        if seen is not None and row["sha256"] != seen:
+            return _failed("hash_mismatch", f"first seen as sha256 {seen}, now it is {row['sha256']}")
         facts = {name: row.get(name) for name in FACTS}
         image = shard.image(place)
         decoded = self._decoders.decode(image)
@@ -230,8 +235,10 @@ def in_our_words(message: str) -> tuple[str, str]:
     return ("decode_error" if decoding else "connection_error"), redact_all(message)
 
 
-def _failed(status: str, message: str) -> Outcome:
-    return Outcome({"status": status, "error_message": redact_all(message), "fetched_at": datetime.now(UTC)})
+def _failed(status: str, message: str, seen: str | None = None) -> Outcome:
+    """A row without bytes; where it may be tried again it keeps the digest that they must have."""
+    facts = {"status": status, "error_message": redact_all(message), "fetched_at": datetime.now(UTC)}
+    return Outcome(facts | {"sha256": seen if status in RETRYABLE else None})
 
 
 def _as_it_is() -> Options:

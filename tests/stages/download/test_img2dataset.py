@@ -6,7 +6,7 @@ import json
 import subprocess
 import tarfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,13 @@ from tests.stages.download.hostile import HostileServer
 pytest.importorskip("img2dataset")
 
 
-def made(server: HostileServer, urls: list[str | None], **parameters: object) -> tuple[Part, list[dict[str, Any]]]:
+def made(
+    server: HostileServer, urls: list[str | None], before: pa.Table | None = None, **parameters: object
+) -> tuple[Part, list[dict[str, Any]]]:
     stage = Img2Dataset(allow_private_hosts=(f"127.0.0.1:{server.port}",), thread_count=8, timeout=3, **parameters)
     worker = stage.open(Device())
     assert isinstance(worker, Img2DatasetWorker)
-    part = part_of(urls)
+    part = replace(part_of(urls), before=before)
     table = worker(part)
     worker.close()
     assert table.schema.equals(Download.adds, check_metadata=True)
@@ -178,6 +180,25 @@ def test_bytes_that_it_does_not_look_at_are_decoded_all_the_same(server: Hostile
     assert [row["status"] for row in rows] == ["success", "not_an_image"]
     assert (rows[0]["width"], rows[0]["original_height"]) == (600, 400)
     assert photo in part.bytes("tar")
+
+
+@pytest.mark.fault(52)
+def test_a_row_that_was_lost_must_come_back_as_it_was_however_often_it_is_tried(server: HostileServer) -> None:
+    honest, swapped = encoded(picture(seed=1)), encoded(picture(seed=2))
+    digest = sha256(honest).hexdigest()
+    urls: list[str | None] = [
+        server.serve("/b/same.jpg", honest),
+        server.serve("/b/swapped.jpg", swapped),
+        server.serve("/b/busy.jpg", b"", status="503 Busy"),
+        server.serve("/b/gone.jpg", b"", status="404 Not Found"),
+        server.serve("/b/new.jpg", swapped),
+    ]
+    part, rows = made(server, urls, pa.table({"sha256": [*[digest] * 4, None]}))
+    assert [row["status"] for row in rows] == ["success", "hash_mismatch", "http_503", "http_404", "success"]
+    assert [row["sha256"] for row in rows] == [digest, None, digest, None, sha256(swapped).hexdigest()]
+    assert [name for name in part.members() if name.endswith("jpg")] == [f"{uid(urls[0])}.jpg", f"{uid(urls[4])}.jpg"]
+    assert digest in rows[1]["error_message"]
+    assert Img2Dataset.remembered == {"sha256"}
 
 
 @pytest.mark.parametrize(
