@@ -54,6 +54,10 @@ DENIED_IPV6 = tuple(
     )
 )
 PORTS = frozenset({80, 443})
+MAX_URL = 8 << 10
+"""Characters, escaped: more than servers take, and what robots.txt may have to be matched against."""
+UNPARSABLE = (ValueError, IndexError)
+"""What yarl raises for what is no URL; some of it only when a part of the URL is looked at."""
 NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?")
 """A host name after IDNA. Underscores are no letters of a host name, but buckets and blogs have them."""
 
@@ -124,14 +128,25 @@ class Guard:
 
     def check_url(self, text: str | None) -> URL:
         """The URL to fetch, its host in canonical form; raises `FetchError` where it must not be."""
-        try:
-            url = URL((text or "").strip())
-        except ValueError as error:
-            raise FetchError("bad_url", redact_all(str(error))) from None
-        return self.check_parsed(url)
+        return self._checked(_parsed(text or ""))
 
-    def check_parsed(self, url: URL) -> URL:
-        """As `check_url`, for the target of a redirect."""
+    def check_target(self, url: URL, location: str) -> URL:
+        """As `check_url`, for where a redirect from `url` points."""
+        try:
+            target = url.join(_parsed(location))
+        except UNPARSABLE as error:
+            raise FetchError("bad_url", f"{redact(location)!r}: {redact_all(str(error))}") from None
+        return self._checked(target)
+
+    def _checked(self, url: URL) -> URL:
+        try:
+            return self._of_public(url)
+        except UNPARSABLE as error:
+            raise FetchError("bad_url", redact_all(str(error))) from None
+
+    def _of_public(self, url: URL) -> URL:
+        if len(str(url)) > MAX_URL:
+            raise FetchError("bad_url", f"{redact(str(url))!r} has more than {MAX_URL} characters")
         if not url.scheme:
             raise FetchError("bad_url", f"{redact(str(url))!r} has no scheme; expected http:// or https://")
         if url.scheme not in ("http", "https"):
@@ -167,6 +182,17 @@ class Guard:
             if why:
                 shown = address if address == host else f"{host} ({address})"
                 raise FetchError("blocked_address", f"{shown} is not public: {why}")
+
+
+def _parsed(text: str) -> URL:
+    """Raises `FetchError` for what is no URL, before the parser spends its time on what is too long for one."""
+    bare = text.strip()
+    if len(bare) > MAX_URL:
+        raise FetchError("bad_url", f"{redact(bare)!r} has more than {MAX_URL} characters")
+    try:
+        return URL(bare)
+    except UNPARSABLE as error:
+        raise FetchError("bad_url", redact_all(str(error))) from None
 
 
 def _canonical(host: str) -> str:

@@ -136,8 +136,9 @@ class Connection(asyncio.BufferedProtocol):
                 self._read(bytes(self._scratch[:nbytes]))
             else:
                 self._filled += nbytes
-                if self._filled == len(self._body):
-                    self._whole_body(0)
+                beyond = self._filled - (len(self._body) - 1)
+                if beyond >= 0:
+                    self._whole_body(beyond)
         except FetchError as failure:
             self._fail(failure)
 
@@ -191,13 +192,15 @@ class Connection(asyncio.BufferedProtocol):
         self._head = head
         doubtful = head.chunked and head.get("content-length") is not None  # RFC 9112, section 6.3: perhaps an attack
         self._lasting = self._lasting and head.lasting and not doubtful
-        if self._sink is None:
-            self._settle(head)
-            if not self._lasting or head.chunked or length is None or length > DRAINED_BYTES:
-                self.close()
-                return
+        short = length is not None and length <= DRAINED_BYTES
+        if self._sink is None and not (self._lasting and short):
+            self._settle(self._given_answer(), head)
+            self.close()
+            return
         if length is not None:
-            self._body = bytearray(length)
+            # One byte more than there should be: TLS reads no further than it is asked to, and what it has decrypted
+            # and keeps shows nowhere.
+            self._body = bytearray(length + 1)
             kept = rest[:length]
             self._body[: len(kept)] = kept
             self._filled = len(kept)
@@ -206,6 +209,7 @@ class Connection(asyncio.BufferedProtocol):
             else:
                 self._place = memoryview(self._body)
                 if self._sink is None:
+                    self._settle(self._given_answer(), head)
                     self._loop.call_later(DRAINED_S, self._stop_draining, self.served)
             return
         assert self._sink is not None
@@ -228,33 +232,44 @@ class Connection(asyncio.BufferedProtocol):
         self._sink.feed(data)
 
     def _whole_body(self, beyond: int) -> None:
-        if self._sink is not None and self._body:
-            self._sink.feed(bytes(self._body))
+        if self._sink is not None and len(self._body) > 1:
+            self._sink.feed(bytes(memoryview(self._body)[:-1]))
         self._finish(beyond)
 
     def _finish(self, beyond: int) -> None:
         """The answer is whole; `beyond` bytes came behind its end, and nobody asked for those."""
-        head, lasting = self._head, self._lasting and not beyond
+        head, lasting, answer = self._head, self._lasting and not beyond, self._given_answer()
         assert head is not None
-        self._settle(head)
         self._reset()
-        if not lasting:
-            self.close()
+        if lasting:
+            # TLS may have more at hand than its last read had room for; then it has asked for a turn of its own,
+            # before this one, and whoever is answered finds the connection idle or closed.
+            self._loop.call_soon(self._rest, answer, head)
         else:
+            self._settle(answer, head)
+            self.close()
+
+    def _rest(self, answer: asyncio.Future[Head] | None, head: Head) -> None:
+        if self._lasting:
             self.idle_since = self._loop.time()
             self._on_idle(self)
+        self._settle(answer, head)
 
     def _stop_draining(self, served: int) -> None:
         if self._head is not None and self.served == served:
             self.close()
 
-    def _settle(self, head: Head) -> None:
+    def _given_answer(self) -> asyncio.Future[Head] | None:
+        """The answer that is waited for, which is settled from now on, whatever becomes of the connection."""
         answer, self._answer = self._answer, None
+        return answer
+
+    def _settle(self, answer: asyncio.Future[Head] | None, head: Head) -> None:
         if answer is not None and not answer.done():
             answer.set_result(head)
 
     def _fail(self, error: Exception) -> None:
-        answer, self._answer = self._answer, None
+        answer = self._given_answer()
         if answer is not None and not answer.done():
             answer.set_exception(error)
         self.close()

@@ -152,11 +152,7 @@ class Fetcher:
 
     def _target(self, url: URL, location: str) -> URL:
         try:
-            joined = url.join(URL(location.strip()))
-        except ValueError as error:
-            raise FetchError("bad_url", f"redirected to {redact(location)!r}: {redact_all(str(error))}") from None
-        try:
-            return self._guard.check_parsed(joined)
+            return self._guard.check_target(url, location)
         except FetchError as failure:
             raise FetchError(failure.status, f"redirected from {url.raw_host}: {failure.message}") from None
 

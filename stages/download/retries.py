@@ -2,8 +2,8 @@
 
 import random
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
+from stages.download.dates import date_of
 from stages.download.hosts import MAX_PAUSE_S
 from stages.download.statuses import FetchError
 
@@ -44,9 +44,7 @@ def retry_after_s(header: str | None) -> float | None:
     text = header.strip()
     if text.isascii() and text.isdigit():
         return min(float(text[:9]), MAX_PAUSE_S)
-    try:
-        until = parsedate_to_datetime(text)
-    except ValueError:
+    until = date_of(text)
+    if until is None:
         return None
-    left = (until if until.tzinfo else until.replace(tzinfo=UTC)) - datetime.now(UTC)
-    return min(max(left.total_seconds(), 0.0), MAX_PAUSE_S)
+    return min(max((until - datetime.now(UTC)).total_seconds(), 0.0), MAX_PAUSE_S)

@@ -1,13 +1,15 @@
 """Which URLs may be reached: a table of spellings, and laws over all addresses."""
 
+import contextlib
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from yarl import URL
 
 from pipeline.errors import SluiceError
-from stages.download.addresses import Guard, denied, literal, redact, redact_all
+from stages.download.addresses import MAX_URL, Guard, denied, literal, redact, redact_all
 from stages.download.statuses import FetchError, is_status
 
 SPELLINGS = {
@@ -96,6 +98,11 @@ SPELLINGS = {
     "http://a..b/": "bad_url",
     "http://example.org:99999/": "bad_url",
     "http://example.org:80x/": "bad_url",
+    # on which the parser fails with errors of its own
+    "//b\u00e9_[fe80::1%25eth0]@[fe80::1%25eth0]@@": "bad_url",
+    "http://b\u00e9_[fe80::1%25eth0]@[fe80::1%25eth0]@@": "bad_url",
+    "//11111111111111111111[fe80::1%25eth0]@[-:0http://": "bad_url",
+    "http://11111111111111111111[fe80::1%25eth0]@[-:0http://": "bad_url",
     "http://example.org:0/": "blocked_port",
     "http://example.org:22/": "blocked_port",
     "http://example.org:8080/": "blocked_port",
@@ -216,3 +223,28 @@ def test_messages_carry_neither_credentials_nor_queries() -> None:
     assert redact("https://me:secret@example.org/a/b.jpg?token=secret#secret") == "https://example.org/a/b.jpg"
     assert "secret" not in redact_all("no answer from https://me:secret@example.org/a?key=secret, and http://x?secret")
     assert redact_all("two\nlines\x00") == "two lines "
+
+
+PIECES = st.sampled_from(
+    ["http:", "//", "@", "[", "]", ":", "fe80::1", "%25eth0", "-", "1" * 20, "b\u00e9_", "/", "?", "#"]
+)
+
+
+@example("//11111111111111111111[fe80::1%25eth0]@[-:0http://")
+@given(st.lists(PIECES, max_size=10).map("".join))
+def test_whatever_a_table_or_a_redirect_says_is_a_url_or_ends_the_row_alone(text: str) -> None:
+    base = URL("http://example.org/a")
+    for check in (Guard().check_url, lambda location: Guard().check_target(base, location)):
+        with contextlib.suppress(FetchError):
+            assert check(text).raw_host
+
+
+def test_a_url_longer_than_servers_take_is_bad() -> None:
+    base = URL("http://example.org/")
+    longest = "http://example.org/" + "x" * (MAX_URL - len("http://example.org/"))
+    assert Guard().check_url(longest) == Guard().check_target(base, longest) == URL(longest)
+    for text in (longest + "x", longest[:-1] + "\u00e9"):  # the second one is too long once it is escaped
+        with pytest.raises(FetchError, match=f"has more than {MAX_URL} characters"):
+            Guard().check_url(text)
+        with pytest.raises(FetchError, match=f"has more than {MAX_URL} characters"):
+            Guard().check_target(base, text)

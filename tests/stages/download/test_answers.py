@@ -103,6 +103,31 @@ def test_an_answers_end_does_not_depend_on_how_the_packets_fall(
     assert answered(pieces, ends=framing == "end") == (body, framing != "end" and not extra)
 
 
+def test_a_connection_serves_again_only_after_a_turn_in_which_it_may_be_given_more() -> None:
+    """TLS asks for such a turn before it hands over what filled the buffer."""
+
+    async def run(more: bytes) -> int:
+        idle: list[Connection] = []
+        connection = Connection("", bytearray(SCRATCH_BYTES), idle.append, lambda _: None)
+        connection.connection_made(Pipe())
+        asking = asyncio.ensure_future(connection.ask(b"", lambda head: Whole()))
+        await asyncio.sleep(0)
+
+        def given(data: bytes) -> None:
+            connection.get_buffer(-1)[: len(data)] = data
+            connection.buffer_updated(len(data))
+
+        if more:
+            asyncio.get_running_loop().call_soon(given, more)
+        given(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n.")
+        assert not idle
+        assert (await asking).code == 200
+        return len(idle)
+
+    assert asyncio.run(run(b"")) == 1
+    assert asyncio.run(run(b"HTTP/1.1 200 OK\r\n")) == 0
+
+
 @pytest.mark.parametrize(
     ("lines", "code", "lasting"),
     [

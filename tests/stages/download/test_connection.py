@@ -3,24 +3,29 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from yarl import URL
 
 from stages.download import connect
 from stages.download.addresses import Guard
+from stages.download.body import Body
 from stages.download.fetch import Fetched
 from stages.download.statuses import FetchError
 from tests.stages.download.doubles import LIMITS, Fetching
 from tests.stages.download.hostile import HostileServer
+from tests.stages.download.test_connect import certificate
 
 SMUGGLED = b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nsmuggle"
 BODY = b"an honest body"
+AFTER = b"another honest body"
 HEAD = f"HTTP/1.1 200 OK\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
 
 
@@ -144,6 +149,36 @@ def test_bytes_that_wait_in_the_socket_unread_are_seen_before_it_is_used_again(k
 
     run(kept, script)
     assert (sent, kept.connections) == (1, 2)
+
+
+@pytest.mark.fault(12)
+@pytest.mark.parametrize("smuggled", [SMUGGLED, b"\0"], ids=["answer", "byte"])
+def test_bytes_beyond_an_answer_that_tls_has_decrypted_already_are_never_the_next_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smuggled: bytes
+) -> None:
+    """They are in no socket: only a read shows them. The other row takes the connection at the first moment."""
+    context = certificate(tmp_path, "photos.test", 1)
+    trusting = ssl.create_default_context(cafile=str(tmp_path / "server.pem"))
+    trusting.check_hostname = False
+    monkeypatch.setattr(ssl, "create_default_context", lambda: trusting)
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD)
+        await writer.drain()
+        await asyncio.sleep(0.1)  # so that the body is read into its own place
+        writer.write(BODY + smuggled)
+
+    async def script(fetcher: Fetching) -> None:
+        first = asyncio.ensure_future(fetcher.fetch(tls.on("/first", answer)))
+        while not first.done() and not fetcher.connections._idle:
+            await asyncio.sleep(0)
+        body = Body("", 100)
+        await fetcher.connections.get(URL(tls.serve("/after", AFTER)), "", lambda head: body)
+        assert (body.finish(), (await first).data) == (AFTER, BODY)
+
+    with HostileServer(context, keep=True) as tls:
+        run(tls, script)
+        assert (tls.connections, tls.hits["/after"]) == (2, 1)
 
 
 def test_an_answer_that_was_given_up_takes_its_connection_with_it(kept: HostileServer) -> None:

@@ -71,6 +71,7 @@ def test_retry_after_is_read_as_seconds_or_as_a_date_and_capped() -> None:
     assert 8 < (retries.retry_after_s(soon.strftime("%a, %d %b %Y %H:%M:%S GMT")) or 0) <= 10
     assert retries.retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0
     assert retries.retry_after_s("soon") is None
+    assert retries.retry_after_s("Mon, 01 Jan 99999999999999999999 00:00:00 GMT") is None
     assert retries.retry_after_s(None) is None
 
 
