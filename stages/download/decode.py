@@ -2,8 +2,8 @@
 
 It imports the standard library and Pillow only, so that it starts fast and has little to attack. It takes an image's
 bytes in a frame and answers with a frame: JSON that says how it ended, and the JPEG that it made. Before the first
-image it confines itself: 1 GiB of address space, 10 s of CPU per image, no network, no other programs. `decoders.py`
-holds the other end and kills it when it is late.
+image it confines itself: 1 GiB of address space, 10 s of CPU per image, no network, no other programs, no files but
+Python's own (`confine`). `decoders.py` holds the other end and kills it when it is late.
 
 JPEGs are decoded at 1/2, 1/4 or 1/8 by libjpeg's own scaling where at least twice the target remains, and then shrunk
 by a filter one target pixel wide on either side. OpenCV would do it no faster: of web photographs of 1200 px on average
@@ -80,13 +80,42 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation -> what makes the picture upright."""
+WRITING = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC
+"""Of the flags of open: any of them would change a file."""
+ANY, ONE = 0x45, 0x15
+"""BPF_JSET, BPF_JEQ: an argument has any of these bits; it is this number."""
 SYSCALLS = {
-    # socket connect accept(4) bind listen socketpair, execve(at), fork clone(3), kill tkill tgkill, ptrace,
-    # process_vm_writev, io_uring_setup (which can do most of these)
-    "x86_64": (0xC000003E, (41, 42, 43, 288, 49, 50, 53, 59, 322, 56, 57, 58, 435, 62, 200, 234, 101, 311, 425)),
-    "aarch64": (0xC00000B7, (198, 203, 202, 242, 200, 201, 199, 221, 281, 220, 435, 129, 130, 131, 117, 271, 425)),
-}
-"""machine -> (its AUDIT_ARCH, the calls that a decoder has no use for)."""
+    "x86_64": (
+        0xC000003E,
+        (
+            *(41, 42, 43, 288, 49, 50, 53),  # socket connect accept(4) bind listen socketpair
+            *(59, 322, 56, 57, 58, 435),  # execve(at) clone fork vfork clone3
+            *(62, 200, 234, 129, 297, 424, 434, 438),  # kill tkill tgkill rt_(tg)sigqueueinfo pidfd_…
+            *(101, 310, 311, 425),  # ptrace process_vm_…, io_uring_setup (which can do most of all this)
+            *(76, 82, 83, 84, 85, 86, 87, 88, 132, 133, 235),  # truncate rename mkdir … utime mknod utimes
+            *(*range(90, 95), *range(188, 191), *range(197, 200)),  # chmod … lchown, setxattr …, removexattr …
+            *(258, 259, 260, 261, 263, 264, 265, 266, 268, 280, 316, 452, 463, 466),  # the same by folder
+            *(304, 437, 161, 165, 166, 272, 308),  # open_by_handle_at openat2 chroot mount umount2 unshare setns
+        ),
+        # open and openat for writing; prlimit of another process; fcntl's and ioctl's ways to have signals sent
+        ((2, 1, ANY, (WRITING,)), (257, 2, ANY, (WRITING,)), (302, 0, ANY, (0xFFFFFFFF,)),
+         (72, 1, ONE, (8, 10, 15)), (16, 1, ONE, (0x8901, 0x8902))),
+    ),
+    "aarch64": (
+        0xC00000B7,
+        (
+            *(198, 203, 202, 242, 200, 201, 199, 221, 281, 220, 435),
+            *(129, 130, 131, 138, 240, 424, 434, 438, 117, 270, 271, 425),
+            *(45, *range(33, 39), *range(52, 56), 88, *range(5, 8), *range(14, 17), 276, 452, 463, 466),
+            *(265, 437, 51, 40, 39, 97, 268),
+        ),
+        ((56, 2, ANY, (WRITING,)), (261, 0, ANY, (0xFFFFFFFF,)), (25, 1, ONE, (8, 10, 15)),
+         (29, 1, ONE, (0x8901, 0x8902))),
+    ),
+}  # fmt: skip
+"""machine -> (its AUDIT_ARCH, calls that a decoder has no use for, (call, argument, test, values) that are refused)."""
+LANDLOCK = ((0x1FFF, 8), (0x3FFF, 8), (0x7FFF, 8), (0x7FFF, 16), (0xFFFF, 16), (0xFFFF, 24))
+"""By version, from 1: every right over files that it knows, and the bytes of what it is asked with."""
 
 
 class DecodeError(Exception):
@@ -351,13 +380,52 @@ def write_frame(stream: BinaryIO, words: dict[str, Any], image: bytes = b"") -> 
 
 
 def confine() -> str:
-    """Give up memory, files, network and other programs. Returns what could not be given up, in words, or nothing."""
+    """Give up memory, network, other programs, signals, writing files, and reading them but for Python's own folders.
+
+    Returns what could not be given up, in words, or nothing. Without Landlock (Linux before 5.13, and some containers)
+    whatever this user may read stays readable, /proc/PID/environ of its other processes and their secrets included.
+    """
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_FSIZE, 1 << 20)  # stderr is a file
     if sys.platform != "linux":
-        return f"neither memory nor network can be closed to the image decoder on {sys.platform}"
+        return f"neither memory nor files nor network can be closed to the image decoder on {sys.platform}"
     _lower(resource.RLIMIT_AS, MEMORY_BYTES)
-    return _forbid_calls()
+    libc = ctypes.CDLL(None, use_errno=True)
+    no_new_privs = 38
+    libc.prctl(no_new_privs, *map(ctypes.c_ulong, (1, 0, 0, 0)))  # where it fails, what follows fails and says so
+    return "; ".join(words for words in (_forbid_reading(libc), _forbid_calls(libc)) if words)
+
+
+def _forbid_reading(libc: ctypes.CDLL) -> str:
+    """Landlock (holds for good): Pillow and Python import late, so their folders stay readable; nothing else does.
+
+    It also closes /proc/PID to whoever is inside, and from version 6 on signals in whatever way they are sent.
+    """
+
+    def call(number: int, *arguments: int) -> int:
+        return int(libc.syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments)))
+
+    create, add, restrict, path_beneath, of_file, of_folder = 444, 445, 446, 1, 4, 12
+    version = call(create, 0, 0, 1)
+    if version < 1:
+        return f"the files of this user stay readable to the image decoder; Landlock: {os.strerror(ctypes.get_errno())}"
+    rights, size = LANDLOCK[min(version, len(LANDLOCK)) - 1]
+    asked = ctypes.create_string_buffer(struct.pack("=QQQ", rights, 0, 3))  # 3: no signals or sockets to the outside
+    rules = call(create, ctypes.addressof(asked), size, 0)
+    pillow, library = os.path.dirname(Image.__file__), os.path.dirname(os.__file__)
+    for path in (pillow, os.path.join(os.path.dirname(pillow), "pillow.libs"), library, os.path.dirname(library),
+                 "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"):  # fmt: skip
+        try:
+            opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            continue
+        rule = ctypes.create_string_buffer(struct.pack("=Qi", of_folder if os.path.isdir(path) else of_file, opened))
+        call(add, rules, path_beneath, ctypes.addressof(rule), 0)
+        os.close(opened)
+    if call(restrict, rules, 0):
+        return f"files could not be closed to the image decoder: {os.strerror(ctypes.get_errno())}"
+    os.close(rules)
+    return ""
 
 
 def _lower(limit: int, value: int) -> None:
@@ -366,23 +434,28 @@ def _lower(limit: int, value: int) -> None:
     resource.setrlimit(limit, (value, value))
 
 
-def _forbid_calls() -> str:
+def _forbid_calls(libc: ctypes.CDLL) -> str:
     """A seccomp filter (needs no rights, holds for good): the calls in `SYSCALLS` fail with EPERM."""
     if platform.machine() not in SYSCALLS:
         return f"the network cannot be closed to the image decoder on {platform.machine()}"
-    arch, calls = SYSCALLS[platform.machine()]
-    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
-    program = [(load, 0, 0, 4), (equal, 1, 0, arch), (give, 0, 0, 0x80000000)]  # another architecture's calls: killed
-    program += [(load, 0, 0, 0), (at_least, len(calls) + 1, 0, 0x40000000)]  # x86-64's second numbering: refused
-    program += [(equal, len(calls) - index, 0, call) for index, call in enumerate(calls)]
+    arch, calls, looked_into = SYSCALLS[platform.machine()]
+    load, equal, at_least, give = 0x20, ONE, 0x35, 0x06
+    allowed, refused = -2, -1
+    program: list[tuple[int, int, int, int]] = [(load, 0, 0, 4), (equal, 1, 0, arch), (give, 0, 0, 0x80000000)]  # kill
+    program += [(load, 0, 0, 0), (at_least, refused, 0, 0x40000000)]  # x86-64's second numbering
+    program += [(equal, refused, 0, call) for call in calls]
+    for call, argument, test, values in looked_into:
+        program += [(equal, 0, 1 + len(values), call), (load, 0, 0, 16 + 8 * argument)]  # its lower half
+        program += [(test, refused, 0, value) for value in values[:-1]] + [(test, refused, allowed, values[-1])]
     program += [(give, 0, 0, 0x7FFF0000), (give, 0, 0, 0x00050000 | errno.EPERM)]  # allowed; refused
-    packed = b"".join(struct.pack("=HBBI", *step) for step in program)
+    packed = b"".join(
+        struct.pack("=HBBI", code, *(jump if jump >= 0 else len(program) + jump - place - 1 for jump in jumps), value)
+        for place, (code, *jumps, value) in enumerate(program)
+    )
     steps = ctypes.create_string_buffer(packed, len(packed))
     fprog = ctypes.create_string_buffer(struct.pack("@HP", len(program), ctypes.addressof(steps)))
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
-    no_new_privs, set_seccomp, filter_mode = 38, 22, 2
-    if prctl(no_new_privs, 1, 0, 0, 0) or prctl(set_seccomp, filter_mode, ctypes.addressof(fprog), 0, 0):
+    set_seccomp, filter_mode = 22, 2
+    if libc.prctl(set_seccomp, *map(ctypes.c_ulong, (filter_mode, ctypes.addressof(fprog), 0, 0))):
         return f"the network could not be closed to the image decoder: {os.strerror(ctypes.get_errno())}"
     return ""
 

@@ -256,22 +256,74 @@ def test_the_name_of_a_format_is_in_the_message() -> None:
     assert sniff(b"\xff\xd8\xff\xe0") == "JPEG"
 
 
+CONFINED = f"""
+import ctypes, os, sys, tempfile
+spare = tempfile.TemporaryFile()
+def call(name, *arguments):
+    number = {{"x86_64": {{"sigqueue": 129, "pidfd": 434, "openat2": 437, "chmod": 268, "unlink": 263}},
+              "aarch64": {{"sigqueue": 138, "pidfd": 434, "openat2": 437, "chmod": 53, "unlink": 35}}}}[os.uname().machine][name]
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(number, *arguments) < 0:
+        raise OSError(ctypes.get_errno(), name)
+sys.path.insert(0, {str(PROGRAM.parent)!r})
+import decode
+missing = decode.confine()
+assert not missing or "Landlock" in missing, missing
+"""  # noqa: E501
+
+
+def confined(attempt: str) -> subprocess.CompletedProcess[str]:
+    """How `attempt` ends in a process that has confined itself."""
+    program = [sys.executable, "-c", CONFINED + attempt]
+    return subprocess.run(program, capture_output=True, text=True, timeout=60)
+
+
 @pytest.mark.parametrize(
     ("attempt", "error"),
     [
         ("import socket; socket.socket()", "PermissionError"),
         ("import subprocess; subprocess.run(['true'])", "PermissionError"),
-        ("import os; os.fork()", "PermissionError"),
-        ("import os; os.kill(os.getppid(), 0)", "PermissionError"),
+        ("os.fork()", "PermissionError"),
+        ("os.kill(os.getppid(), 0)", "PermissionError: [Errno 1]"),
+        ("call('sigqueue', os.getppid(), 0, None)", "PermissionError: [Errno 1]"),
+        ("call('pidfd', os.getppid(), 0)", "PermissionError: [Errno 1]"),
+        ("import fcntl; fcntl.fcntl(0, fcntl.F_SETOWN, os.getppid())", "PermissionError: [Errno 1]"),
+        ("import resource; resource.prlimit(os.getppid(), resource.RLIMIT_CORE)", "PermissionError: [Errno 1]"),
+        ("os.open('/dev/null', os.O_WRONLY)", "PermissionError: [Errno 1]"),
+        ("os.open('/dev/null', os.O_RDWR)", "PermissionError: [Errno 1]"),
+        ("os.open('/tmp/by-a-decoder', os.O_RDONLY | os.O_CREAT)", "PermissionError: [Errno 1]"),
+        ("os.open('/dev/null', os.O_RDONLY | os.O_TRUNC)", "PermissionError: [Errno 1]"),
+        ("call('openat2', -100, b'/dev/null', bytes(24), 24)", "PermissionError: [Errno 1]"),
+        ("call('chmod', -100, b'/no/such/file', 0o777)", "PermissionError: [Errno 1]"),
+        ("call('unlink', -100, b'/no/such/file', 0)", "PermissionError: [Errno 1]"),
         ("bytearray(2 << 30)", "MemoryError"),
-        ("import tempfile; file = tempfile.TemporaryFile(); file.write(bytes(4 << 20)); file.flush()", "OSError"),
+        ("spare.write(bytes(4 << 20)); spare.flush()", "OSError: [Errno 27]"),
     ],
 )
-def test_a_confined_decoder_has_no_network_no_programs_and_no_memory_to_waste(attempt: str, error: str) -> None:
-    program = f"import sys; sys.path.insert(0, {str(PROGRAM.parent)!r})\nimport decode\nassert decode.confine() == ''\n"
-    ended = subprocess.run([sys.executable, "-c", program + attempt], capture_output=True, text=True, timeout=60)
+def test_a_confined_decoder_has_no_network_no_programs_no_signals_and_nothing_to_write_to(
+    attempt: str, error: str
+) -> None:
+    ended = confined(attempt)
     assert ended.returncode == 1
-    assert error in ended.stderr.splitlines()[-1]
+    assert ended.stderr.splitlines()[-1].startswith(error), ended.stderr
+
+
+@pytest.mark.parametrize(
+    "attempt", ["open(f'/proc/{os.getppid()}/environ')", "open('/etc/passwd')", "os.listdir('/')", "os.listdir('.')"]
+)
+def test_a_confined_decoder_reads_no_secrets(attempt: str) -> None:
+    missing = confined("print(missing)").stdout.strip()
+    if missing:
+        pytest.skip(missing)
+    ended = confined(attempt)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith("PermissionError: [Errno 13]"), ended.stderr
+
+
+def test_what_python_and_pillow_import_late_is_still_found() -> None:
+    late = "import bz2, decimal, fractions, lzma, xml.dom.minidom; from PIL import Image, ImageCms, TiffImagePlugin"
+    ended = confined(f"{late}; Image.init(); print(len(Image.OPEN) > 20, decimal.Decimal(2).sqrt() > 1)")
+    assert ended.stdout == "True True\n", ended.stderr
 
 
 def test_the_program_imports_nothing_but_the_standard_library_and_pillow() -> None:
