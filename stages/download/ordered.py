@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 PARKED_PER_LANE: Final = 32
 """Rows of one host that wait for it as running tasks (some KB each); those behind them wait as what they are."""
 PARKED: Final = 1024
-"""Such tasks of all hosts together."""
+"""Such tasks of all hosts together; past it, one for each host that has none."""
 
 
 class Ordered(Generic[Row, Result]):
@@ -70,6 +70,7 @@ class _Lanes(Generic[Row]):
         self._deferred: dict[str, deque[tuple[int, Row, float]]] = {}
         self._heads: dict[int, str] = {}
         self._uncrowded: set[str] = set()
+        self._quiet: set[str] = set()
         self._parked: Counter[str] = Counter()
 
     def parked(self, lane: str, change: int) -> None:
@@ -77,30 +78,42 @@ class _Lanes(Generic[Row]):
         self._parked[lane] += change
         if self._parked[lane] <= 0:
             del self._parked[lane]
-        if lane in self._deferred and self._parked[lane] < PARKED_PER_LANE:
-            self._uncrowded.add(lane)
+        if lane in self._deferred:
+            self._open(lane)
 
     def waits(self, index: int) -> bool:
         """Whether this row was passed over."""
         return index in self._heads
 
-    def next(self, now: float) -> tuple[int, Row, str, float] | None:
-        """(index, row, lane, since when it was passed over) of the next row to start; None where there is none now."""
-        while self._uncrowded:
-            lane = next(iter(self._uncrowded))
-            if self._parked[lane] < PARKED_PER_LANE:
+    def next(self, now: float, crowded: bool) -> tuple[int, Row, str, float] | None:
+        """(index, row, lane, since when it was passed over) of the next row to start; None where there is none now.
+
+        `crowded`: only of a lane of which no row waits.
+        """
+        most, open_lanes = (1, self._quiet) if crowded else (PARKED_PER_LANE, self._uncrowded)
+        while open_lanes:
+            lane = next(iter(open_lanes))
+            if self._parked[lane] < most:
                 return self._take(lane)
-            self._uncrowded.discard(lane)
+            open_lanes.discard(lane)
         for index, row in self._fresh:
             lane = self._lane_of(row)
             waiting = self._deferred.get(lane)
-            if waiting is None and self._parked[lane] < PARKED_PER_LANE:
+            if waiting is None and self._parked[lane] < most:
                 return index, row, lane, now
             if waiting is None:
                 waiting = self._deferred[lane] = deque()
                 self._heads[index] = lane
+                self._open(lane)
             waiting.append((index, row, now))
         return None
+
+    def _open(self, lane: str) -> None:
+        """Rows of this lane were passed over; they may start as soon as few enough of it wait."""
+        if self._parked[lane] < PARKED_PER_LANE:
+            self._uncrowded.add(lane)
+        if not self._parked[lane]:
+            self._quiet.add(lane)
 
     def passed_over(self, index: int) -> tuple[int, Row, str, float]:
         """A row that `waits`, whatever its lane."""
@@ -115,6 +128,7 @@ class _Lanes(Generic[Row]):
         else:
             del self._deferred[lane]
             self._uncrowded.discard(lane)
+            self._quiet.discard(lane)
         return index, row, lane, since
 
 
@@ -179,8 +193,8 @@ class _Run(Generic[Row, Result]):
             task.add_done_callback(self._ended)
 
     def _choose(self) -> tuple[int, Row, str, float] | None:
-        if self._weight < self._budget and self._parked < PARKED:
-            return self._lanes.next(self._gate.idle_s())
+        if self._weight < self._budget:
+            return self._lanes.next(self._gate.idle_s(), self._parked >= PARKED)
         return self._lanes.passed_over(self._next) if self._lanes.waits(self._next) else None
 
     async def _rows(self, index: int, row: Row, lane: str, since: float) -> None:

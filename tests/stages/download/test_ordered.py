@@ -111,10 +111,11 @@ def test_leaving_early_cancels_what_runs(loop: asyncio.AbstractEventLoop) -> Non
 
 
 class Asking:
-    """Asks the host that a row names with its first letter: `a` never has time, the others take a moment."""
+    """Asks the host that a row names with its first letter: the `slow` never have time, the others take a moment."""
 
-    def __init__(self, released: threading.Event | None = None) -> None:
+    def __init__(self, released: threading.Event | None = None, slow: str = "a") -> None:
         self.released = released
+        self.slow = slow
         self.asked: list[str] = []
         self.most: Counter[str] = Counter()
         self.running: Counter[str] = Counter()
@@ -124,7 +125,7 @@ class Asking:
         self.asked.append(row)
         self.running[row[0]] += 1
         self.most[row[0]] = max(self.most[row[0]], self.running[row[0]])
-        while row[0] == "a" and self.released is not None and not self.released.is_set():
+        while row[0] in self.slow and self.released is not None and not self.released.is_set():
             await asyncio.sleep(0.01)
         await asyncio.sleep(0)
         self.running[row[0]] -= 1
@@ -155,6 +156,31 @@ def test_thousands_of_rows_of_a_slow_host_do_not_stand_in_the_way_of_the_others(
     assert Counter(row[0] for row in work.asked[:202]) == {"a": 2, "b": 100, "c": 100}
     assert work.most == {"a": 2, "b": 2, "c": 2}
     assert [row for row in work.asked if row[0] == "a"] == slow
+
+
+def test_as_many_slow_hosts_as_it_takes_to_crowd_a_worker_do_not_stand_in_the_way_of_the_others(
+    loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PARKED_PER_LANE", 3)
+    monkeypatch.setattr(module, "PARKED", 6)
+    released = threading.Event()
+    work = Asking(released, slow="abc")
+    rows = [*(f"{lane}{place}" for place in range(50) for lane in "abc"), *(f"z{place}" for place in range(50))]
+    results = ordered(loop, work, concurrency=8, budget=10_000, per_host=2).run(rows)
+    opening = threading.Timer(10, released.set)  # so that it ends in any case
+    opening.start()
+
+    def release_when_the_others_are_done() -> None:
+        while sum(row[0] == "z" for row in work.asked) < 50 and not released.is_set():
+            time.sleep(0.01)
+        released.set()
+
+    waiting = threading.Thread(target=release_when_the_others_are_done)
+    waiting.start()
+    assert list(results) == rows
+    waiting.join()
+    opening.cancel()
+    assert Counter(row[0] for row in work.asked[:56]) == {"a": 2, "b": 2, "c": 2, "z": 50}
 
 
 def test_rows_behind_a_slow_host_wait_as_rows_not_as_tasks(loop: asyncio.AbstractEventLoop) -> None:
