@@ -7,11 +7,13 @@ that is used again has its peer checked again.
 
 import asyncio
 import contextlib
+import math
 import re
 import socket
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from yarl import URL
@@ -28,6 +30,8 @@ Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 NAMES_S: Final = 10.0
 """How long an answer of DNS is used again: long enough for the rows of one part that stand together."""
 NAMES_KEPT: Final = 10_000
+LOOKUPS: Final = 32
+"""Names that are looked up at a time: a dead name server holds a thread for longer than any row waits."""
 DIALLED: Final = 3
 """Addresses of one host that are tried."""
 DIAL_S: Final = 3.0
@@ -51,6 +55,16 @@ async def system_names(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(address[4][0]) for address in found))
 
 
+@dataclass(eq=False)
+class _Name:
+    """A name that is looked up, or was."""
+
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    until: float = math.inf
+    """By the loop's clock; for ever while nobody has answered."""
+    addresses: "asyncio.Future[Sequence[str]]" = field(init=False)
+
+
 class Connections:
     """The connections of one event loop; a request goes out on one that was checked, idle or new."""
 
@@ -60,28 +74,34 @@ class Connections:
         self._proxy = proxy
         self._loop = asyncio.get_running_loop()
         self._scratch = bytearray(SCRATCH_BYTES)
-        self._names: dict[tuple[str, int], tuple[float, asyncio.Future[Sequence[str]]]] = {}
+        self._names: dict[tuple[str, int], _Name] = {}
+        self._lookups = asyncio.Semaphore(LOOKUPS)
         self._idle: dict[Key, deque[Connection]] = {}
         self._resting: dict[Connection, Key] = {}
         self._all: set[Connection] = set()
         self._sweeping: asyncio.TimerHandle | None = None
         self._tls: ssl.SSLContext | None = None
 
-    async def get(self, url: URL, headers: str, accept: Accept) -> Head:
+    async def get(self, url: URL, headers: str, accept: Accept, deadline: asyncio.Timeout | None = None) -> Head:
         """Send a GET with these header lines to the URL's host and wait for the answer; see `Connection.ask`.
 
         Where the host closed an idle connection at the moment it was used again, another one is tried: nothing was
-        answered, and a GET may be sent twice.
+        answered, and a GET may be sent twice. `deadline` stands still while other names keep this one from being
+        looked up.
         """
         key = (url.scheme, url.raw_host or "", url.port or 0)
         request = self._request(url, headers)
         while True:
-            connection = self._take(key) or await self._connect(url, key)
+            connection = self._take(key) or await self._connect(url, key, deadline)
             try:
-                return await connection.ask(request, accept)
+                head = await connection.ask(request, accept)
             except (ClosedError, ConnectionResetError, BrokenPipeError):
                 if connection.served == 1:
                     raise
+                continue
+            if head.code == 407 and self._proxy is not None and url.scheme == "http":  # none of the host's words
+                raise FetchError("connection_error", "the proxy answered 407: it wants other credentials")
+            return head
 
     def _request(self, url: URL, headers: str) -> bytes:
         target, extra = url.raw_path_qs, ""
@@ -152,14 +172,14 @@ class Connections:
 
     # -- new connections -----------------------------------------------------------------------------------------------
 
-    async def _connect(self, url: URL, key: Key) -> Connection:
+    async def _connect(self, url: URL, key: Key, deadline: asyncio.Timeout | None) -> Connection:
         _, host, port = key
         if self._proxy is None:
-            dialled = await self._dial((await self._resolve(host, port))[:DIALLED], port)
+            dialled = await self._dial((await self._resolve(host, port, deadline))[:DIALLED], port)
         else:
             with contextlib.suppress(socket.gaierror):  # names that only the proxy knows are its to judge
-                await self._resolve(host, port)
-            dialled = await self._dial(await self._resolver(*self._proxy.where), self._proxy.where[1])
+                await self._resolve(host, port, deadline)
+            dialled = await self._dial(await self._find(*self._proxy.where, deadline), self._proxy.where[1])
         try:
             peer = "" if self._proxy is not None else str(dialled.getpeername()[0])
             self._check_peer(key, peer)
@@ -192,27 +212,49 @@ class Connections:
         if self._proxy is None:
             self._guard.check_addresses(key[1], key[2], [peer])
 
-    async def _resolve(self, host: str, port: int) -> Sequence[str]:
+    async def _resolve(self, host: str, port: int, deadline: asyncio.Timeout | None) -> Sequence[str]:
         """The addresses of a host, every one of them checked. Raises `FetchError` and `socket.gaierror`."""
-        known = self._names.get((host, port))
-        if known is None or known[0] < self._loop.time():
-            if len(self._names) >= NAMES_KEPT:
-                self._names.clear()
-            asked = asyncio.ensure_future(self._look_up(host, port))
-            asked.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever asked may have left
-            known = self._names[host, port] = (self._loop.time() + NAMES_S, asked)
-        found = await asyncio.shield(known[1])  # others may wait for the same answer
+        found = await self._find(host, port, deadline)
         self._guard.check_addresses(host, port, found)
         return found
 
-    async def _look_up(self, host: str, port: int) -> Sequence[str]:
+    async def _find(self, host: str, port: int, deadline: asyncio.Timeout | None) -> Sequence[str]:
         if literal(host) is not None:
             return [host]
+        name = self._names.get((host, port))
+        if name is None or name.until < self._loop.time():
+            if len(self._names) >= NAMES_KEPT:
+                self._names.clear()
+            name = self._names[host, port] = _Name()
+            name.addresses = asyncio.ensure_future(self._look_up(name, host, port))
+            name.addresses.add_done_callback(lambda done: done.cancelled() or done.exception())  # its row may be gone
+        if not name.begun.is_set():
+            await self._begun(name, deadline)
+        return await asyncio.shield(name.addresses)  # others may wait for the same answer
+
+    async def _begun(self, name: _Name, deadline: asyncio.Timeout | None) -> None:
+        """Wait until a name's turn has come."""
+        ends, began = (None if deadline is None else deadline.when()), self._loop.time()
+        if deadline is None or ends is None:
+            await name.begun.wait()
+            return
+        deadline.reschedule(None)
         try:
-            return await self._resolver(host, port)
-        except BaseException:
-            self._names.pop((host, port), None)  # a failure is not remembered
-            raise
+            await name.begun.wait()
+        finally:
+            deadline.reschedule(ends + self._loop.time() - began)
+
+    async def _look_up(self, name: _Name, host: str, port: int) -> Sequence[str]:
+        async with self._lookups:  # for as long as the resolver is busy with it, whether its row waits or not
+            name.begun.set()
+            try:
+                found = await self._resolver(host, port)
+            except BaseException:
+                if self._names.get((host, port)) is name:
+                    del self._names[host, port]  # a failure is not remembered
+                raise
+        name.until = self._loop.time() + NAMES_S
+        return found
 
     async def _dial(self, addresses: Sequence[str], port: int) -> socket.socket:
         """A socket connected to the first address that answers."""

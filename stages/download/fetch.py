@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import ssl
-import time
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
@@ -110,7 +109,7 @@ class Fetcher:
         raise AssertionError("the last try returns or raises")
 
     async def _try(self, url: URL, turn: Turn, image: bool) -> Fetched:
-        """Waiting for permission and for a host's turn does not count as time of the try."""
+        """Waiting for permission, for a host's turn and behind other names for DNS does not count as its time."""
         left_s = self._limits.timeout_s
         try:
             for _ in range(MAX_REDIRECTS + 1):
@@ -118,13 +117,12 @@ class Fetcher:
                     await self._check_permission(url, turn)
                 receiving = _Receiving(url, self._limits, self._agent if image else None)
                 await turn.enter(url.host_port_subcomponent or "")
-                began = time.monotonic()
                 try:
-                    async with asyncio.timeout(left_s):
-                        head = await self.connections.get(url, self._headers, receiving.accept)
+                    async with asyncio.timeout(left_s) as deadline:
+                        head = await self.connections.get(url, self._headers, receiving.accept, deadline)
+                        left_s = (deadline.when() or 0.0) - asyncio.get_running_loop().time()
                 finally:
                     turn.leave()
-                left_s -= time.monotonic() - began
                 if receiving.location is None:
                     return self._finish(receiving, head)
                 url = self._target(url, receiving.location)

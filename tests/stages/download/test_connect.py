@@ -3,18 +3,23 @@
 import asyncio
 import socket
 import ssl
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from stages.download import addresses
+from stages.download import addresses, connect
 from stages.download.addresses import Guard
 from stages.download.connect import Connections, Resolver, system_names
 from stages.download.fetch import Fetched
 from stages.download.statuses import FetchError
-from tests.stages.download.doubles import Fetching, encoded, picture
+from stages.download.worker import DNS_THREADS
+from tests.stages.download.doubles import LIMITS, Fetching, encoded, picture
 from tests.stages.download.hostile import HostileServer
 
 JPEG = encoded(picture())
@@ -66,7 +71,7 @@ def test_rebinding_between_check_and_dial_is_seen_at_the_peer(
     """Were the first check fooled, the second one still looks at whom the socket reached, before anything is sent."""
     monkeypatch.setattr(addresses, "PORTS", frozenset({80, 443, server.port}))
 
-    async def unchecked(self: Connections, host: str, port: int) -> list[str]:
+    async def unchecked(self: Connections, host: str, port: int, deadline: object) -> list[str]:
         return ["127.0.0.1"]
 
     monkeypatch.setattr(Connections, "_resolve", unchecked)
@@ -125,6 +130,45 @@ def test_a_name_that_does_not_exist_is_a_dns_error() -> None:
         names = Unknown(code)
         assert status_of("http://nowhere.test/x.jpg?secret", Guard(), names) == "dns_error"
         assert len(names.asked) == asked
+
+
+def test_names_that_nobody_answers_for_take_no_time_from_those_that_wait_behind_them(
+    server: HostileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert connect.LOOKUPS <= DNS_THREADS
+    monkeypatch.setattr(connect, "LOOKUPS", 2)
+    released = threading.Event()
+    system = socket.getaddrinfo
+    looked_up: list[str] = []
+
+    def slow(host: str, *rest: Any, **options: Any) -> Any:
+        looked_up.append(host)
+        if host.startswith("dead"):
+            assert released.wait(30)
+            raise socket.gaierror(socket.EAI_NONAME, "nobody knows")
+        return system("127.0.0.1", *rest, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    url = server.url("/behind", host="photos.test")
+    server.serve("/behind", JPEG)
+
+    async def rows() -> list[object]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+        guard = Guard((f"photos.test:{server.port}",))
+        async with Fetching(guard, replace(LIMITS, timeout_s=0.3)) as fetcher:
+            dead = [asyncio.ensure_future(fetcher.fetch(f"http://dead{place}.test/")) for place in range(2)]
+            while len(looked_up) < 2:
+                await asyncio.sleep(0.01)
+            waiting = asyncio.ensure_future(fetcher.fetch(url))
+            ended = await asyncio.gather(*dead, return_exceptions=True)
+            await asyncio.sleep(0.4)  # the rows are gone, their threads are not
+            released.set()
+            return [*ended, *await asyncio.gather(waiting, return_exceptions=True)]
+
+    *dead, behind = asyncio.run(rows())
+    assert [getattr(failure, "status", None) for failure in dead] == ["timeout", "timeout"]
+    assert isinstance(behind, Fetched), behind
+    assert looked_up == ["dead0.test", "dead1.test", "photos.test"]
 
 
 def certificate(folder: Path, host: str, days: int) -> ssl.SSLContext:

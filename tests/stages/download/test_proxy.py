@@ -26,7 +26,7 @@ from tests.stages.download.test_connect import Names, certificate
 class EgressProxy:
     """A proxy that sends everything to one port, and writes down what it was asked."""
 
-    def __init__(self, target: int, refuse: bool = False) -> None:
+    def __init__(self, target: int, refuse: str = "") -> None:
         self.heads: list[str] = []
         self._target = target
         self._refuse = refuse
@@ -52,7 +52,7 @@ class EgressProxy:
                 head += read
             self.heads.append(head.decode())
             if self._refuse:
-                client.sendall(b"HTTP/1.1 403 Forbidden\r\n\r\n")
+                client.sendall(f"HTTP/1.1 {self._refuse}\r\n\r\n".encode())
                 return
             if head.startswith(b"CONNECT"):
                 client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
@@ -159,10 +159,27 @@ def test_https_goes_through_a_tunnel_and_ends_at_the_host(tmp_path: Path, monkey
 
 
 def test_a_tunnel_that_is_refused_says_so(server: HostileServer) -> None:
-    refusing = EgressProxy(server.port, refuse=True)
+    refusing = EgressProxy(server.port, refuse="403 Forbidden")
     with pytest.raises(FetchError, match="connection_error: the proxy answered 403 to CONNECT"):
         fetch("https://photos.test/x", refusing, ProxyAt(Names(["93.184.216.34"])))
     refusing.close()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_wants_other_credentials_says_nothing_of_the_host(server: HostileServer, scheme: str) -> None:
+    refusing = EgressProxy(server.port, refuse="407 Proxy Authentication Required")
+    with pytest.raises(FetchError, match=r"connection_error: (robots\.txt: )?the proxy answered 407"):
+        fetch(f"{scheme}://photos.test/x", refusing, ProxyAt(Names(["93.184.216.34"])))
+    refusing.close()
+
+
+def test_without_a_proxy_a_407_is_the_hosts_own(server: HostileServer, guard: Guard) -> None:
+    async def once() -> None:
+        async with Fetching(guard) as fetching:
+            await fetching.fetch(server.serve("/407", b"", status="407 No"))
+
+    with pytest.raises(FetchError, match="http_407"):
+        asyncio.run(once())
 
 
 @pytest.mark.parametrize(
