@@ -77,15 +77,17 @@ class Robots:
         try:
             return parse_robots(await self._get(url.origin() / "robots.txt", turn), self._agent, host)
         except FetchError as failure:
-            return _without(failure, host)
+            return _without(failure, host, url.raw_host or "")
         finally:
             turn.end()
 
 
-def _without(failure: FetchError, host: str) -> Rules:
+def _without(failure: FetchError, host: str, name: str) -> Rules:
     status = failure.status
     said = f"robots.txt: {failure.message}"
-    if status in SAME_FOR_ALL or status.startswith("blocked_"):
+    # A redirect that leads astray says nothing of the images; the message begins with the host that is blocked.
+    blocked = status == "blocked_address" and failure.message.startswith(f"{name} ")
+    if status in SAME_FOR_ALL or blocked:
         return Rules(host, refused=(status, said))
     missing = status.startswith("http_") and not status.startswith("http_5") and status != "http_429"
     if missing or status in ("empty", "too_many_redirects"):

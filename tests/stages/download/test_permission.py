@@ -98,6 +98,36 @@ def test_five_redirects_are_followed_and_more_mean_that_there_is_none(
     assert host.hits[f"/hop/{hops}"] == (hops == 5)
 
 
+@pytest.mark.parametrize(
+    "target", ["http://169.254.169.254/", "http://inside.test/", "http://8.8.8.8:8080/robots.txt", "file:///etc/passwd"]
+)
+def test_a_robots_txt_that_leads_where_nobody_may_go_is_unreachable(host: HostileServer, target: str) -> None:
+    host.redirect("/robots.txt", target)
+
+    async def names(host: str, port: int) -> list[str]:
+        return ["10.0.0.1" if host == "inside.test" else host]
+
+    async def run() -> None:
+        async with Fetching(Guard((f"127.0.0.1:{host.port}",)), manners=OBEYING, resolver=names) as fetching:
+            with pytest.raises(FetchError, match="robots_unreachable"):
+                await fetching.fetch(host.url("/open/a.jpg"))
+
+    asyncio.run(run())
+    assert host.hits["/open/a.jpg"] == 0
+
+
+def test_a_host_that_is_blocked_itself_is_called_so() -> None:
+    async def names(host: str, port: int) -> list[str]:
+        return ["10.0.0.1"]
+
+    async def run() -> None:
+        async with Fetching(Guard(()), manners=OBEYING, resolver=names) as fetching:
+            with pytest.raises(FetchError, match=r"blocked_address: robots.txt: inside.test \(10.0.0.1\) is"):
+                await fetching.fetch("http://inside.test/a.jpg")
+
+    asyncio.run(run())
+
+
 def test_a_redirect_to_what_is_disallowed_is_not_followed(host: HostileServer) -> None:
     host.serve("/robots.txt", b"user-agent: *\ndisallow: /shut/")
     host.redirect("/open/away", "/shut/b.jpg")

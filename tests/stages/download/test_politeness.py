@@ -140,8 +140,9 @@ def test_four_workers_begin_no_more_requests_a_second_than_a_host_allows(run: Ru
         ended = run(server, {"a": 15}, per_host=16, rate=20)
         assert ended == {"success": WORKERS * 15}
         began = server.began["a"]
-        assert (len(began) - 1) / (began[-1] - began[0]) <= 20 * 1.02
-        assert max(sum(start <= other < start + 1 for other in began) for start in began) <= 20 * 1.3
+        late = 6  # so many may come late, and then close behind each other, on a machine that has much to do
+        assert len(began) - 1 - late <= 20 * (began[-1] - began[0])
+        assert max(sum(start <= other < start + 1 for other in began) for start in began) <= 20 + late
         assert sum(later - earlier < 0.02 for earlier, later in pairwise(began)) < len(began) / 2
 
 
