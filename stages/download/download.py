@@ -72,8 +72,9 @@ class Download(PoolStage):
     """JPEG quality of what is stored, 4:2:0."""
     timeout_s: Annotated[float, Effort, Field(gt=0)] = 10.0
     """Seconds for one try, from DNS to the last byte, redirects included."""
-    decode_timeout_s: Annotated[float, Field(gt=0)] = 15.0
-    """Seconds of wall time for decoding one image; it has 10 s of CPU time as well."""
+    decode_timeout_s: Annotated[float, Effort, Field(gt=0)] = 15.0
+    """Seconds of wall time for decoding one image; it has 10 s of CPU time as well. Rows that it ends can be retried
+    with more (`decode_timeout` is retryable): like `timeout_s` it is no part of what the stage is."""
     max_mb: Annotated[float, Field(gt=0, le=1000)] = 20.0
     """Megabytes (10^6 bytes) of one body, decompressed."""
     max_pixels: Annotated[int, Field(gt=0, le=1_000_000_000)] = 50_000_000
@@ -103,6 +104,13 @@ class Download(PoolStage):
     allow_private_hosts: tuple[str, ...] = ()
     """host:port pairs, such as `127.0.0.1:8000`, that may be reached although private or on another port."""
 
+    @field_validator("allow_private_hosts", mode="before")
+    @classmethod
+    def _are_a_list(cls, entries: object) -> object:
+        if not isinstance(entries, list | tuple):
+            raise SluiceError(f"allow_private_hosts is {entries!r}; expected a list of host:port: ['127.0.0.1:8000']")
+        return entries
+
     @field_validator("allow_private_hosts")
     @classmethod
     def _are_hosts(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
@@ -119,7 +127,7 @@ class Download(PoolStage):
     @field_validator("user_agent")
     @classmethod
     def _is_a_header(cls, agent: str) -> str:
-        if not agent.strip("/ ") or not (agent.isascii() and agent.isprintable()):
+        if not agent.partition("/")[0].strip() or not (agent.isascii() and agent.isprintable()):
             raise SluiceError(f"user_agent is {agent!r}; expected ASCII text, such as 'sluice/0.1 (me@example.org)'")
         return agent
 

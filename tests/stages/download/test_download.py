@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from pipeline.content import content_hash, covered
 from pipeline.errors import SluiceError
+from pipeline.identity import node_identity
 from pipeline.stage import Column
 from stages.download import Download
 from stages.download.body import Body
@@ -315,6 +316,12 @@ def test_what_another_run_may_change_is_retryable_and_the_rest_is_not() -> None:
     assert not settled & Download.retryable
 
 
+@pytest.mark.parametrize("effort", [{"decode_timeout_s": 60}, {"timeout_s": 60}, {"tries": 1}, {"wait_s": 60}])
+def test_how_long_it_tries_is_no_part_of_what_it_does(effort: dict[str, int]) -> None:
+    assert node_identity([Download(**effort)], 0) == node_identity([Download()], 0)
+    assert "decode_timeout" in Download.retryable  # so that more time finds the rows that had too little
+
+
 @pytest.mark.parametrize(
     "parameters",
     [
@@ -338,6 +345,8 @@ def test_parameters_out_of_range_are_refused(parameters: dict[str, int]) -> None
         ({"allow_private_hosts": ("localhost",)}, "'127.0.0.1:8000'"),
         ({"user_agent": "a\r\nX-Evil: 1"}, "'sluice/0.1 (me@example.org)'"),
         ({"user_agent": " "}, "'sluice/0.1 (me@example.org)'"),
+        ({"user_agent": " /x"}, "'sluice/0.1 (me@example.org)'"),
+        ({"allow_private_hosts": "127.0.0.1:8000"}, "a list of host:port: ['127.0.0.1:8000']"),
     ],
 )
 def test_a_bad_host_or_agent_is_refused_in_one_line_with_an_example(parameters: dict[str, object], shown: str) -> None:
