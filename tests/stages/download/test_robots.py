@@ -172,6 +172,16 @@ def test_a_pattern_that_makes_regular_expressions_run_for_years_is_matched_all_t
     assert evil.allows("/" + "a" * 2000 + "c")
 
 
+def test_past_a_number_of_stars_more_is_forbidden_and_never_less() -> None:
+    many = "\n".join(f"disallow: /{place}{'*a' * 40}" for place in range(5_000))
+    parsed = parse_robots(rules("disallow: /first*x", many, "disallow: /last*x", "allow: /last*y").encode(), "FooBot")
+    assert sum(len(pattern) for pattern, _ in parsed.rules if "*" in pattern.rstrip("*")) <= robots.MAX_STARRED
+    assert [parsed.allows(path) for path in ("/first/y", "/first/x", "/other")] == [True, False, True]
+    few = "\n".join(f"disallow: /{place}{'*a' * 40}" for place in range(300))
+    parsed = parse_robots(rules(few, "disallow: /last*long", "allow: /last/lo", "disallow: /z").encode(), "FooBot")
+    assert [parsed.allows(path) for path in ("/last/long", "/last/lo", "/last", "/z", "/other")] == [False] * 4 + [True]
+
+
 @pytest.mark.parametrize("line", [b"allow:x%by", b"allow%b", b"%bx", b"user agent%bs"])
 def test_a_line_is_parsed_in_linear_time(line: bytes) -> None:
     """It happens in the event loop: 10 seconds to one hostile line would stop every row."""
