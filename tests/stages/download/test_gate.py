@@ -250,11 +250,11 @@ def test_a_crawl_delay_outlives_what_the_workers_share() -> None:
         await row(0)
         rows = asyncio.gather(*(row(order) for order in range(1, 5)))
         shared.replace(Hosts(4))  # the actor has died and was started again
-        await asyncio.wait_for(rows, 10)
+        await rows
         door.close()
         assert {ask.delay_s for said in shared.said for ask in said.asks.values() if ask.waiting} == {0.2}
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), 10))
 
 
 def test_a_busy_host_costs_no_messages_per_request() -> None:

@@ -200,7 +200,7 @@ def test_a_crawl_delay_is_told_to_what_the_next_run_shares(host: HostileServer) 
             await fetching.fetch(host.url("/open/a.jpg"))
             assert heard.delays == {0.01}
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), 10))
     assert (host.hits["/robots.txt"], host.hits["/open/a.jpg"]) == (1, 2)
 
 
