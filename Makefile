@@ -10,7 +10,10 @@ ROOT := demo/root
 demo: .venv/installed
 	@$(BIN)/python -m infra.miniweb $(WEB) --pages 2400 --key $(KEY) -- $(BIN)/sluice run quickstart $(ROOT)
 	@$(BIN)/python -m infra.miniweb.grade $(KEY) $(ROOT)
-	@echo "Shards: $(ROOT)/shards/data; what was planted: $(KEY); what became of it: $(BIN)/sluice sql $(ROOT) 'FROM drops'"
+	@echo "Shards: $(ROOT)/shards/data; what was planted: $(KEY). Next:"
+	@echo "  $(BIN)/sluice status $(ROOT)"
+	@echo "  $(BIN)/sluice links $(ROOT)"
+	@echo "  $(BIN)/sluice sql $(ROOT) 'FROM drops'"
 
 test: .venv/installed
 	$(BIN)/python -m pytest -m "not chaos" $(ARGS)

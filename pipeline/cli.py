@@ -234,7 +234,9 @@ def _write(table: pa.Table, form: str, target: str | None) -> None:
 @click.option("--rows", default=40, show_default=True, help="How many to show.")
 def errors(root: str, node: str | None, traceback: bool, rows: int) -> None:
     """Show the parts that failed, the rows that were quarantined and the input rows that were refused."""
-    show.errors(out, Store(root), node, traceback, rows)
+    store = Store(root)
+    store.check_made()
+    show.errors(out, store, node, traceback, rows)
 
 
 @example("sluice verify runs/demo", "sluice verify runs/demo --repair")
@@ -272,6 +274,7 @@ def gc(root: str, keep_runs: int, yes: bool, force: bool) -> None:
     from pipeline import upkeep
 
     store = Store(root)
+    store.check_made()
     if force:
         upkeep.clear_leases(store)
     garbage = upkeep.find_garbage(store, keep_runs)

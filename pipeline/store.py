@@ -38,6 +38,8 @@ S = TypeVar("S", bound=Stored)
 TRIES = 6
 SMALL = 4 << 20
 FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
+MADE = "sluice.json"
+"""What the first run leaves in a root."""
 CLIENTS = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "urllib3"}
 """Packages whose exceptions are faults of a store or of the way to it, and no `OSError`."""
 FINAL_CODES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG}
@@ -257,12 +259,19 @@ class Store:
 
     # -- records -------------------------------------------------------------------------------------------------------
 
+    def check_made(self) -> None:
+        """Raise `SluiceError` where no run ever began: what is asked there is asked of a wrong name."""
+        if not self.exists(MADE):
+            raise SluiceError(
+                f"{self.root} is no root of runs; check its name, or `sluice run DAG {self.root}` makes one"
+            )
+
     def probe(self) -> None:
         """Refuse a store whose put-if-absent does not hold: a second put must fail and leave the first bytes intact.
 
         Raises `SluiceError`.
         """
-        path = "sluice.json"
+        path = MADE
         mine = b'{"format": 1, "written_by": "sluice"}'
         first = self.put_if_absent(path, mine)
         second = self.put_if_absent(path, mine + uuid4().hex.encode())

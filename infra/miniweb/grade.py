@@ -294,7 +294,10 @@ def main(arguments: Sequence[str]) -> int:
         try:
             key = pq.read_table(options.key)
         except (OSError, pa.ArrowInvalid) as error:
-            raise SluiceError(f"cannot read the key {options.key}: {str(error).splitlines()[0]}") from None
+            why = str(error).splitlines()[0]
+            raise SluiceError(
+                f"cannot read the key {options.key} ({why}); it is what `python -m infra.miniweb … --key FILE` wrote"
+            ) from None
         found = grade(key, options.root, options.run, options.selection)
         show(found, Console(width=None if sys.stdout.isatty() else 120))
         if options.write is not None:

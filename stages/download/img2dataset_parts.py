@@ -68,7 +68,7 @@ class Img2DatasetWorker:
 
     def __init__(self, stage: "Img2Dataset", threads: int) -> None:
         if importlib.util.find_spec("img2dataset") is None:
-            raise SluiceError("stages.download.Img2Dataset needs img2dataset; `pip install img2dataset`")
+            raise SluiceError("stages.download.Img2Dataset needs that library; `pip install img2dataset==1.47.0`")
         self._stage = stage
         self._guard = Guard(stage.allow_private_hosts)
         self._decoders = DecoderPool(_as_it_is(), DECODE_TIMEOUT_S, max(1, threads))

@@ -128,6 +128,15 @@ def test_gc_only_says_what_it_would_do(root: str) -> None:
     assert "would delete (add --yes): 0 files" in sluice("gc", root).output
 
 
+@pytest.mark.parametrize("command", ["errors", "gc", "status", "verify", "sql"])
+def test_a_root_that_is_not_there_is_no_empty_one(command: str, tmp_path: Path) -> None:
+    done = sluice(command, str(tmp_path / "rot"))
+    assert done.exit_code == 2
+    assert "sluice run" in done.output
+    assert len(done.output.strip().splitlines()) == 1
+    assert not (tmp_path / "rot").exists()
+
+
 def test_errors_are_none(root: str) -> None:
     assert sluice("errors", root).output == "no errors\n"
     assert "did you mean 'pool'?" in sluice("errors", root, "--node", "poll").output

@@ -4,27 +4,27 @@ from collections.abc import Iterator
 
 import pytest
 
+from infra.miniweb import Scripted
 from pipeline.stage import Device
 from stages.download import Download, retries
 from stages.download.addresses import Guard
 from stages.download.worker import Worker
-from tests.stages.download.hostile import HostileServer
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[HostileServer]:
-    with HostileServer() as running:
+def server() -> Iterator[Scripted]:
+    with Scripted() as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def canary() -> Iterator[HostileServer]:
+def canary() -> Iterator[Scripted]:
     """A second server that nobody allowed: whoever connects to it has broken out."""
-    with HostileServer() as running:
+    with Scripted() as running:
         yield running
 
 
-def opened(server: HostileServer, threads: int = 2, **parameters: object) -> Worker:
+def opened(server: Scripted, threads: int = 2, **parameters: object) -> Worker:
     defaults: dict[str, object] = {"timeout_s": 10, "max_mb": 1, "concurrency": 16, "robots": False}
     stage = Download(**{"allow_private_hosts": (f"127.0.0.1:{server.port}",), **defaults, **parameters})
     worker = stage.open(Device(threads=threads))
@@ -33,14 +33,14 @@ def opened(server: HostileServer, threads: int = 2, **parameters: object) -> Wor
 
 
 @pytest.fixture(scope="session")
-def worker(server: HostileServer) -> Iterator[Worker]:
+def worker(server: Scripted) -> Iterator[Worker]:
     running = opened(server)
     yield running
     running.close()
 
 
 @pytest.fixture
-def guard(server: HostileServer) -> Guard:
+def guard(server: Scripted) -> Guard:
     return Guard((f"127.0.0.1:{server.port}",))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from infra.miniweb import Scripted
 from stages.download import addresses, connect
 from stages.download.addresses import Guard
 from stages.download.connect import Connections, Resolver, system_names
@@ -20,7 +21,6 @@ from stages.download.fetch import Fetched
 from stages.download.statuses import FetchError
 from stages.download.worker import DNS_THREADS
 from tests.stages.download.doubles import LIMITS, Fetching, encoded, picture
-from tests.stages.download.hostile import HostileServer
 
 JPEG = encoded(picture())
 
@@ -53,7 +53,7 @@ def status_of(url: str, guard: Guard, names: Resolver = system_names) -> str:
 
 @pytest.mark.fault(10)
 def test_a_name_that_resolves_to_loopback_is_never_dialled(
-    canary: HostileServer, server: HostileServer, guard: Guard, monkeypatch: pytest.MonkeyPatch
+    canary: Scripted, server: Scripted, guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(addresses, "PORTS", frozenset({80, 443, canary.port}))
     names = Names(["127.0.0.1"])
@@ -66,7 +66,7 @@ def test_a_name_that_resolves_to_loopback_is_never_dialled(
 
 @pytest.mark.fault(10)
 def test_rebinding_between_check_and_dial_is_seen_at_the_peer(
-    server: HostileServer, monkeypatch: pytest.MonkeyPatch
+    server: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Were the first check fooled, the second one still looks at whom the socket reached, before anything is sent."""
     monkeypatch.setattr(addresses, "PORTS", frozenset({80, 443, server.port}))
@@ -83,7 +83,7 @@ def test_rebinding_between_check_and_dial_is_seen_at_the_peer(
     assert (server.connections, len(server.requests)) == (before[0] + 1, before[1])
 
 
-def test_a_rebinding_resolver_is_asked_once_per_connection(server: HostileServer) -> None:
+def test_a_rebinding_resolver_is_asked_once_per_connection(server: Scripted) -> None:
     guard = Guard((f"photos.test:{server.port}",))
     server.serve("/bound", JPEG)
     names = Names(["127.0.0.1"], ["127.0.0.2"])
@@ -93,7 +93,7 @@ def test_a_rebinding_resolver_is_asked_once_per_connection(server: HostileServer
 
 
 def test_proxies_of_the_environment_are_ignored(
-    server: HostileServer, canary: HostileServer, guard: Guard, monkeypatch: pytest.MonkeyPatch
+    server: Scripted, canary: Scripted, guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, canary.url(""))
@@ -101,7 +101,7 @@ def test_proxies_of_the_environment_are_ignored(
     assert canary.connections == 0
 
 
-def test_cookies_are_neither_kept_nor_sent(server: HostileServer, guard: Guard) -> None:
+def test_cookies_are_neither_kept_nor_sent(server: Scripted, guard: Guard) -> None:
     server.serve("/cookie-b", JPEG)
     url = server.serve("/cookie-a", b"", "Set-Cookie: id=7; Path=/\r\nLocation: /cookie-b\r\n", "302 Found")
     fetch(url, guard)
@@ -133,7 +133,7 @@ def test_a_name_that_does_not_exist_is_a_dns_error() -> None:
 
 
 def test_names_that_nobody_answers_for_take_no_time_from_those_that_wait_behind_them(
-    server: HostileServer, monkeypatch: pytest.MonkeyPatch
+    server: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert connect.LOOKUPS <= DNS_THREADS
     monkeypatch.setattr(connect, "LOOKUPS", 2)
@@ -197,7 +197,7 @@ def test_bad_tls_is_an_error_and_never_a_downgrade(tmp_path: Path, days: int) ->
     context = certificate(tmp_path, "photos.test", days)
     greeted: list[str] = []
     context.sni_callback = lambda _, name, __: greeted.append(name)
-    with HostileServer(context) as tls:
+    with Scripted(context) as tls:
         guard = Guard((f"photos.test:{tls.port}",))
         assert status_of(tls.url("/", host="photos.test"), guard, Names(["127.0.0.1"])) == "tls_error"
         assert greeted == ["photos.test"]
@@ -206,7 +206,7 @@ def test_bad_tls_is_an_error_and_never_a_downgrade(tmp_path: Path, days: int) ->
 
 @pytest.mark.fault(13)
 def test_plain_http_behind_https_is_a_tls_error() -> None:
-    with HostileServer(greeting=b"HTTP/1.1 400 Bad Request\r\n\r\n") as plain:
+    with Scripted(greeting=b"HTTP/1.1 400 Bad Request\r\n\r\n") as plain:
         guard = Guard((f"127.0.0.1:{plain.port}",))
         assert status_of(plain.url("/").replace("http:", "https:"), guard) == "tls_error"
         assert not plain.requests

@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 from yarl import URL
 
+from infra.miniweb import Scripted
+from infra.miniweb.http import Connection
 from stages.download import connect
 from stages.download.addresses import Guard
 from stages.download.body import Body
 from stages.download.fetch import Fetched
 from stages.download.statuses import FetchError
 from tests.stages.download.doubles import LIMITS, Fetching
-from tests.stages.download.hostile import HostileServer
 from tests.stages.download.test_connect import certificate
 
 SMUGGLED = b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nsmuggle"
@@ -30,12 +31,12 @@ HEAD = f"HTTP/1.1 200 OK\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
 
 
 @pytest.fixture
-def kept() -> Iterator[HostileServer]:
-    with HostileServer(keep=True) as server:
+def kept() -> Iterator[Scripted]:
+    with Scripted(keep=True) as server:
         yield server
 
 
-def run(server: HostileServer, script: Callable[[Fetching], Awaitable[None]]) -> None:
+def run(server: Scripted, script: Callable[[Fetching], Awaitable[None]]) -> None:
     async def whole() -> None:
         async with Fetching(Guard((f"127.0.0.1:{server.port}",)), replace(LIMITS, tries=1)) as fetcher:
             await script(fetcher)
@@ -43,7 +44,7 @@ def run(server: HostileServer, script: Callable[[Fetching], Awaitable[None]]) ->
     asyncio.run(whole())
 
 
-def test_many_requests_to_a_host_use_few_connections(kept: HostileServer) -> None:
+def test_many_requests_to_a_host_use_few_connections(kept: Scripted) -> None:
     urls = [kept.serve(f"/{place}", f"body {place}".encode()) for place in range(200)]
 
     async def script(fetcher: Fetching) -> None:
@@ -61,7 +62,7 @@ def test_many_requests_to_a_host_use_few_connections(kept: HostileServer) -> Non
     assert kept.connections <= 8
 
 
-def test_small_errors_and_redirects_do_not_cost_a_connection(kept: HostileServer) -> None:
+def test_small_errors_and_redirects_do_not_cost_a_connection(kept: Scripted) -> None:
     kept.serve("/end", BODY)
     kept.serve("/gone", b"x" * 3000, status="410 Gone")
     url = kept.redirect("/a", "/b")
@@ -78,7 +79,7 @@ def test_small_errors_and_redirects_do_not_cost_a_connection(kept: HostileServer
     assert kept.connections == 1
 
 
-def test_a_chunked_answer_leaves_its_connection_usable(kept: HostileServer) -> None:
+def test_a_chunked_answer_leaves_its_connection_usable(kept: Scripted) -> None:
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     url = kept.raw("/chunks", chunked + b"5;x=y\r\nabc", b"de\r\n3\r\nfgh\r\n0\r\nTrailer: 1\r\n\r\n")
 
@@ -95,7 +96,7 @@ def test_a_chunked_answer_leaves_its_connection_usable(kept: HostileServer) -> N
 @pytest.mark.parametrize("smuggled", [SMUGGLED, SMUGGLED[:20], b"\r\n", b"\0"], ids=["answer", "half", "line", "byte"])
 @pytest.mark.parametrize("framing", ["length", "chunks"])
 def test_bytes_beyond_an_answer_are_never_the_next_answer(
-    kept: HostileServer, pause_s: float | None, smuggled: bytes, framing: str
+    kept: Scripted, pause_s: float | None, smuggled: bytes, framing: str
 ) -> None:
     whole = HEAD + BODY
     if framing == "chunks":
@@ -103,7 +104,7 @@ def test_bytes_beyond_an_answer_are_never_the_next_answer(
 
     sent = threading.Event()
 
-    async def answer(writer: asyncio.StreamWriter) -> None:
+    async def answer(writer: Connection) -> None:
         writer.write(whole + (smuggled if pause_s is None else b""))
         if pause_s is not None:
             await writer.drain()
@@ -125,11 +126,11 @@ def test_bytes_beyond_an_answer_are_never_the_next_answer(
 
 
 @pytest.mark.fault(12)
-def test_bytes_that_wait_in_the_socket_unread_are_seen_before_it_is_used_again(kept: HostileServer) -> None:
+def test_bytes_that_wait_in_the_socket_unread_are_seen_before_it_is_used_again(kept: Scripted) -> None:
     """The loop had no chance to read them: it was busy while they came."""
     sent = 0
 
-    async def answer(writer: asyncio.StreamWriter) -> None:
+    async def answer(writer: Connection) -> None:
         nonlocal sent
         writer.write(HEAD + BODY)
         await asyncio.sleep(0.1)
@@ -162,7 +163,7 @@ def test_bytes_beyond_an_answer_that_tls_has_decrypted_already_are_never_the_nex
     trusting.check_hostname = False
     monkeypatch.setattr(ssl, "create_default_context", lambda: trusting)
 
-    async def answer(writer: asyncio.StreamWriter) -> None:
+    async def answer(writer: Connection) -> None:
         writer.write(HEAD)
         await writer.drain()
         await asyncio.sleep(0.1)  # so that the body is read into its own place
@@ -176,13 +177,13 @@ def test_bytes_beyond_an_answer_that_tls_has_decrypted_already_are_never_the_nex
         await fetcher.connections.get(URL(tls.serve("/after", AFTER)), "", lambda head: body)
         assert (body.finish(), (await first).data) == (AFTER, BODY)
 
-    with HostileServer(context, keep=True) as tls:
+    with Scripted(context, keep=True) as tls:
         run(tls, script)
         assert (tls.connections, tls.hits["/after"]) == (2, 1)
 
 
-def test_an_answer_that_was_given_up_takes_its_connection_with_it(kept: HostileServer) -> None:
-    async def slow(writer: asyncio.StreamWriter) -> None:
+def test_an_answer_that_was_given_up_takes_its_connection_with_it(kept: Scripted) -> None:
+    async def slow(writer: Connection) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")
         await writer.drain()
         await asyncio.sleep(0.3)
@@ -200,8 +201,8 @@ def test_an_answer_that_was_given_up_takes_its_connection_with_it(kept: HostileS
     assert kept.connections == 2
 
 
-def test_a_connection_that_its_host_closed_is_not_a_failure(kept: HostileServer) -> None:
-    async def answer_and_close(writer: asyncio.StreamWriter) -> None:
+def test_a_connection_that_its_host_closed_is_not_a_failure(kept: Scripted) -> None:
+    async def answer_and_close(writer: Connection) -> None:
         writer.write(HEAD + BODY)
         await writer.drain()
         writer.close()
@@ -217,10 +218,10 @@ def test_a_connection_that_its_host_closed_is_not_a_failure(kept: HostileServer)
     assert kept.hits["/short"] == 3
 
 
-def test_a_host_that_closes_as_it_is_asked_again_is_asked_on_another_connection(kept: HostileServer) -> None:
+def test_a_host_that_closes_as_it_is_asked_again_is_asked_on_another_connection(kept: Scripted) -> None:
     """Nothing was answered, so it counts as no try: with one try in all the row still succeeds."""
 
-    async def hang_up_on_the_second(writer: asyncio.StreamWriter) -> None:
+    async def hang_up_on_the_second(writer: Connection) -> None:
         if kept.hits["/moody"] == 2:
             writer.close()
         else:
@@ -236,11 +237,11 @@ def test_a_host_that_closes_as_it_is_asked_again_is_asked_on_another_connection(
     assert (kept.hits["/moody"], kept.connections) == (3, 2)
 
 
-def test_idle_connections_are_bounded_in_number_and_time(kept: HostileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_connections_are_bounded_in_number_and_time(kept: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connect, "IDLE_PER_HOST", 3)
     monkeypatch.setattr(connect, "IDLE_S", 0.2)
 
-    async def answer(writer: asyncio.StreamWriter) -> None:
+    async def answer(writer: Connection) -> None:
         await asyncio.sleep(0.05)
         writer.write(HEAD + BODY)
 
@@ -257,7 +258,7 @@ def test_idle_connections_are_bounded_in_number_and_time(kept: HostileServer, mo
 
 
 def test_the_peer_of_a_connection_is_checked_again_before_it_serves_again(
-    kept: HostileServer, monkeypatch: pytest.MonkeyPatch
+    kept: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = kept.serve("/x", BODY)
 
@@ -272,7 +273,7 @@ def test_the_peer_of_a_connection_is_checked_again_before_it_serves_again(
 
 
 @pytest.mark.fault(12)
-def test_an_answer_that_gives_its_end_in_two_ways_is_the_last_of_its_connection(kept: HostileServer) -> None:
+def test_an_answer_that_gives_its_end_in_two_ways_is_the_last_of_its_connection(kept: Scripted) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"
     url, after = kept.raw("/both", head + b"5\r\nabcde\r\n0\r\n\r\n"), kept.serve("/after", BODY)
 

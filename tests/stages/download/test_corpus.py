@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from infra.miniweb import Scripted
 from stages.download.decode import MEMORY_BYTES, READERS, DecodeError, sniff
 from stages.download.decoders import Decoded, DecoderPool
 from stages.download.statuses import IN_DECODING, SUCCESS
 from tests.stages.download.conftest import opened
 from tests.stages.download.decoding import options
 from tests.stages.download.doubles import part_of
-from tests.stages.download.hostile import HostileServer
 from tests.stages.download.test_decoders import peak_bytes
 
 Row = tuple[dict[str, Any], bytes]
@@ -61,7 +61,7 @@ def test_what_is_passed_through_was_found_whole_by_full_decoding_too(corpus: lis
     assert len(same) > 100
 
 
-def test_as_responses_of_a_hostile_host_they_end_with_one_status_each(corpus: list[Row], server: HostileServer) -> None:
+def test_as_responses_of_a_hostile_host_they_end_with_one_status_each(corpus: list[Row], server: Scripted) -> None:
     urls: list[str | None] = [server.serve(f"/malformed/{place}", data) for place, (_, data) in enumerate(corpus)]
     worker = opened(server, max_mb=20)
     pids = worker.decoder_pids()

@@ -21,6 +21,8 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
+from infra.miniweb import Scripted
+from infra.miniweb.http import Connection
 from pipeline.content import content_hash, covered
 from pipeline.errors import SluiceError
 from pipeline.identity import node_identity
@@ -32,11 +34,10 @@ from stages.download.statuses import is_status
 from stages.download.worker import Worker
 from tests.stages.download.conftest import opened
 from tests.stages.download.doubles import Part, encoded, fetch_one, part_of, picture, pixels, uid
-from tests.stages.download.hostile import HostileServer
 
 
 @pytest.fixture
-def urls(server: HostileServer) -> list[str | None]:
+def urls(server: Scripted) -> list[str | None]:
     """Six that succeed among six that do not."""
     good = [server.serve(f"/good/{seed}.jpg", encoded(picture(700, 500, seed))) for seed in range(4)]
     animated = encoded(picture(), "GIF", save_all=True, append_images=[picture(seed=9)])
@@ -96,7 +97,7 @@ def test_the_tar_holds_the_successes_in_row_order_and_every_offset_holds(
     assert (rows[1]["format"], rows[1]["frames"], rows[1]["content_type"]) == ("GIF", 2, "image/gif")
 
 
-def test_a_sample_carries_its_first_caption_and_what_img2dataset_writes(worker: Worker, server: HostileServer) -> None:
+def test_a_sample_carries_its_first_caption_and_what_img2dataset_writes(worker: Worker, server: Scripted) -> None:
     both, none = (server.serve(f"/captioned/{name}.jpg", encoded(picture())) for name in ("both", "none"))
     part = part_of([both, none], {both: [None, "first", "second"], none: [None]})
     part.image = part.image.append_column("license", pa.array(["?", None]))
@@ -126,7 +127,7 @@ def test_a_sample_carries_its_first_caption_and_what_img2dataset_writes(worker: 
     ],
 )
 def test_dates_are_what_the_host_claimed_and_what_our_clock_said(
-    worker: Worker, server: HostileServer, claimed: str, known: datetime | None
+    worker: Worker, server: Scripted, claimed: str, known: datetime | None
 ) -> None:
     url = server.serve(f"/dated/{abs(hash(claimed))}", encoded(picture()), f"Last-Modified: {claimed}\r\n")
     row = fetch_one(worker, url)
@@ -136,9 +137,7 @@ def test_dates_are_what_the_host_claimed_and_what_our_clock_said(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves the file open
-def test_a_sample_says_what_img2dataset_says_and_perhaps_more(
-    worker: Worker, server: HostileServer, tmp_path: Path
-) -> None:
+def test_a_sample_says_what_img2dataset_says_and_perhaps_more(worker: Worker, server: Scripted, tmp_path: Path) -> None:
     """The keys that img2dataset writes into a sample's JSON; test_img2dataset.py sees that it does."""
     wds = pytest.importorskip("webdataset")
     part = part_of([server.serve("/keys.jpg", encoded(picture()))])
@@ -168,7 +167,7 @@ def test_the_statistics_are_img2datasets(worker: Worker, urls: list[str | None])
     assert sum(stats["status_dict"].values()) == 12
 
 
-def test_a_rerun_gives_the_same_tar_and_the_same_content_hash(server: HostileServer, urls: list[str | None]) -> None:
+def test_a_rerun_gives_the_same_tar_and_the_same_content_hash(server: Scripted, urls: list[str | None]) -> None:
     first, second = part_of(urls), part_of(urls)
     hashes = []
     for part, parameters in ((first, {"concurrency": 1}), (second, {"concurrency": 32})):
@@ -189,7 +188,7 @@ def test_the_content_hash_covers_what_was_served_and_no_timing() -> None:
 GIF = bytes.fromhex("47494638396101000100800000ff000000000021f90401000001002c00000000010001000002014c003b")
 
 
-def test_the_covered_output_is_golden(worker: Worker, server: HostileServer) -> None:
+def test_the_covered_output_is_golden(worker: Worker, server: Scripted) -> None:
     """A change here means that the same web gives another pool: raise `Download.revision` with it."""
     bodies = {"gif": GIF, "page": b"<html></html>", "svg": b"<svg></svg>", "half": GIF[:30], "empty": b""}
     urls = [server.serve(f"/golden/{name}", body) for name, body in bodies.items()]
@@ -207,8 +206,8 @@ def test_an_empty_part_and_a_part_of_failures_are_parts_too(worker: Worker) -> N
             assert tar.getnames() == []
 
 
-def test_slow_rows_do_not_change_the_order(worker: Worker, server: HostileServer) -> None:
-    async def late(writer: asyncio.StreamWriter) -> None:
+def test_slow_rows_do_not_change_the_order(worker: Worker, server: Scripted) -> None:
+    async def late(writer: Connection) -> None:
         await asyncio.sleep(0.3)
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + encoded(picture()))
 
@@ -227,7 +226,7 @@ def test_two_parts_at_once_do_not_mix(worker: Worker, urls: list[str | None]) ->
     assert [table.column("status").to_pylist() for table in tables] == [STATUSES, STATUSES[:5], STATUSES[::-1]]
 
 
-def test_a_killed_decoder_costs_a_part_at_most_the_image_in_its_hands(server: HostileServer) -> None:
+def test_a_killed_decoder_costs_a_part_at_most_the_image_in_its_hands(server: Scripted) -> None:
     worker = opened(server, threads=1, decode_timeout_s=2)
     (pid,) = worker.decoder_pids()
     os.kill(pid, signal.SIGSTOP)
@@ -238,7 +237,7 @@ def test_a_killed_decoder_costs_a_part_at_most_the_image_in_its_hands(server: Ho
     worker.close()
 
 
-def test_a_worker_asks_what_the_run_shares(server: HostileServer) -> None:
+def test_a_worker_asks_what_the_run_shares(server: Scripted) -> None:
     class Counted(Alone):
         calls = 0
 
@@ -257,7 +256,7 @@ def test_a_worker_asks_what_the_run_shares(server: HostileServer) -> None:
 
 
 def test_an_error_that_nobody_expected_is_one_rows_and_not_the_parts(
-    worker: Worker, server: HostileServer, monkeypatch: pytest.MonkeyPatch
+    worker: Worker, server: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def finish(body: Body) -> bytes:
         raise IndexError("list index out of range")
@@ -269,7 +268,7 @@ def test_an_error_that_nobody_expected_is_one_rows_and_not_the_parts(
     assert rows[1]["error_message"] == "IndexError: list index out of range"
 
 
-def test_losing_the_last_reference_ends_its_processes_and_threads(server: HostileServer) -> None:
+def test_losing_the_last_reference_ends_its_processes_and_threads(server: Scripted) -> None:
     before = {thread.name for thread in threading.enumerate()}
     worker = opened(server, threads=2)
     fetch_one(worker, server.url("/missing"))

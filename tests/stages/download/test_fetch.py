@@ -10,6 +10,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from infra.miniweb import Scripted
+from infra.miniweb.http import Connection
 from stages.download import hosts, retries
 from stages.download.addresses import Guard
 from stages.download.fetch import Limits
@@ -17,7 +19,6 @@ from stages.download.statuses import FetchError, is_status
 from stages.download.worker import Worker
 from tests.stages.download.conftest import opened
 from tests.stages.download.doubles import Fetching, encoded, fetch_one, part_of, picture
-from tests.stages.download.hostile import HostileServer
 
 JPEG = encoded(picture())
 
@@ -25,7 +26,7 @@ JPEG = encoded(picture())
 @pytest.mark.fault(1)
 @pytest.mark.parametrize("code", [404, 410, 403, 204, 206, 304, 416])
 def test_an_answer_other_than_200_is_its_code_and_is_not_asked_again(
-    server: HostileServer, worker: Worker, code: int
+    server: Scripted, worker: Worker, code: int
 ) -> None:
     url = server.raw(f"/code{code}", f"HTTP/1.1 {code} So\r\nContent-Length: 0\r\n\r\n".encode())
     assert fetch_one(worker, url)["status"] == f"http_{code}"
@@ -33,10 +34,10 @@ def test_an_answer_other_than_200_is_its_code_and_is_not_asked_again(
 
 
 @pytest.mark.fault(2)
-def test_429_pauses_the_host_for_as_long_as_it_asks(server: HostileServer, worker: Worker) -> None:
+def test_429_pauses_the_host_for_as_long_as_it_asks(server: Scripted, worker: Worker) -> None:
     asked: list[float] = []
 
-    async def answer(writer: asyncio.StreamWriter) -> None:
+    async def answer(writer: Connection) -> None:
         asked.append(time.monotonic())
         if len(asked) == 1:
             writer.write(b"HTTP/1.1 429 Slow\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n")
@@ -49,7 +50,7 @@ def test_429_pauses_the_host_for_as_long_as_it_asks(server: HostileServer, worke
 
 
 @pytest.mark.fault(2)
-def test_all_rows_of_a_paused_host_wait(server: HostileServer, guard: Guard) -> None:
+def test_all_rows_of_a_paused_host_wait(server: Scripted, guard: Guard) -> None:
     server.raw("/busy", b"HTTP/1.1 429 Slow\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n")
     server.serve("/idle", JPEG)
 
@@ -78,11 +79,11 @@ def test_retry_after_is_read_as_seconds_or_as_a_date_and_capped() -> None:
 @pytest.mark.fault(3)
 @pytest.mark.parametrize(("failing", "status", "asked"), [(2, "success", 3), (9, "http_503", 3)])
 def test_a_flapping_host_is_asked_three_times_at_most(
-    server: HostileServer, worker: Worker, failing: int, status: str, asked: int
+    server: Scripted, worker: Worker, failing: int, status: str, asked: int
 ) -> None:
     path = f"/flap{failing}"
 
-    async def answer(writer: asyncio.StreamWriter) -> None:
+    async def answer(writer: Connection) -> None:
         down = server.hits[path] <= failing
         writer.write(b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n" if down else b"HTTP/1.1 200 OK\r\n\r\n" + JPEG)
 
@@ -91,8 +92,8 @@ def test_a_flapping_host_is_asked_three_times_at_most(
 
 
 @pytest.mark.fault(4)
-def test_a_slow_loris_ends_at_the_deadline(server: HostileServer) -> None:
-    async def answer(writer: asyncio.StreamWriter) -> None:
+def test_a_slow_loris_ends_at_the_deadline(server: Scripted) -> None:
+    async def answer(writer: Connection) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
         for _ in range(100):
             writer.write(b"x")
@@ -107,8 +108,8 @@ def test_a_slow_loris_ends_at_the_deadline(server: HostileServer) -> None:
     assert server.hits["/loris"] == 1
 
 
-def test_headers_that_never_end_are_given_up(server: HostileServer, worker: Worker) -> None:
-    async def answer(writer: asyncio.StreamWriter) -> None:
+def test_headers_that_never_end_are_given_up(server: Scripted, worker: Worker) -> None:
+    async def answer(writer: Connection) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n")
         while True:
             writer.write(b"X-More: " + b"y" * 4000 + b"\r\n")
@@ -118,10 +119,10 @@ def test_headers_that_never_end_are_given_up(server: HostileServer, worker: Work
 
 
 @pytest.mark.fault(5)
-def test_an_endless_body_is_cut_at_max_mb(server: HostileServer, worker: Worker) -> None:
+def test_an_endless_body_is_cut_at_max_mb(server: Scripted, worker: Worker) -> None:
     sent = 0
 
-    async def answer(writer: asyncio.StreamWriter) -> None:
+    async def answer(writer: Connection) -> None:
         nonlocal sent
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         while True:
@@ -133,21 +134,21 @@ def test_an_endless_body_is_cut_at_max_mb(server: HostileServer, worker: Worker)
     assert 1_000_000 < sent < 32_000_000
 
 
-def test_a_body_that_says_it_is_too_large_is_not_read(server: HostileServer, worker: Worker) -> None:
+def test_a_body_that_says_it_is_too_large_is_not_read(server: Scripted, worker: Worker) -> None:
     url = server.raw("/large", b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n")
     assert fetch_one(worker, url)["status"] == "too_large"
 
 
 @pytest.mark.fault(6)
 @pytest.mark.parametrize("name", ["gzip", "deflate", "raw-deflate"])
-def test_a_compression_bomb_is_counted_on_its_decoded_bytes(server: HostileServer, worker: Worker, name: str) -> None:
+def test_a_compression_bomb_is_counted_on_its_decoded_bytes(server: Scripted, worker: Worker, name: str) -> None:
     """10 GB of zeros in 10 MB, sent without saying how much there is of it."""
     packer = zlib.compressobj(9, wbits={"gzip": 31, "deflate": 15, "raw-deflate": -15}[name])
     first, block = (packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
     assert 10_240 * len(block) < 16_000_000  # every block stands alone: any number of them may follow
     sent = 0
 
-    async def answer(writer: asyncio.StreamWriter) -> None:
+    async def answer(writer: Connection) -> None:
         nonlocal sent
         writer.write(f"HTTP/1.1 200 OK\r\nContent-Encoding: {name.removeprefix('raw-')}\r\n\r\n".encode() + first)
         for _ in range(10_240):
@@ -161,7 +162,7 @@ def test_a_compression_bomb_is_counted_on_its_decoded_bytes(server: HostileServe
     assert all("accept-encoding: identity" in request.lower() for request in server.requests)
 
 
-def test_gzip_that_nobody_asked_for_is_still_understood(server: HostileServer, worker: Worker) -> None:
+def test_gzip_that_nobody_asked_for_is_still_understood(server: Scripted, worker: Worker) -> None:
     whole = gzip.compress(JPEG)
     assert fetch_one(worker, server.serve("/gz", whole, "Content-Encoding: gzip\r\n"))["status"] == "success"
     cut = server.serve("/gz-cut", whole[:-20], "Content-Encoding: gzip\r\n")
@@ -172,14 +173,14 @@ def test_gzip_that_nobody_asked_for_is_still_understood(server: HostileServer, w
     assert fetch_one(worker, twice)["status"] == "bad_encoding"
 
 
-def test_a_redirect_is_followed_and_the_last_url_is_recorded(server: HostileServer, worker: Worker) -> None:
+def test_a_redirect_is_followed_and_the_last_url_is_recorded(server: Scripted, worker: Worker) -> None:
     server.serve("/there/b.jpg", JPEG)
     row = fetch_one(worker, server.redirect("/here", "there/b.jpg#part"))
     assert (row["status"], row["final_url"]) == ("success", server.url("/there/b.jpg"))
 
 
 @pytest.mark.fault(7)
-def test_a_redirect_loop_ends_after_five(server: HostileServer, worker: Worker) -> None:
+def test_a_redirect_loop_ends_after_five(server: Scripted, worker: Worker) -> None:
     assert fetch_one(worker, server.redirect("/loop", "/loop"))["status"] == "too_many_redirects"
     assert server.hits["/loop"] == 6
 
@@ -201,7 +202,7 @@ def test_a_redirect_loop_ends_after_five(server: HostileServer, worker: Worker) 
     ],
 )
 def test_a_redirect_is_checked_like_any_url(
-    server: HostileServer, canary: HostileServer, worker: Worker, location: str, status: str
+    server: Scripted, canary: Scripted, worker: Worker, location: str, status: str
 ) -> None:
     target = canary.url("/secret") if location == "CANARY" else location
     before = server.hits["/away"]
@@ -213,7 +214,7 @@ def test_a_redirect_is_checked_like_any_url(
 
 
 @pytest.mark.fault(11)
-def test_a_body_shorter_than_its_content_length_is_truncated(server: HostileServer, worker: Worker) -> None:
+def test_a_body_shorter_than_its_content_length_is_truncated(server: Scripted, worker: Worker) -> None:
     url = server.raw("/short", b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n" + JPEG[:100])
     assert fetch_one(worker, url)["status"] == "truncated_body"
     assert server.hits["/short"] == 3
@@ -221,7 +222,7 @@ def test_a_body_shorter_than_its_content_length_is_truncated(server: HostileServ
     assert fetch_one(worker, chunked)["status"] == "truncated_body"
 
 
-def test_bytes_past_the_content_length_never_become_the_next_answer(server: HostileServer, worker: Worker) -> None:
+def test_bytes_past_the_content_length_never_become_the_next_answer(server: Scripted, worker: Worker) -> None:
     smuggled = b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nsmuggle"
     head = f"HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: {len(JPEG)}\r\n\r\n".encode()
     url = server.raw("/smuggle", head + JPEG + smuggled)
@@ -237,13 +238,13 @@ def test_bytes_past_the_content_length_never_become_the_next_answer(server: Host
 @pytest.mark.parametrize("extra", [b"GARBAGE", b"\r\n", bytes(100), b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx"])
 @pytest.mark.parametrize("kept", ["keep-alive", "close"])
 def test_extra_bytes_are_dropped_however_the_packets_fall(
-    server: HostileServer, worker: Worker, extra: bytes, kept: str
+    server: Scripted, worker: Worker, extra: bytes, kept: str
 ) -> None:
     head = f"HTTP/1.1 200 OK\r\nConnection: {kept}\r\nContent-Length: {len(JPEG)}\r\n\r\n".encode()
     urls: list[str | None] = []
     for place, pieces in enumerate(([head + JPEG + extra], [head, JPEG + extra], [head + JPEG, extra])):
 
-        async def answer(writer: asyncio.StreamWriter, pieces: list[bytes] = pieces) -> None:
+        async def answer(writer: Connection, pieces: list[bytes] = pieces) -> None:
             for piece in pieces:
                 writer.write(piece)
                 await writer.drain()
@@ -253,12 +254,12 @@ def test_extra_bytes_are_dropped_however_the_packets_fall(
     assert worker(part_of(urls)).column("status").to_pylist() == ["success"] * 3
 
 
-def test_chunks_that_are_none_end_at_once(server: HostileServer, worker: Worker) -> None:
+def test_chunks_that_are_none_end_at_once(server: Scripted, worker: Worker) -> None:
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n"
     started = time.monotonic()
     for pieces in ([head + b"nonsense\r\n"], [head, b"nonsense\r\n"]):
 
-        async def answer(writer: asyncio.StreamWriter, pieces: list[bytes] = pieces) -> None:
+        async def answer(writer: Connection, pieces: list[bytes] = pieces) -> None:
             for piece in pieces:
                 writer.write(piece)
                 await writer.drain()
@@ -288,7 +289,7 @@ INSERTED = (
 )
 
 
-def test_whatever_a_host_answers_ends_with_a_known_status(server: HostileServer) -> None:
+def test_whatever_a_host_answers_ends_with_a_known_status(server: Scripted) -> None:
     chance = random.Random(5)
     urls: list[str | None] = []
     for place in range(400):
@@ -304,9 +305,7 @@ def test_whatever_a_host_answers_ends_with_a_known_status(server: HostileServer)
     assert len(statuses) > 5
 
 
-def test_a_claimed_type_that_is_no_text_is_kept_as_far_as_it_can_be_printed(
-    server: HostileServer, worker: Worker
-) -> None:
+def test_a_claimed_type_that_is_no_text_is_kept_as_far_as_it_can_be_printed(server: Scripted, worker: Worker) -> None:
     head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(JPEG)}\r\nContent-Type: ".encode()
     row = fetch_one(worker, server.raw("/type", head + b"image/\xff\xfe" + b"x" * 500 + b"\r\n\r\n" + JPEG))
     assert row["status"] == "success"
@@ -316,13 +315,13 @@ def test_a_claimed_type_that_is_no_text_is_kept_as_far_as_it_can_be_printed(
 
 @pytest.mark.fault(14, 15)
 @pytest.mark.parametrize(("body", "status"), [(b"", "empty"), (b"<!DOCTYPE html><svg></svg>", "not_an_image")])
-def test_what_is_no_image_says_so(server: HostileServer, worker: Worker, body: bytes, status: str) -> None:
+def test_what_is_no_image_says_so(server: Scripted, worker: Worker, body: bytes, status: str) -> None:
     row = fetch_one(worker, server.serve("/lie.jpg", body, "Content-Type: image/jpeg\r\n"))
     assert row["status"] == status
 
 
 @pytest.mark.parametrize("answer", [b"", b"\x00\x01\x02", b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 abc OK\r\n\r\n"])
-def test_what_is_no_http_is_a_connection_error(server: HostileServer, worker: Worker, answer: bytes) -> None:
+def test_what_is_no_http_is_a_connection_error(server: Scripted, worker: Worker, answer: bytes) -> None:
     assert fetch_one(worker, server.raw("/nohttp", answer))["status"] == "connection_error"
 
 
@@ -349,7 +348,7 @@ def test_what_is_no_http_is_a_connection_error(server: HostileServer, worker: Wo
     ],
 )
 def test_an_opt_out_in_the_headers_is_honoured_and_its_body_is_not_read(
-    server: HostileServer, worker: Worker, headers: str, reserved: bool
+    server: Scripted, worker: Worker, headers: str, reserved: bool
 ) -> None:
     row = fetch_one(worker, server.serve("/reserved", JPEG, headers))
     assert row["status"] == ("opted_out" if reserved else "success")
@@ -357,10 +356,10 @@ def test_an_opt_out_in_the_headers_is_honoured_and_its_body_is_not_read(
 
 
 @pytest.mark.fault(54)
-def test_a_reserved_image_is_left_before_its_body_is_read(server: HostileServer, worker: Worker) -> None:
+def test_a_reserved_image_is_left_before_its_body_is_read(server: Scripted, worker: Worker) -> None:
     sent = 0
 
-    async def answer(writer: asyncio.StreamWriter) -> None:
+    async def answer(writer: Connection) -> None:
         nonlocal sent
         writer.write(b"HTTP/1.1 200 OK\r\nX-Robots-Tag: noai\r\n\r\n")
         while True:
@@ -375,7 +374,7 @@ def test_a_reserved_image_is_left_before_its_body_is_read(server: HostileServer,
     assert sent < 32_000_000
 
 
-def test_tries_can_be_one(server: HostileServer) -> None:
+def test_tries_can_be_one(server: Scripted) -> None:
     url = server.serve("/down", b"", status="500 Down")
     single = opened(server, threads=1, tries=1)
     assert fetch_one(single, url)["status"] == "http_500"

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from infra.miniweb import Scripted
+from infra.miniweb.http import Connection
 from stages.download import leases
 from stages.download.addresses import Guard
 from stages.download.gate import Gate, Turn
@@ -18,15 +20,14 @@ from stages.download.leases import Alone
 from stages.download.robots import Rules
 from stages.download.statuses import RETRYABLE, FetchError
 from tests.stages.download.doubles import LIMITS, Fetching
-from tests.stages.download.hostile import HostileServer
 
 
 def gate(per_host: int = 1, concurrency: int = 8, wait_s: float = 60, rate: float | None = None) -> Gate:
     return Gate(Alone(Hosts(per_host, rate)), concurrency, wait_s)
 
 
-def test_waiting_for_a_host_is_no_time_of_a_try(server: HostileServer, guard: Guard) -> None:
-    async def slow(writer: asyncio.StreamWriter) -> None:
+def test_waiting_for_a_host_is_no_time_of_a_try(server: Scripted, guard: Guard) -> None:
+    async def slow(writer: Connection) -> None:
         await asyncio.sleep(0.2)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
 
@@ -41,8 +42,8 @@ def test_waiting_for_a_host_is_no_time_of_a_try(server: HostileServer, guard: Gu
     asyncio.run(run())
 
 
-def test_a_row_whose_turn_does_not_come_ends_and_may_be_tried_again(server: HostileServer, guard: Guard) -> None:
-    async def endless(writer: asyncio.StreamWriter) -> None:
+def test_a_row_whose_turn_does_not_come_ends_and_may_be_tried_again(server: Scripted, guard: Guard) -> None:
+    async def endless(writer: Connection) -> None:
         await asyncio.sleep(60)
 
     url = server.on("/gate/endless", endless)

@@ -6,17 +6,17 @@ from hashlib import sha256
 import pyarrow as pa
 import pytest
 
+from infra.miniweb import Scripted
 from pipeline.errors import SluiceError
 from pipeline.stage import Column
 from stages.download import Download
 from stages.download.statuses import RETRYABLE
 from tests.stages.download.conftest import opened
 from tests.stages.download.doubles import encoded, part_of, picture, uid
-from tests.stages.download.hostile import HostileServer
 
 
 @pytest.mark.fault(52)
-def test_swapped_bytes_are_a_mismatch_and_leave_no_trace(server: HostileServer) -> None:
+def test_swapped_bytes_are_a_mismatch_and_leave_no_trace(server: Scripted) -> None:
     honest = encoded(picture(seed=1))
     swapped = encoded(picture(seed=2))
     urls = [server.serve(f"/seen/{name}", body) for name, body in
@@ -38,7 +38,7 @@ def test_swapped_bytes_are_a_mismatch_and_leave_no_trace(server: HostileServer) 
 
 
 @pytest.mark.fault(52)
-def test_a_row_that_was_lost_must_come_back_as_it_was(server: HostileServer) -> None:
+def test_a_row_that_was_lost_must_come_back_as_it_was(server: Scripted) -> None:
     honest = encoded(picture(seed=1))
     urls = [server.serve("/lost/same", honest), server.serve("/lost/swapped", encoded(picture(seed=2)))]
     part = replace(part_of(urls), before=pa.table({"sha256": [sha256(honest).hexdigest()] * 2}))
@@ -48,7 +48,7 @@ def test_a_row_that_was_lost_must_come_back_as_it_was(server: HostileServer) -> 
 
 
 @pytest.mark.fault(52)
-def test_a_row_that_was_lost_is_known_until_it_is_settled(server: HostileServer) -> None:
+def test_a_row_that_was_lost_is_known_until_it_is_settled(server: Scripted) -> None:
     """A retry that finds the host down must not make the next one believe whatever it is given."""
     digest = sha256(encoded(picture(seed=1))).hexdigest()
     urls = [server.serve(f"/down/{code}", b"", status=f"{code} No") for code in (503, 404)]

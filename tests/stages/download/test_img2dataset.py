@@ -15,6 +15,8 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
+from infra.miniweb import Scripted
+from infra.miniweb.http import Connection
 from pipeline.errors import SluiceError
 from pipeline.identity import node_identity
 from pipeline.stage import Column, Device
@@ -22,13 +24,12 @@ from stages.download import Download, Img2Dataset
 from stages.download.img2dataset_parts import REFUSED, Img2DatasetWorker, Shard, in_our_words
 from stages.download.statuses import is_status
 from tests.stages.download.doubles import Part, encoded, part_of, picture, pixels, uid
-from tests.stages.download.hostile import HostileServer
 
 pytest.importorskip("img2dataset")
 
 
 def made(
-    server: HostileServer, urls: list[str | None], before: pa.Table | None = None, **parameters: object
+    server: Scripted, urls: list[str | None], before: pa.Table | None = None, **parameters: object
 ) -> tuple[Part, list[dict[str, Any]]]:
     stage = Img2Dataset(allow_private_hosts=(f"127.0.0.1:{server.port}",), thread_count=8, timeout=3, **parameters)
     worker = stage.open(Device())
@@ -50,7 +51,7 @@ class Ended:
 
 
 @pytest.fixture(scope="module")
-def everything(server: HostileServer, canary: HostileServer) -> Ended:
+def everything(server: Scripted, canary: Scripted) -> Ended:
     """One part with all ends, for a process of img2dataset takes seconds to start."""
     photo = encoded(picture(600, 400), quality=95)
     cases: list[tuple[str | None, str]] = [
@@ -89,7 +90,7 @@ def test_every_row_ends_with_one_of_our_statuses_in_order(everything: Ended) -> 
     assert not any("secret" in (row["error_message"] or "") for row in rows)
 
 
-def test_nothing_was_asked_of_whom_nobody_allowed(everything: Ended, canary: HostileServer) -> None:
+def test_nothing_was_asked_of_whom_nobody_allowed(everything: Ended, canary: Scripted) -> None:
     assert everything.statuses.count("blocked_port") == 3
     assert not [path for path in canary.hits if path.startswith("/i/")]
 
@@ -117,9 +118,9 @@ def test_its_pictures_lie_in_our_tar_under_our_keys(everything: Ended) -> None:
 
 
 def test_a_hang_ends_with_the_part_and_costs_only_what_was_not_written(
-    server: HostileServer, monkeypatch: pytest.MonkeyPatch
+    server: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def drip(writer: asyncio.StreamWriter) -> None:
+    async def drip(writer: Connection) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
         while True:
             writer.write(b"x")
@@ -173,7 +174,7 @@ def test_a_tar_cut_between_a_samples_json_and_its_image_has_no_such_sample(
         assert [len(shard.image(place)) for place in shard.rows] == [100_000] * len(places)
 
 
-def test_bytes_that_it_does_not_look_at_are_decoded_all_the_same(server: HostileServer) -> None:
+def test_bytes_that_it_does_not_look_at_are_decoded_all_the_same(server: Scripted) -> None:
     photo = encoded(picture(600, 400))
     urls: list[str | None] = [server.serve("/r/photo.jpg", photo), server.serve("/r/page.jpg", b"<html>")]
     part, rows = made(server, urls, disable_all_reencoding=True)
@@ -183,7 +184,7 @@ def test_bytes_that_it_does_not_look_at_are_decoded_all_the_same(server: Hostile
 
 
 @pytest.mark.fault(52)
-def test_a_row_that_was_lost_must_come_back_as_it_was_however_often_it_is_tried(server: HostileServer) -> None:
+def test_a_row_that_was_lost_must_come_back_as_it_was_however_often_it_is_tried(server: Scripted) -> None:
     honest, swapped = encoded(picture(seed=1)), encoded(picture(seed=2))
     digest = sha256(honest).hexdigest()
     urls: list[str | None] = [

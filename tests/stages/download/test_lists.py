@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from yarl import URL
 
+from infra.miniweb import Scripted
 from pipeline.errors import SluiceError
 from pipeline.identity import find_resources, node_identity
 from pipeline.stage import Column
@@ -16,7 +17,6 @@ from stages.download.lists import Blocked, OptOuts
 from stages.download.statuses import RETRYABLE
 from tests.stages.download.conftest import opened
 from tests.stages.download.doubles import encoded, fetch_one, part_of, picture, uid
-from tests.stages.download.hostile import HostileServer
 
 
 def written(folder: Path, text: str) -> str:
@@ -93,7 +93,7 @@ def test_what_a_list_says_is_part_of_the_identity_and_its_name_is_not(tmp_path: 
     assert find_resources([Download(opt_out=str(second))])["opt_out"][0][1] != found[0]
 
 
-def test_what_opted_out_is_never_connected_to(server: HostileServer, canary: HostileServer, tmp_path: Path) -> None:
+def test_what_opted_out_is_never_connected_to(server: Scripted, canary: Scripted, tmp_path: Path) -> None:
     single = server.serve("/optout/one.jpg", encoded(picture()))
     other = server.serve("/optout/other.jpg", encoded(picture()))
     away = server.redirect("/optout/away.jpg", canary.url("/secret"))
@@ -108,7 +108,7 @@ def test_what_opted_out_is_never_connected_to(server: HostileServer, canary: Hos
     assert "opted_out" not in RETRYABLE
 
 
-def test_blocked_content_is_neither_kept_nor_named(server: HostileServer, tmp_path: Path) -> None:
+def test_blocked_content_is_neither_kept_nor_named(server: Scripted, tmp_path: Path) -> None:
     """By file, by picture, and by a picture that is about the same; others pass."""
     same, seen = picture(seed=1), picture(seed=2)
     turned = seen.rotate(2)

@@ -10,13 +10,13 @@ from hashlib import sha256
 import pytest
 from PIL import Image
 
+from infra.miniweb import Scripted
 from stages.download.decode import answer
 from stages.download.decoders import DecoderPool
 from stages.download.worker import Worker
 from tests.stages.download.conftest import opened
 from tests.stages.download.decoding import options
 from tests.stages.download.doubles import encoded, part_of, picture, pixels
-from tests.stages.download.hostile import HostileServer
 
 KEEPING = options(resize="no", passthrough=True)
 
@@ -108,7 +108,7 @@ def test_the_tail_of_a_polyglot_is_kept_with_the_rest_of_its_bytes(pool: Decoder
     assert pool.decode(data).image == data
 
 
-def test_the_tar_names_members_by_what_they_are(server: HostileServer) -> None:
+def test_the_tar_names_members_by_what_they_are(server: Scripted) -> None:
     kinds = {"jpg": encoded(picture(90, 60)), "png": encoded(picture(), "PNG"), "webp": encoded(picture(), "WEBP")}
     urls = [server.serve(f"/kept/{name}", data) for name, data in kinds.items()]
     part = part_of(urls)

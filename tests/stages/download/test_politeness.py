@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
+from infra.miniweb import Scripted
+from infra.miniweb.http import Connection
 from stages.download.addresses import Guard
 from stages.download.fetch import Limits
 from stages.download.hosts import RENEW_S, Hosts, Manners
 from stages.download.statuses import FetchError
 from tests.stages.download.doubles import Fetching
-from tests.stages.download.hostile import HostileServer
 
 WORKERS = 4
 KEY = b"politeness"
@@ -69,7 +70,7 @@ def work(hosts: Any, port: int, urls: list[str]) -> Counter[str]:
     return logged
 
 
-class Counting(HostileServer):
+class Counting(Scripted):
     """Answers after a moment; counts, by host, how many requests are open at once and when they began."""
 
     def __init__(self, moment_s: float) -> None:
@@ -84,7 +85,7 @@ class Counting(HostileServer):
             self.answers[f"/{host}"] = self._counted(host)
 
     def _counted(self, host: str) -> Any:
-        async def answer(writer: asyncio.StreamWriter) -> None:
+        async def answer(writer: Connection) -> None:
             self.began[host].append(time.monotonic())
             self.open[host] += 1
             self.most[host] = max(self.most[host], self.open[host])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from infra.miniweb import Scripted
 from pipeline.errors import SluiceError
 from pipeline.identity import node_identity
 from stages.download import Download
@@ -19,7 +20,6 @@ from stages.download.addresses import Guard
 from stages.download.proxy import Proxy
 from stages.download.statuses import FetchError
 from tests.stages.download.doubles import Fetching
-from tests.stages.download.hostile import HostileServer
 from tests.stages.download.test_connect import Names, certificate
 
 
@@ -70,7 +70,7 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
 
 
 @pytest.fixture
-def proxy(server: HostileServer) -> Iterator[EgressProxy]:
+def proxy(server: Scripted) -> Iterator[EgressProxy]:
     running = EgressProxy(server.port)
     yield running
     running.close()
@@ -96,7 +96,7 @@ class OnlyTheProxyKnows(Names):
         raise socket.gaierror(socket.EAI_NONAME, "no such name")
 
 
-def test_plain_http_goes_to_the_proxy_by_its_whole_url(server: HostileServer, proxy: EgressProxy) -> None:
+def test_plain_http_goes_to_the_proxy_by_its_whole_url(server: Scripted, proxy: EgressProxy) -> None:
     server.answers["http://photos.test/a.jpg"] = server.answers[server_path(server)]
     names = Names(["93.184.216.34"])
     assert fetch("http://photos.test/a.jpg?b=c", proxy, ProxyAt(names), {"USER_NAME": "me", "PASS_WORD": "a:b"}) == b"x"
@@ -105,7 +105,7 @@ def test_plain_http_goes_to_the_proxy_by_its_whole_url(server: HostileServer, pr
     assert "Proxy-Authorization: Basic bWU6YTpi\r\n" in head
 
 
-def server_path(server: HostileServer) -> str:
+def server_path(server: Scripted) -> str:
     server.serve("/x", b"x")
     return "/x"
 
@@ -121,7 +121,7 @@ class ProxyAt(Names):
         return [host] if host == "127.0.0.1" else await self.others(host, port)
 
 
-def test_names_that_only_the_proxy_knows_are_its_to_judge(server: HostileServer, proxy: EgressProxy) -> None:
+def test_names_that_only_the_proxy_knows_are_its_to_judge(server: Scripted, proxy: EgressProxy) -> None:
     server.answers["http://inside.test/a.jpg"] = server.answers[server_path(server)]
     assert fetch("http://inside.test/a.jpg", proxy, OnlyTheProxyKnows([])) == b"x"
 
@@ -147,7 +147,7 @@ def test_https_goes_through_a_tunnel_and_ends_at_the_host(tmp_path: Path, monkey
     context = certificate(tmp_path, "photos.test", 1)
     trusting = ssl.create_default_context(cafile=str(tmp_path / "server.pem"))
     monkeypatch.setattr(ssl, "create_default_context", lambda: trusting)
-    with HostileServer(context) as tls:
+    with Scripted(context) as tls:
         tls.serve("/x", b"x")
         proxy = EgressProxy(tls.port)
         assert fetch("https://photos.test/x", proxy, ProxyAt(Names(["93.184.216.34"]))) == b"x"
@@ -158,7 +158,7 @@ def test_https_goes_through_a_tunnel_and_ends_at_the_host(tmp_path: Path, monkey
         proxy.close()
 
 
-def test_a_tunnel_that_is_refused_says_so(server: HostileServer) -> None:
+def test_a_tunnel_that_is_refused_says_so(server: Scripted) -> None:
     refusing = EgressProxy(server.port, refuse="403 Forbidden")
     with pytest.raises(FetchError, match="connection_error: the proxy answered 403 to CONNECT"):
         fetch("https://photos.test/x", refusing, ProxyAt(Names(["93.184.216.34"])))
@@ -166,14 +166,14 @@ def test_a_tunnel_that_is_refused_says_so(server: HostileServer) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_proxy_that_wants_other_credentials_says_nothing_of_the_host(server: HostileServer, scheme: str) -> None:
+def test_a_proxy_that_wants_other_credentials_says_nothing_of_the_host(server: Scripted, scheme: str) -> None:
     refusing = EgressProxy(server.port, refuse="407 Proxy Authentication Required")
     with pytest.raises(FetchError, match=r"connection_error: (robots\.txt: )?the proxy answered 407"):
         fetch(f"{scheme}://photos.test/x", refusing, ProxyAt(Names(["93.184.216.34"])))
     refusing.close()
 
 
-def test_without_a_proxy_a_407_is_the_hosts_own(server: HostileServer, guard: Guard) -> None:
+def test_without_a_proxy_a_407_is_the_hosts_own(server: Scripted, guard: Guard) -> None:
     async def once() -> None:
         async with Fetching(guard) as fetching:
             await fetching.fetch(server.serve("/407", b"", status="407 No"))

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra.miniweb import Scripted
+from infra.miniweb.http import Connection, Script
 from stages.download import retries
 from stages.download.hosts import MAX_PAUSE_S
 from stages.download.retries import TRIES, backoff_s, tries_of
@@ -13,7 +15,6 @@ from stages.download.statuses import FIXED, FetchError, is_status, passing
 from stages.download.worker import Worker
 from tests.stages.download.conftest import opened
 from tests.stages.download.doubles import encoded, fetch_one, picture
-from tests.stages.download.hostile import Answer, HostileServer
 
 STATUSES = st.sampled_from(sorted(FIXED)) | st.integers(100, 599).map(lambda code: f"http_{code}")
 
@@ -46,23 +47,23 @@ def test_pauses_differ() -> None:
     assert len({backoff_s(1) for _ in range(100)}) > 90
 
 
-async def reset(writer: asyncio.StreamWriter) -> None:
+async def reset(writer: Connection) -> None:
     writer.transport.abort()
 
 
-async def cut(writer: asyncio.StreamWriter) -> None:
+async def cut(writer: Connection) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc")
 
 
-async def no_http(writer: asyncio.StreamWriter) -> None:
+async def no_http(writer: Connection) -> None:
     writer.write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
 
 
-async def down(writer: asyncio.StreamWriter) -> None:
+async def down(writer: Connection) -> None:
     writer.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
 
 
-async def unable(writer: asyncio.StreamWriter) -> None:
+async def unable(writer: Connection) -> None:
     writer.write(b"HTTP/1.1 501 Not Implemented\r\nContent-Length: 0\r\n\r\n")
 
 
@@ -78,15 +79,15 @@ async def unable(writer: asyncio.StreamWriter) -> None:
     ],
 )
 def test_a_host_sees_as_many_tries_as_the_table_says(
-    server: HostileServer, worker: Worker, answer: Answer, status: str, asked: int
+    server: Scripted, worker: Worker, answer: Script, status: str, asked: int
 ) -> None:
     path = f"/tries/{answer.__name__}"
     assert fetch_one(worker, server.on(path, answer))["status"] == status
     assert server.hits[path] == asked
 
 
-def test_a_timeout_is_not_tried_again(server: HostileServer) -> None:
-    async def hang(writer: asyncio.StreamWriter) -> None:
+def test_a_timeout_is_not_tried_again(server: Scripted) -> None:
+    async def hang(writer: Connection) -> None:
         await asyncio.sleep(1)
 
     impatient = opened(server, threads=1, timeout_s=0.2)
@@ -95,8 +96,8 @@ def test_a_timeout_is_not_tried_again(server: HostileServer) -> None:
     assert server.hits["/tries/hang"] == 1
 
 
-def test_more_tries_than_the_default_may_be_asked_for(server: HostileServer) -> None:
-    async def sixth(writer: asyncio.StreamWriter) -> None:
+def test_more_tries_than_the_default_may_be_asked_for(server: Scripted) -> None:
+    async def sixth(writer: Connection) -> None:
         if server.hits["/tries/sixth"] < 6:
             await down(writer)
         else:

@@ -10,12 +10,12 @@ from ipaddress import IPv4Address, ip_address
 
 import pytest
 
+from infra.miniweb import Scripted
 from stages.download import addresses, connect
 from stages.download.addresses import Guard, denied, literal
 from stages.download.connect import Connections
 from stages.download.statuses import FetchError
 from tests.stages.download.doubles import Fetching
-from tests.stages.download.hostile import HostileServer
 
 PUBLIC = "93.184.216.34"
 V4 = (
@@ -75,7 +75,7 @@ HOSTS = [host for text in V4 for host in spellings(text)] + [f"[{text}]" for tex
 class Recorder:
     """Stands where sockets are opened: the hostile server may be dialled, and everything is written down."""
 
-    def __init__(self, server: HostileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
         self.dialled: list[str] = []
         original = Connections._dial_one
 
@@ -106,7 +106,7 @@ class Recorder:
 
 
 @pytest.fixture
-def recorder(server: HostileServer, monkeypatch: pytest.MonkeyPatch) -> Recorder:
+def recorder(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> Recorder:
     monkeypatch.setattr(connect, "NAMES_S", -1.0)  # names are asked for at every connection
     return Recorder(server, monkeypatch)
 
@@ -154,10 +154,10 @@ def test_a_name_of_what_is_private_is_never_dialled(recorder: Recorder, name: st
 @pytest.mark.fault(8)
 @pytest.mark.parametrize("host", [*spellings("127.0.0.1")[:10], "canary.test"])
 def test_the_canary_is_hit_only_where_it_is_allowed(
-    server: HostileServer, monkeypatch: pytest.MonkeyPatch, host: str
+    server: Scripted, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
     """Only the addresses stand between us and it: its port is open here."""
-    with HostileServer() as canary:
+    with Scripted() as canary:
         monkeypatch.setattr(addresses, "PORTS", frozenset({80, 443, canary.port}))
         url = canary.url("/secret", host)
         away = server.redirect("/ssrf-canary", url)
