@@ -1,0 +1,5 @@
+"""Commands of `sluice` beyond the core: one click command per file, found by the entry-point group `sluice.commands`.
+
+A file here says how a command is called and how its answer is shown; what it does stands beside `pipeline/catalog.py`.
+Nothing heavy is imported before the command runs.
+"""
