@@ -15,9 +15,9 @@ from pipeline.stage import OBSERVED, Device, Task
 from stages.dedup.edges import CANDIDATES, ENDS, JUDGED, strength, together
 from stages.dedup.grouping import pick
 from stages.dedup.parts import Layout, live
-from stages.dedup.pixels import Sight, agreement, sight
 from stages.dedup.uids import texts
 from stages.kit.exchange import Scatter, gather
+from stages.kit.pixels import Sight, agreement, sight
 
 READERS = 8
 """Concurrent range reads; a store far away is slow to answer, not slow to send."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.dedup.pixels import SIDE, agreement, sight
+from stages.kit.pixels import SIDE, agreement, sight
 from tests.stages.dedup.copies import COPIES, Pair, encoded, photo_pairs, scene_pairs
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
