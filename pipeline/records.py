@@ -24,6 +24,9 @@ def digest(value: object) -> str:
 SUPERSEDED = "superseded"
 """The note in which a record counts, by status, the older rows that its own take the place of."""
 
+ABOUT = "about"
+"""The note in which every record of a node says the same of the node as a whole: small numbers and words, by name."""
+
 
 class Stored(BaseModel):
     """A frozen value that is stored as JSON."""

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from pipeline.dag import Dag
 from pipeline.errors import SluiceError, did_you_mean
-from pipeline.records import Generation
+from pipeline.records import ABOUT, Generation
 from pipeline.run import LEASES
 from pipeline.stage import PIXELS
 from pipeline.store import Store
@@ -101,6 +101,7 @@ def result(console: Console, root: str, dag: Dag, done: Result) -> None:
         worked = f"worked on: {', '.join(done.worked)}"
         console.print(f"run {done.run.id} of {dag.name} is finished; {worked}", highlight=False, soft_wrap=True)
     _funnels(console, done.generations)
+    _abouts(console, done.generations)
     pools = [name for name in done.generations if any(c.name == "status" for c in dag.columns(name))]
     query = f" 'SELECT status, count(*) AS rows FROM {pools[0]} GROUP BY ALL ORDER BY rows DESC'" if pools else ""  # noqa: S608
     console.print("\nNext:")
@@ -135,6 +136,15 @@ def funnel(generation: Generation) -> list[tuple[str, int, int]]:
     return [(rule, totals[rule][0], totals[rule][1]) for rule in order]
 
 
+def _abouts(console: Console, generations: dict[str, Generation]) -> None:
+    """What a node says of itself as a whole, such as how many cells it cut its rows into."""
+    for name, generation in generations.items():
+        about = generation.records[0].notes.get(ABOUT, {}) if generation.records else {}
+        said = [f"{key.replace('_', ' ')} {v:,}" if isinstance(v, int) else f"{key} {v}" for key, v in about.items()]
+        if said:
+            console.print(Text(f"\n{name}: ", "bold") + plain(", ".join(said), 400), soft_wrap=True)
+
+
 def status(console: Console, store: Store) -> None:
     newest = newest_run(store)
     generations = generations_of(store, newest)
@@ -149,6 +159,7 @@ def status(console: Console, store: Store) -> None:
         grid.add_row(name, str(generation.number), f"{len(generation.records):,}", f"{count:,}", size(bytes_), shown)
     console.print(grid)
     _funnels(console, generations)
+    _abouts(console, generations)
     failed = {name: len(store.failures(name)) for name in store.nodes()}
     for name, count in failed.items():
         if count:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.attempt import Attempt
-from pipeline.records import Record
+from pipeline.records import ABOUT, Record
 from pipeline.stage import Task
 from stages.dedup.parts import REPLACING, Layout, counting
 from stages.dedup.stars import numbered, smallest, stars, to_centre
@@ -41,7 +41,8 @@ def group(task: Task, attempt: Attempt) -> None:
     scatter.add(pa.table([pa.array(column) for column in columns], schema=MEMBERS))
     scatter.close()
     sizes = np.unique(groups[0], return_counts=True)[1]
-    attempt.note(bits=0, edges=picked.num_rows, images=len(like), groups=len(sizes), largest=int(sizes.max(initial=0)))
+    about = {"edges": picked.num_rows, "copies": len(like), "groups": len(sizes), "largest": int(sizes.max(initial=0))}
+    attempt.note(bits=0, **{ABOUT: about})
 
 
 def members(

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from pipeline.attempt import Attempt
 from pipeline.errors import SluiceError
-from pipeline.records import Generation, Record, digest
+from pipeline.records import ABOUT, Generation, Record, digest
 from pipeline.stage import Column, Promise, TableStage, Task, Work
 from stages.dedup.edges import strength
 from stages.dedup.grouping import IMAGE, PICKED, group, group_task, image_table, pick
@@ -63,8 +63,11 @@ class Groups(TableStage):
         picked = work.map("pick", found, self.pick, final=False)
         grouped = work.map("group", [group_task(picked, layout)], group, final=False)
         holders = spread_to(work, "spread-groups", grouped, layout.bits, last=layout.parts - 1)
+        about = grouped[0].notes[ABOUT]
         finals = [
-            replace(task, inputs={**task.inputs, "groups": holders(number)}, hints={"pool": layout.pool})
+            replace(
+                task, inputs={**task.inputs, "groups": holders(number)}, hints={"pool": layout.pool, "about": about}
+            )
             for number, task in enumerate(tasks(work.inputs, layout, [layout.pool], single=True))
         ]
         return work.map("final", finals, self.finish)
@@ -101,6 +104,7 @@ class Groups(TableStage):
     def finish(self, task: Task, attempt: Attempt) -> None:
         """The image table of one part."""
         attempt.write("image", image_table(task, attempt, task.hints["pool"]))
+        attempt.note(**{ABOUT: task.hints["about"]})
 
 
 def _edges_of(inputs: Mapping[str, Generation]) -> str:

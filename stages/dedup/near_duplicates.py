@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from pipeline.attempt import Attempt
 from pipeline.dag import resolve
 from pipeline.errors import SluiceError
-from pipeline.records import Record
+from pipeline.records import ABOUT, Record
 from pipeline.stage import PIXELS, Column, Promise, TableStage, Task, Work
 from stages.dedup import search, verify
 from stages.dedup.edges import CANDIDATES, ENDS, JUDGED, TABLE, shown, strength, together
@@ -40,6 +40,14 @@ class NearDuplicates(TableStage):
     thing differs is none, nor is a mirrored one, whose captions would be wrong.
 
     The thresholds here should be loose: `Groups` makes groups by tighter ones, and searches nothing.
+
+    Images that mean the same, not only copies, go as SemDeDup has it (Abbas et al. 2023): by `cosine: 1 - epsilon`
+    alone, with `perceptual_bits: null` and `verify: none`; of each group the member is kept that its cell's centre is
+    least like, by the rule
+
+        uid = first_value(uid) OVER (PARTITION BY duplicate_group ORDER BY cell_similarity NULLS LAST, uid)
+
+    How many cells there are follows from the number of embeddings and from how they cluster; `sluice status` says it.
     """
 
     promise: ClassVar[Promise] = "numeric"
@@ -60,11 +68,16 @@ class NearDuplicates(TableStage):
     n pictures that say "image not found" so give n * most candidates and not n * n."""
     rows_per_cell: int = Field(default=100_000, ge=1)
     """Embeddings that one task searches, about."""
+    cell_similarity: bool = False
+    """Whether to add `cell_similarity`, the cosine of an embedding to the centre of its cell; null for an image whose
+    bytes another one has. New input moves the centres, and with them the values of all images."""
 
     @model_validator(mode="after")
     def _finds_something(self) -> "NearDuplicates":
         if self.perceptual_bits is None and self.cosine is None and self.verify == "pixels":
             raise ValueError("only equal bytes are looked for, which need no pixels; set perceptual_bits or cosine")
+        if self.cosine is None and self.cell_similarity:
+            raise ValueError("cell_similarity is of embeddings, which are not compared; set cosine")
         return self
 
     def needs(self) -> frozenset[str]:
@@ -87,30 +100,41 @@ class NearDuplicates(TableStage):
                 )
 
     def outputs(self, inputs: Sequence[Column]) -> Mapping[str, pa.Schema]:
-        return {"image": IMAGE, "edge": TABLE}
+        return {"image": self._image, "edge": TABLE}
+
+    @property
+    def _image(self) -> pa.Schema:
+        return pa.schema([*IMAGE, search.CELL_SIMILARITY]) if self.cell_similarity else IMAGE
 
     def assemble(self, work: Work) -> list[Record]:
         layout = layout_of(work.inputs)
         rows = sum(record.rows.get("image", 0) for record in work.inputs[layout.pool].records)
         bits = (rows // search.ROWS_AT_ONCE).bit_length()
         same = self._same(work, layout, bits)
-        found = list(same)
+        found, said, cut = list(same), list(same), []
         twins = spread_to(work, "spread-twins", same, layout.group_bits, last=(layout.parts - 1) >> layout.fold)
         if self.perceptual_bits is not None:
-            found += self._near_hashes(work, layout, rows, twins)
+            near = self._near_hashes(work, layout, rows, twins)
+            found, said = found + near, said + near
         if self.cosine is not None:
-            found += self._near_vectors(work, layout, rows, twins)
+            cells, cut, near = self._near_vectors(work, layout, rows, twins)
+            found, said = found + near, [*said, cells, *cut, *near]
         judged = self._judged(work, layout, found)
         grouped = work.map("group", [group_task(judged, layout)], group, final=False)
         edges = spread_to(work, "spread-edges", judged, layout.bits, last=layout.parts - 1)
         groups = spread_to(work, "spread-groups", grouped, layout.bits, last=layout.parts - 1)
-        notes = {**_notes(found), "groups": grouped[0].notes["groups"], "largest": grouped[0].notes["largest"]}
+        about = {**_about(said), **grouped[0].notes[ABOUT]}
         names = [record.part for record in work.inputs[layout.pool].records]
         finals = [
             replace(
                 task,
-                inputs={**task.inputs, "edges": edges(number), "groups": groups(number)},
-                hints={"pool": layout.pool, "names": names, "notes": notes},
+                inputs={
+                    **task.inputs,
+                    "edges": edges(number),
+                    "groups": groups(number),
+                    **({"cells": (cut[number >> layout.fold],)} if self.cell_similarity else {}),
+                },
+                hints={"pool": layout.pool, "names": names, "about": about},
             )
             for number, task in enumerate(tasks(work.inputs, layout, [layout.pool], single=True))
         ]
@@ -140,7 +164,10 @@ class NearDuplicates(TableStage):
         ]
         return work.map("near-hashes", buckets, search.near_hashes, final=False)
 
-    def _near_vectors(self, work: Work, layout: Layout, rows: int, twins: Holders) -> list[Record]:
+    def _near_vectors(
+        self, work: Work, layout: Layout, rows: int, twins: Holders
+    ) -> tuple[Record, list[Record], list[Record]]:
+        """The cells, the embeddings cut by them, and the pairs."""
         assert self.cosine is not None
         column = resolve(self.embedding, work.columns)
         share = min(1.0, search.SAMPLE / max(1, rows))
@@ -164,7 +191,7 @@ class NearDuplicates(TableStage):
             replace(task, payload={**task.payload, "cosine": self.cosine, "most": self.most, "seed": work.seed})
             for task in buckets
         ]
-        return [*work.map("near-vectors", buckets, search.near_vectors, final=False), cells]
+        return cells, cut, work.map("near-vectors", buckets, search.near_vectors, final=False)
 
     def _cuts(
         self, work: Work, layout: Layout, column: Column, twins: Holders, payload: Mapping[str, object]
@@ -185,7 +212,6 @@ class NearDuplicates(TableStage):
 
     def _judged(self, work: Work, layout: Layout, found: Sequence[Record]) -> list[Record]:
         """The candidates of all phases brought together, each with what its pixels say."""
-        found = [record for record in found if record.file("slices")]
         last = (layout.parts - 1) >> layout.fold
         groups = tasks(work.inputs, layout, [layout.pool])
         holders = spread_to(work, "spread-found", found, layout.group_bits, last=last)
@@ -236,9 +262,10 @@ class NearDuplicates(TableStage):
         rows = pa.concat_tables([JUDGED.empty_table(), *tables])
         rows = rows.filter(pc.equal(rows.column("part_a"), number))
         rows = rows.sort_by([(name, "ascending") for name, _ in ENDS])
-        attempt.write("image", image_table(task, attempt, task.hints["pool"]))
+        image = image_table(task, attempt, task.hints["pool"])
+        attempt.write("image", search.beside_cells(task, attempt, image) if self.cell_similarity else image)
         attempt.write("edge", shown(rows, task.hints["names"]))
-        attempt.note(**task.hints["notes"])
+        attempt.note(**{ABOUT: task.hints["about"]})
 
 
 def _bucket(number: int, bits: int, layout: Layout, rows: tuple[Record, ...]) -> Task:
@@ -250,13 +277,11 @@ def _bytes_of(task: Task, pool: str) -> list[str]:
     return [record.bytes_hash() for record in task.inputs[pool]]
 
 
-def _notes(found: Sequence[Record]) -> dict[str, object]:
-    """What the searches say of themselves: pairs by evidence, cells and how they were chosen, what was cut off."""
-    notes: dict[str, object] = {}
-    for record in found:
-        for name, value in record.notes.items():
-            if name in ("cells", "largest_cell"):
-                notes[name] = value
-            elif name in ("same_bytes", "near_hashes", "near_vectors", "cut_off"):
-                notes[name] = int(str(notes.get(name, 0))) + value
-    return notes
+def _about(said: Sequence[Record]) -> dict[str, int]:
+    """What the searches say of themselves: pairs by evidence, cells as they were chosen, what was cut off."""
+    about: dict[str, int] = {}
+    for record in said:
+        for name in ("same_bytes", "near_hashes", "near_vectors", "cells", "largest_cell", "cut_off"):
+            if name in record.notes:
+                about[name] = about.get(name, 0) + record.notes[name]
+    return about

@@ -12,9 +12,10 @@ from pipeline.attempt import Attempt
 from pipeline.stage import Device, Task
 from stages.dedup.edges import candidates, together
 from stages.dedup.parts import Layout, Live, live
-from stages.dedup.uids import Halves
+from stages.dedup.uids import Halves, texts
 from stages.kit.exchange import PLACE, Scatter, gather
 from stages.kit.neighbours import BITS, Cells, Pairs, cosine_pairs, hamming_pairs, unit
+from stages.kit.vectors import matrix, usable
 
 ROWS_AT_ONCE = 2_000_000
 """Rows of which one task compares the bytes' hashes, about."""
@@ -31,6 +32,8 @@ WHO = (PLACE, ("uid", pa.uint64()), ("tail", pa.uint64()), ("part", pa.int64()))
 BYTES = pa.schema([*WHO, ("sha", pa.uint64())])
 """The leading 64 bits of a sha256 are the place, the next 64 are `sha`."""
 HASHES = pa.schema([*WHO, ("code", pa.uint64()), ("chunk", pa.uint8())])
+CELL_SIMILARITY = pa.field("cell_similarity", pa.float32())
+HOMES = pa.schema([("uid", pa.uint64()), ("tail", pa.uint64()), CELL_SIMILARITY])
 
 
 def _vectors(width: int) -> pa.Schema:
@@ -170,7 +173,7 @@ def train(task: Task, attempt: Attempt) -> None:
         attempt.write("centres", pa.table({"vector": pa.array([], pa.list_(pa.float32(), 1))}))
         attempt.note(cells=1, largest_cell=0)
         return
-    vectors_nd = unit(_matrix(_by_uid(pa.concat_tables(tables)).column("vector")))
+    vectors_nd = unit(matrix(_by_uid(pa.concat_tables(tables)).column("vector")))
     wanted = -(-rows // per_cell)
     while True:
         cells = Cells.trained(vectors_nd, wanted, seed, device)
@@ -186,22 +189,38 @@ def train(task: Task, attempt: Attempt) -> None:
 
 
 def cut_vectors(task: Task, attempt: Attempt) -> None:
-    """The embeddings of some parts, each in its cell and in those in which it has to be looked for."""
+    """The embeddings of some parts, each in its cell and in those in which it has to be looked for.
+
+    Writes `cell` as well: how much each is like the centre of its own.
+    """
     (record,) = task.inputs["cells"]
-    centres_kd = _matrix(attempt.read(record, "centres").column("vector"))
+    centres_kd = matrix(attempt.read(record, "centres").column("vector"))
     bits = (len(centres_kd) - 1).bit_length() if len(centres_kd) else 0
     cells = Cells(centres_kd, task.hints.get("device", Device())) if len(centres_kd) else None
-    scatter, cut_off = Scatter(attempt), 0
+    scatter, cut_off, homes = Scatter(attempt), 0, [HOMES.empty_table()]
     for part, vectors_nd in _vectors_of(task, attempt):
         if cells is not None and len(vectors_nd):
-            row, cell, lives, missed = cells.visits(unit(vectors_nd.astype(np.float32)), task.payload["cosine"])
+            units_nd = unit(vectors_nd.astype(np.float32))
+            row, cell, lives, missed = cells.visits(units_nd, task.payload["cosine"])
+            like = np.einsum("nd,nd->n", units_nd, centres_kd[cell[lives]])
+            homes.append(pa.table([*(pa.array(half) for half in part.uids), like], schema=HOMES))
             places = cell.astype(np.uint64) << np.uint64(64 - bits) if bits else np.zeros(len(cell), np.uint64)
             uids, numbers = _chosen(part.uids, row), _numbers(part)[row]
             schema = _vectors(vectors_nd.shape[1])
             scatter.add(_table(schema, places, *uids, numbers, lives, _listed(vectors_nd[row])))
             cut_off += missed
     scatter.close()
+    attempt.write("cell", pa.concat_tables(homes))
     attempt.note(bits=0, cut_off=cut_off)
+
+
+def beside_cells(task: Task, attempt: Attempt, image: pa.Table) -> pa.Table:
+    """The image table of a part with `cell_similarity`."""
+    (record,) = task.inputs["cells"]
+    homes = attempt.read(record, "cell")
+    uids = texts(*(homes.column(name).to_numpy() for name in ("uid", "tail")))
+    place = pc.index_in(image.column("uid"), value_set=uids)
+    return image.append_column(CELL_SIMILARITY, homes.column(CELL_SIMILARITY.name).take(place))
 
 
 def near_vectors(task: Task, attempt: Attempt) -> None:
@@ -209,7 +228,7 @@ def near_vectors(task: Task, attempt: Attempt) -> None:
     layout, payload = Layout(**task.payload["layout"]), task.payload
     rows = _by_uid(_bucket(task, attempt, None))
     if rows.num_rows:
-        vectors_nd = unit(_matrix(rows.column("vector")))
+        vectors_nd = unit(matrix(rows.column("vector")))
         lives = rows.column("lives").to_numpy()
         device = task.hints.get("device", Device())
         pairs, cut_off = cosine_pairs(vectors_nd, payload["cosine"], payload["most"], payload["seed"], device, lives)
@@ -224,14 +243,9 @@ def _vectors_of(task: Task, attempt: Attempt) -> Iterator[tuple[Live, npt.NDArra
     """The images that have an embedding, and it; one that is zero or not finite is none."""
     column = task.hints["column"]
     for part in _first_of_their_bytes(task, attempt):
-        values = part.table.column(f"{column.node}.{column.name}")
-        there = np.asarray(pc.is_valid(values))
-        present = values.filter(pa.array(there))
-        vectors_nd = _matrix(present).astype(np.float16) if len(present) else np.zeros((0, 1), np.float16)
-        useful = np.isfinite(vectors_nd).all(axis=1) & vectors_nd.any(axis=1)
-        there[there] = useful
+        there, vectors_nd = usable(part.table.column(f"{column.node}.{column.name}"))
         table = part.table.filter(pa.array(there))
-        yield Live(part.number, part.record, table, _chosen(part.uids, there)), vectors_nd[useful]
+        yield Live(part.number, part.record, table, _chosen(part.uids, there)), vectors_nd
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
@@ -288,14 +302,6 @@ def _chosen(uids: Halves, rows: npt.NDArray[np.generic]) -> Halves:
 
 def _by_uid(rows: pa.Table) -> pa.Table:
     return rows.take(np.lexsort([rows.column(name).to_numpy() for name in ("tail", "uid")]))
-
-
-def _matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
-    """float32 (rows, width) of a list column without nulls."""
-    values = column.combine_chunks()
-    flat = np.asarray(values.flatten(), np.float32)
-    width = values.type.list_size if pa.types.is_fixed_size_list(values.type) else len(flat) // max(1, len(values))
-    return flat.reshape(len(values), width)
 
 
 def _listed(vectors_nd: npt.NDArray[np.float16]) -> pa.Array:

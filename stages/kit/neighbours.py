@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import SluiceError
 from pipeline.stage import Device
+from stages.kit import gpu
 
 BITS = 64
 PROBES = 16
@@ -186,14 +186,7 @@ def index_of(vectors_nd: npt.NDArray[np.float32], device: Device) -> Any:
     """
     import faiss
 
-    index: Any = faiss.IndexFlatIP(vectors_nd.shape[1])
-    if device.kind == "cuda":
-        if not getattr(faiss, "get_num_gpus", int)():
-            raise SluiceError(
-                f"this worker has a GPU, but FAISS {faiss.__version__} sees none; install faiss-gpu in the place of "
-                "faiss-cpu, or leave `gpus` out of the node's workers"
-            )
-        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+    index = gpu.placed(faiss.IndexFlatIP(vectors_nd.shape[1]), device)
     index.add(vectors_nd)
     return index
 
@@ -246,10 +239,8 @@ def _search(
     index = index_of(vectors_nd[base], device)
     for start in range(0, len(asking), AT_ONCE):
         rows = asking[start : start + AT_ONCE]
-        if device.kind == "cuda":  # GPUs have no search by radius
-            _, near = index.search(vectors_nd[rows], min(most + 1, len(base)))
-            row, column = np.nonzero(near >= 0)
-            column = near[row, column]
+        if device.kind == "cuda":
+            row, column = gpu.within(index, vectors_nd[base], vectors_nd[rows], cosine - SLACK, most + 1)
         else:
             limits, _, column = index.range_search(vectors_nd[rows], cosine - SLACK)
             row = np.repeat(np.arange(len(rows)), np.diff(limits.astype(np.int64)))

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import SluiceError
 from pipeline.stage import Column
@@ -23,6 +24,24 @@ def vectors(rows_nd: Rows, present: npt.NDArray[np.bool_]) -> pa.Array:
     flat = np.zeros((len(present), width), np.float16)
     flat[present] = rows_nd
     return pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), width, mask=pa.array(~present))
+
+
+def usable(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float16]]:
+    """Which rows have an embedding that points somewhere (finite, not all zeros), and these embeddings in order."""
+    there = np.asarray(pc.is_valid(column))
+    present = column.filter(pa.array(there))
+    rows_nd = matrix(present).astype(np.float16) if len(present) else np.zeros((0, 1), np.float16)
+    good = np.isfinite(rows_nd).all(axis=1) & rows_nd.any(axis=1)
+    there[there] = good
+    return there, rows_nd[good]
+
+
+def matrix(column: pa.ChunkedArray) -> Rows:
+    """The rows of a list column without nulls."""
+    values = column.combine_chunks()
+    flat = np.asarray(values.flatten(), np.float32)
+    width = values.type.list_size if pa.types.is_fixed_size_list(values.type) else len(flat) // max(1, len(values))
+    return flat.reshape(len(values), width)
 
 
 def nullable(numbers: npt.NDArray[Any]) -> pa.Array:

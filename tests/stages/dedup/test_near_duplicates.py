@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import SluiceError
-from pipeline.records import Record
+from pipeline.records import ABOUT, Record
 from pipeline.stage import Column
 from pipeline.store import Store
 from stages.dedup import Groups, NearDuplicates, search
@@ -86,7 +86,7 @@ def test_what_was_planted_is_found_by_what_it_was_planted_by(store: Store) -> No
     assert pairs(edges) == planted(items)
     expected = {item.uid: item.uid for item in items} | {b: a for a, b, _ in planted(items)}
     assert groups == expected
-    assert {record.notes["cells"] for record in records} == {1}
+    assert {record.notes[ABOUT]["cells"] for record in records} == {1}
     assert sum(record.statuses["copy"] for record in records) == 60
 
 
@@ -97,7 +97,7 @@ def test_every_layout_gives_the_same_edges_and_groups(tmp_path: Path, monkeypatc
     monkeypatch.setattr(search, "ROWS_AT_ONCE", 90)
     monkeypatch.setattr("stages.dedup.parts.GROUPS", 2)
     second, others, _, records = run(Store(str(tmp_path / "many")), spread(items[::-1], 5), rows_per_cell=45)
-    assert records[0].notes["cells"] > 3
+    assert records[0].notes[ABOUT]["cells"] > 3
     assert first == second
     columns = ["uid_a", "uid_b", "evidence", "hamming", "cosine"]
     assert edges.select(columns).sort_by("uid_a").equals(others.select(columns).sort_by("uid_a"))

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import SluiceError
 from pipeline.stage import Device
 from stages.kit import neighbours
 from stages.kit.neighbours import Cells, cosine_pairs, distinct_pairs, hamming_pairs, unit
@@ -135,12 +134,3 @@ def test_visitors_are_compared_with_those_who_live_here_and_not_with_each_other(
     living = np.array([True, False, False, True])
     (first, second, _), _ = cosine_pairs(vectors_nd, 0.9, ALL, living_n=living)
     assert set(zip(first.tolist(), second.tolist(), strict=True)) == {(0, 1), (0, 2), (0, 3), (1, 3), (2, 3)}
-
-
-def test_a_gpu_that_faiss_cannot_use_is_an_error_and_no_silent_cpu() -> None:
-    import faiss
-
-    if getattr(faiss, "get_num_gpus", int)():
-        pytest.skip("FAISS sees a GPU here")
-    with pytest.raises(SluiceError, match="install faiss-gpu"):
-        neighbours.index_of(np.ones((1, 4), np.float32), Device("cuda"))
