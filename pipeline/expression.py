@@ -102,7 +102,7 @@ class Expression:
                 ordered = [order["expression"] for order in orders]
                 orders += [order for order in _key_orders() if order["expression"] not in ordered]
                 reads.update(ORDER_KEYS)
-        return _printed(tree), frozenset(reads)
+        return printed(tree), frozenset(reads)
 
 
 # -- the parser --------------------------------------------------------------------------------------------------------
@@ -161,9 +161,9 @@ def _without_places(value: Any) -> Any:
     return [_without_places(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _printed(tree: Node) -> str:
-    """SQL that parses to `tree` again."""
-    select = {**_empty_select(), "select_list": [tree]}
+def printed(tree: Node) -> str:
+    """SQL that parses to `tree` again, operators between their operands."""
+    select = {**_empty_select(), "select_list": [_with_operators(tree)]}
     document = json.dumps({"error": False, "statements": [{"node": select, "named_param_map": []}]})
     answer = _connection().cursor().execute("SELECT json_deserialize_sql(?::JSON)", [document]).fetchone()
     sql = str(answer[0]).removeprefix("SELECT ") if answer else ""
@@ -172,6 +172,18 @@ def _printed(tree: Node) -> str:
             "is not printed back unchanged by DuckDB; write it another way, such as list_filter() for [x for …]"
         )
     return sql
+
+
+def _with_operators(value: Any) -> Any:
+    """As `printed` reads it: `a + b` instead of `"+"(a, b)`."""
+    if isinstance(value, list):
+        return [_with_operators(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    node = {name: _with_operators(inner) for name, inner in value.items()}
+    if node.get("class") == "FUNCTION" and not _function_name(node).isidentifier():
+        node["is_operator"] = True
+    return node
 
 
 @lru_cache(maxsize=1)
