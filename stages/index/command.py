@@ -7,9 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+import pyarrow as pa
 
-from pipeline import cli
+from pipeline import cli, show
+from pipeline.catalog import Catalog
 from pipeline.errors import SluiceError
+from pipeline.judge import name
+from pipeline.store import Store
+from pipeline.upkeep import generations_of
+from stages.index.lookup import embedding_of, index_of, nearest, without
+from stages.index.queries import Encoders, of_uid
 
 COLUMNS = ("url", "status", "caption", "clip_score", "kept", "dropped_by")
 
@@ -41,12 +48,6 @@ def neighbours(
     as_json: bool,
 ) -> None:
     """Show the images of a run nearest to a picture, to words, or to one of its own."""
-    from pipeline.catalog import Catalog
-    from pipeline.store import Store
-    from pipeline.upkeep import generations_of
-    from stages.index.lookup import embedding_of, index_of, nearest, without
-    from stages.index.queries import Encoders, of_uid
-
     if sum(asked is not None for asked in (image, text, uid)) != 1:
         raise SluiceError("say what to search for: one of --image FILE, --text TEXT, --uid UID")
     store = Store(root)
@@ -71,38 +72,28 @@ def neighbours(
         _show(answer)
 
 
-def described(catalog: Any, uids: Sequence[str]) -> dict[str, dict[str, Any]]:
+def described(catalog: Catalog, uids: Sequence[str]) -> dict[str, dict[str, Any]]:
     """By uid: `url` (without what may be a secret), `status`, the best `caption`, and what each selection decided.
 
     A selection's column is `kept`, or `<node>_kept` where there are several: `kept`, or the rule that dropped the pair.
     """
-    from pipeline.judge import name
-
     known = catalog.sql("SELECT * FROM samples LIMIT 0").column_names
-    chosen = [column for column in known if any(re.fullmatch(f"(.+_)?{one}", column) for one in COLUMNS)]
-    listed = ", ".join(name(column) for column in chosen)
+    places = ["", *(f"{node}_" for node in catalog.run.generations)]  # of a name that several nodes have
+    found = {one: [p + one for p in places if p + one in known] for one in COLUMNS}
+    listed = ", ".join(name(column) for columns in found.values() for column in columns)
     query = f"SELECT uid, {listed} FROM samples WHERE uid IN (SELECT unnest(?::VARCHAR[]))"  # noqa: S608
-    found: dict[str, dict[str, Any]] = {}
-    for row in sorted(catalog.sql(query, [list(uids)]).to_pylist(), key=_best, reverse=True):
-        uid, values = row["uid"], {one: _first(row, one) for one in ("url", "status", "caption")}
-        values["url"] = redacted(values["url"]) if values["url"] else None
-        for column in chosen:
-            if re.fullmatch("(.+_)?kept", column) and row[column] is not None:
-                values[column] = "kept" if row[column] else row.get(f"{column.removesuffix('kept')}dropped_by")
-        found.setdefault(uid, values)
-    return found
-
-
-def _best(row: dict[str, Any]) -> tuple[int, float]:
-    """Kept by most selections, then by score."""
-    kept = sum(bool(value) for column, value in row.items() if column == "kept" or column.endswith("_kept"))
-    score = _first(row, "clip_score")
-    return kept, score if score is not None else float("-inf")
-
-
-def _first(row: dict[str, Any], column: str) -> Any:
-    """The value of a column, whichever node wrote it."""
-    return next((v for name, v in row.items() if name == column or name.endswith(f"_{column}")), None)
+    rows: dict[str, tuple[tuple[int, float], dict[str, Any]]] = {}
+    for pair in catalog.sql(query, [list(uids)]).to_pylist():
+        first = {one: next((pair[c] for c in columns if pair[c] is not None), None) for one, columns in found.items()}
+        said = {"url": first["url"] and redacted(first["url"]), "status": first["status"], "caption": first["caption"]}
+        for column in found["kept"]:
+            dropped_by = pair.get(f"{column.removesuffix('kept')}dropped_by")
+            said[column] = None if pair[column] is None else "kept" if pair[column] else dropped_by
+        score = first["clip_score"] if first["clip_score"] is not None else -2.0
+        rank = (sum(pair[column] is True for column in found["kept"]), score)
+        if pair["uid"] not in rows or rank > rows[pair["uid"]][0]:
+            rows[pair["uid"]] = rank, said
+    return {uid: said for uid, (_, said) in rows.items()}
 
 
 def redacted(url: str) -> str:
@@ -113,10 +104,6 @@ def redacted(url: str) -> str:
 
 
 def _show(answer: Sequence[dict[str, Any]]) -> None:
-    import pyarrow as pa
-
-    from pipeline import show
-
     if not answer:
         cli.out.print("the index is empty", highlight=False)
         return

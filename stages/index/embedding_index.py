@@ -26,7 +26,7 @@ from pipeline.records import ABOUT, Generation, Record
 from pipeline.stage import Column, Device, Job, Promise, Task, Work
 from stages.kit import gpu
 from stages.kit.neighbours import Cells, unit
-from stages.kit.vectors import matrix, usable
+from stages.kit.vectors import matrix, usable, vector_type, vectors
 
 FLAT_ROWS = 200_000
 """Up to so many images every query is compared with all of them: 0.1 s for 512 numbers each."""
@@ -69,8 +69,8 @@ class EmbeddingIndex(Job):
         fixed = pa.types.is_fixed_size_list(found.type) and pa.types.is_floating(found.type.value_type)
         if not fixed or found.grain != "image":
             raise SluiceError(
-                f"embedding: {self.embedding!r} is {found.type} of {found.grain}s; expected lists of floats, all of one "
-                "length, of images"
+                f"embedding: {self.embedding!r} is {found.type} of {found.grain}s; expected lists of floats of images, "
+                "all of one length"
             )
 
     def assemble(self, work: Work) -> list[Record]:
@@ -104,14 +104,12 @@ class EmbeddingIndex(Job):
     def sample(self, task: Task, attempt: Attempt) -> None:
         """The embeddings of the images whose uid, a hash, lies in the first share of all uids."""
         limit = f"{min(2**64 - 1, int(task.payload['share'] * 2**64)):016x}"
-        tables = [pa.table({"uid": pa.array([], pa.string()), "vector": pa.array([], task.hints["column"].type)})]
+        schema = pa.schema([("uid", pa.string()), ("vector", vector_type(task.hints["column"].type.list_size))])
+        tables = [schema.empty_table()]
         for uids, vectors_nd in _embeddings(task, attempt):
             chosen = np.asarray(pc.less_equal(pc.utf8_slice_codeunits(uids, 0, 16), limit), bool)
-            flat = pa.array(vectors_nd[chosen].ravel(), pa.float16())
-            listed = pa.FixedSizeListArray.from_arrays(flat, vectors_nd.shape[1])
-            tables.append(
-                pa.table({"uid": uids.filter(pa.array(chosen)), "vector": listed.cast(tables[0].schema[1].type)})
-            )
+            rows_nd = vectors(vectors_nd[chosen], np.ones(int(chosen.sum()), bool))
+            tables.append(pa.table([uids.filter(pa.array(chosen)), rows_nd], schema=schema))
         attempt.write("sample", pa.concat_tables(tables))
 
     def train(self, task: Task, attempt: Attempt) -> None:
