@@ -354,16 +354,17 @@ class Crew:
                 self._hands.append(Hand(actor, size, actor.ready.remote()))
 
     def _hand_out(self) -> None:
-        """Give waiting orders to free actors, one lane after another."""
-        for hand in self._hands:
-            while not hand.starting and not hand.alone and len(hand.calls) < IN_FLIGHT:
+        """Give waiting orders to actors, one lane after another, a second one ahead only to those that have one."""
+        for held in range(IN_FLIGHT):
+            for hand in self._hands:
+                if hand.starting or hand.alone or len(hand.calls) != held:
+                    continue
                 order = self._next(hand)
-                if order is None:
-                    break
-                reference: Any = hand.actor.work.remote(order.call)
-                hand.calls[reference] = order
-                hand.alone = order.alone
-                order.lane.flying += 1
+                if order is not None:
+                    reference: Any = hand.actor.work.remote(order.call)
+                    hand.calls[reference] = order
+                    hand.alone = order.alone
+                    order.lane.flying += 1
 
     def _next(self, hand: Hand) -> Order | None:
         lanes = [
@@ -371,11 +372,9 @@ class Crew:
             for lane in self._lanes
             if lane.waiting and lane.size == hand.size and lane.flying < lane.limit * IN_FLIGHT
         ]
-        lanes.sort(key=lambda lane: lane.flying)
-        for lane in lanes:
-            if not lane.waiting[0].alone or not hand.calls:
-                return lane.waiting.popleft()
-        return None
+        if hand.calls:  # the last ones wait for whoever is free first, and not behind a part that takes minutes
+            lanes = [lane for lane in lanes if len(lane.waiting) >= lane.limit and not lane.waiting[0].alone]
+        return min(lanes, key=lambda lane: lane.flying).waiting.popleft() if lanes else None
 
     def _settle(self, reference: Any) -> None:
         hand = next((h for h in self._hands if reference is h.starting or reference in h.calls), None)
