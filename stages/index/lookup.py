@@ -29,7 +29,7 @@ class Neighbour:
 
 def index_of(generations: dict[str, Generation], node: str | None) -> Generation:
     """The index that is meant: the one that is named, or the only one. Raises `SluiceError`."""
-    found = [name for name, generation in generations.items() if any(r.file("index") for r in generation.records)]
+    found = sorted(name for name, one in generations.items() if any(record.file("index") for record in one.records))
     if node is not None and node not in found:
         what = "is no index" if node in generations else "is no node of this run"
         raise SluiceError(f"--node: {node!r} {what}{did_you_mean(node, found)}")
