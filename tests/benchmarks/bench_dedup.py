@@ -1,4 +1,4 @@
-"""Near-duplicates of a million embeddings: recall against brute force, time, memory, and how both grow.
+"""Copies among a million embeddings through the engine: recall against brute force, time, memory, and how they grow.
 
 `python -m tests.benchmarks.bench_dedup --rows 10000 100000` measures those sizes alone; `make bench` all of them.
 The pool is synthetic: clustered vectors of 512 numbers, every tenth with a planted near copy, hashes likewise.
@@ -7,139 +7,223 @@ The pool is synthetic: clustered vectors of 512 numbers, every tenth with a plan
 from __future__ import annotations
 
 import argparse
-import resource
+import json
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from math import log10
-from multiprocessing import get_context
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline import Dag, run
 from pipeline.attempt import Attempt
-from pipeline.records import Record
-from pipeline.stage import OBSERVED, PIXELS, Column, Task
+from pipeline.records import ABOUT, Generation, Record
+from pipeline.stage import Column, Promise, TableStage, Task, Work
 from pipeline.store import Store
-from stages.dedup import NearDuplicates
 from stages.dedup.grouping import PICKED, members
 from stages.dedup.uids import halves, texts
+from stages.index.lookup import nearest
 from stages.kit.neighbours import unit
+from stages.kit.vectors import vector_type, vectors
+from tests.benchmarks.bench_engine import crew, timed
 from tests.benchmarks.figures import Figure
-from tests.pools import InlineWork, seal_node
+from tests.benchmarks.peaks import peaks
+from tests.stages.dedup.pools import SCHEMA
 
 WIDTH = 512
 PART = 10_000
 PER_CLUSTER = 100
 COSINE = 0.95
-ASKED = 2_000
-"""Vectors of which brute force finds all neighbours."""
+ASKED, QUERIES = 2_000, 100
+"""Vectors of which brute force finds all neighbours, and how many of them are asked for in the index."""
 EDGES = 10_000_000
 SIZES = (10_000, 100_000, 1_000_000)
 GOAL_RECALL, GOAL_EXPONENT, GOAL_GROUPS_S = 0.99, 1.3, 30.0
-IMAGE = pa.schema(
-    [
-        ("uid", pa.string()),
-        ("status", pa.string()),
-        ("sha256", pa.string()),
-        ("phash", pa.uint64()),
-        pa.field("offset", pa.int64(), metadata=OBSERVED),
-        pa.field("nbytes", pa.int64(), metadata=OBSERVED),
-        ("stored_sha256", pa.string()),
-    ]
-)
+TEXT = f"""
+dag: copies
+nodes:
+  warm: {{steps: [{{tests.toys.Numbers: {{rows: 4}}}}]}}
+  pool: {{steps: [{{tests.benchmarks.bench_dedup.Images: {{rows: ROWS}}}}]}}
+  scores: {{from: pool, steps: [tests.benchmarks.bench_dedup.Embeddings]}}
+  copies:
+    from: [pool, scores]
+    steps: [{{stages.dedup.NearDuplicates: {{cosine: {COSINE}, perceptual_bits: 6, verify: none}}}}]
+  groups: {{from: [pool, copies], steps: [{{stages.dedup.Groups: {{cosine: 0.97}}}}]}}
+  index: {{from: scores, steps: [stages.index.EmbeddingIndex]}}
+"""
 
 
-def uids_of(rng: np.random.Generator, count: int) -> pa.Array:
-    return texts(*(rng.integers(0, 2**64, count, dtype=np.uint64) for _ in range(2)))
+class Images(TableStage):
+    """A pool of images that nobody looks at; every tenth has a hash near that of the one before it."""
+
+    promise: ClassVar[Promise] = "pure"
+    pixels: ClassVar[bool] = True
+
+    rows: int
+
+    def outputs(self, inputs: Sequence[Column]) -> Mapping[str, pa.Schema]:
+        return {"image": SCHEMA}
+
+    def assemble(self, work: Work) -> list[Record]:
+        tasks = [Task(f"000-{part:05d}", {"part": part}, rows=PART) for part in range(self.rows // PART)]
+        return work.map("write", tasks, self.write)
+
+    def write(self, task: Task, attempt: Attempt) -> None:
+        rng = np.random.default_rng([8, task.payload["part"]])
+        uids = uids_of(rng)
+        shas = pa.array([rng.bytes(32).hex() for _ in range(PART)])
+        codes = rng.integers(0, 2**64, PART, dtype=np.uint64)
+        codes[9::10] = codes[8::10] ^ np.uint64(0b1001)
+        offsets = pa.array(np.arange(PART))
+        attempt.write("image", pa.table([uids, ["success"] * PART, shas, codes, offsets, offsets, shas], schema=SCHEMA))
+        attempt.write_bytes("tar", "tar", b"")
+        attempt.count({"success": PART})
+
+
+class Embeddings(TableStage):
+    """The embeddings of a pool of `Images`."""
+
+    promise: ClassVar[Promise] = "pure"
+
+    def outputs(self, inputs: Sequence[Column]) -> Mapping[str, pa.Schema]:
+        return {"image": pa.schema([("uid", pa.string()), ("image_embedding", vector_type(WIDTH))])}
+
+    def assemble(self, work: Work) -> list[Record]:
+        (pool,) = work.inputs.values()
+        tasks = [
+            Task(record.part, {"part": part}, {"pool": (record,)}, rows=PART)
+            for part, record in enumerate(pool.records)
+        ]
+        return work.map("write", tasks, self.write)
+
+    def write(self, task: Task, attempt: Attempt) -> None:
+        listed = vectors(vectors_of(task.payload["part"]).astype(np.float32), np.ones(PART, bool))
+        uids = uids_of(np.random.default_rng([8, task.payload["part"]]))
+        attempt.write("image", pa.table({"uid": uids, "image_embedding": listed}))
+        attempt.count({"ok": PART})
+
+
+def uids_of(rng: np.random.Generator) -> pa.Array:
+    return texts(*(rng.integers(0, 2**64, PART, dtype=np.uint64) for _ in range(2)))
 
 
 def vectors_of(part: int) -> npt.NDArray[np.float16]:
     """One part: clusters whose members are about 0.67 alike; every tenth vector is a copy of the one before it."""
     rng = np.random.default_rng([7, part])
     centres = np.repeat(rng.normal(size=(PART // PER_CLUSTER, WIDTH)), PER_CLUSTER, axis=0)
-    vectors = unit((centres + 0.7 * rng.normal(size=(PART, WIDTH))).astype(np.float32))
-    vectors[9::10] = vectors[8::10] + 0.25 * rng.normal(size=(PART // 10, WIDTH)).astype(np.float32) / WIDTH**0.5
-    return np.asarray(rng.permutation(unit(vectors)), np.float16)
+    rows_nd = unit((centres + 0.7 * rng.normal(size=(PART, WIDTH))).astype(np.float32))
+    rows_nd[9::10] = rows_nd[8::10] + 0.25 * rng.normal(size=(PART // 10, WIDTH)).astype(np.float32) / WIDTH**0.5
+    return np.asarray(rng.permutation(unit(rows_nd)), np.float16)
 
 
-def write_part(root: str, part: int) -> tuple[Record, Record]:
-    """The records of one part of `pool` and `scores`."""
-    store, rng, name = Store(root), np.random.default_rng([8, part]), f"000-{part:05d}"
-    uids = uids_of(rng, PART)
-    shas = pa.array([rng.bytes(32).hex() for _ in range(PART)])
-    codes = rng.integers(0, 2**64, PART, dtype=np.uint64)
-    codes[9::10] = codes[8::10] ^ np.uint64(0b1001)
-    offsets = pa.array(np.arange(PART))
-    image = pa.table([uids, ["success"] * PART, shas, codes, offsets, offsets, shas], schema=IMAGE)
-    flat = pa.array(vectors_of(part).ravel(), pa.float16())
-    vectors = pa.FixedSizeListArray.from_arrays(flat, WIDTH)
-    with Attempt(store, "pool", "parts", Task(name), f"pool-{name}") as attempt:
-        attempt.write("image", image)
-        attempt.write_bytes("tar", "tar", b"")
-        pool = attempt.commit()
-    with Attempt(store, "scores", "parts", Task(name), f"scores-{name}") as attempt:
-        attempt.write("image", pa.table({"uid": uids, "image_embedding": vectors}))
-        return pool, attempt.commit()
+def parts_of(rows: int) -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.float32]]]:
+    """Uids (their first halves) and vectors, one part after the other."""
+    for part in range(rows // PART):
+        uids = halves(uids_of(np.random.default_rng([8, part])))[0]
+        yield uids, unit(vectors_of(part).astype(np.float32))
 
 
-def processes(count: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(count, mp_context=get_context("spawn"))
+class Brute:
+    """Some vectors compared with all others."""
+
+    def __init__(self, rows: int) -> None:
+        asked = np.sort(np.random.default_rng(9).choice(rows, size=ASKED, replace=False))
+        chosen = [
+            (uids[mine], all_nd[mine]) for (uids, all_nd), mine in zip(parts_of(rows), _by_part(asked), strict=False)
+        ]
+        self.uids = np.concatenate([uids for uids, _ in chosen])
+        self.queries_nd = np.concatenate([vectors_nd for _, vectors_nd in chosen])
+        self.pairs: set[tuple[int, int]] = set()
+        best = np.full((QUERIES, 10), -2, np.float32)
+        for uids, all_nd in parts_of(rows):
+            cosines = self.queries_nd @ all_nd.T
+            for row, column in zip(*np.nonzero(cosines >= COSINE), strict=True):
+                one, other = int(self.uids[row]), int(uids[column])
+                if one != other:
+                    self.pairs.add((min(one, other), max(one, other)))
+            best = -np.sort(-np.concatenate([best, cosines[:QUERIES]], axis=1), axis=1)[:, :10]
+        self.tenth = best[:, -1]
+        """The cosine of the tenth nearest of each of the first queries."""
 
 
-def find(root: str, rows: int) -> tuple[list[Record], InlineWork, float]:
-    """Write the pool, then find the copies; the seconds that the latter took in one process."""
-    store = Store(root)
-    with processes(2) as pool:
-        pairs = list(pool.map(partial(write_part, root), range(rows // PART)))
-    inputs = [seal_node(store, node, [pair[place] for pair in pairs]) for place, node in enumerate(("pool", "scores"))]
-    stage = NearDuplicates(cosine=COSINE, perceptual_bits=6, verify="none")
-    work = InlineWork(store, "copies", stage, inputs)
-    work.columns = [*work.columns, Column(PIXELS, "pool", "image", pa.null())]
+def _by_part(rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+    for part in range(int(rows.max()) // PART + 1):
+        yield rows[rows // PART == part] - part * PART
+
+
+def recall(store: Store, copies: Generation, brute: Brute) -> float:
+    """The share of the pairs of brute force that have an edge."""
+    found: set[tuple[int, int]] = set()
+    for record in copies.records:
+        edges = store.read_table(record, "edge", ["uid_a", "uid_b", "cosine"])
+        edges = edges.filter(edges.column("cosine").is_valid())
+        found |= (
+            set(zip(*(halves(edges.column(end))[0].tolist() for end in ("uid_a", "uid_b")), strict=True)) & brute.pairs
+        )
+    return len(found) / len(brute.pairs)
+
+
+def searched(store: Store, index: Generation, brute: Brute) -> tuple[float, float]:
+    """Of the ten nearest, the share that the index finds; and the seconds that a query takes."""
+    hits = 0
     start = time.perf_counter()
-    return stage.assemble(work), work, time.perf_counter() - start
+    for query_d, tenth in zip(brute.queries_nd, brute.tenth, strict=False):
+        hits += sum(one.cosine >= tenth - 1e-3 for one in nearest(store, index, query_d, 10))
+    return hits / (10 * QUERIES), (time.perf_counter() - start) / QUERIES
 
 
-def recall(root: str, rows: int, records: Sequence[Record]) -> tuple[float, int]:
-    """The share of all pairs that brute force finds from some vectors, and how many these are."""
-    store = Store(root)
-    matrices = [vectors_of(part) for part in range(rows // PART)]
-    uids = [uids_of(np.random.default_rng([8, part]), PART) for part in range(rows // PART)]
-    leading = halves(pa.concat_arrays(uids))[0]
-    edges = pa.concat_tables([store.read_table(record, "edge", ["uid_a", "uid_b", "cosine"]) for record in records])
-    edges = edges.filter(edges.column("cosine").is_valid())
-    found = set(zip(*(halves(edges.column(end))[0].tolist() for end in ("uid_a", "uid_b")), strict=True))
-    asked = np.sort(np.random.default_rng(9).choice(rows, size=min(ASKED, rows), replace=False))
-    every = unit(np.concatenate([matrices[row // PART][row % PART][None] for row in asked]).astype(np.float32))
-    hits, total = 0, 0
-    for part, matrix in enumerate(matrices):
-        near = every @ unit(matrix.astype(np.float32)).T >= COSINE
-        for row, column in zip(*np.nonzero(near), strict=True):
-            one, other = int(leading[asked[row]]), int(leading[part * PART + column])
-            if one != other:
-                total += 1
-                hits += (min(one, other), max(one, other)) in found
-    return hits / max(1, total), total
+def inside(text: Path, root: str) -> None:
+    """The nodes one after the other on warm workers; prints their seconds."""
+    dag = Dag.load(text)
+    seconds = {}
+    with crew(Path(root)) as workers:
+        run(dag, root, until="warm", executor=workers)
+        for node in ("copies", "groups", "index"):
+            seconds[node] = timed(lambda node=node: run(dag, root, until=node, executor=workers))  # type: ignore[misc]
+    sys.stdout.write(json.dumps(seconds) + "\n")
 
 
-def measured(root: str, rows: int) -> dict[str, float]:
-    """Everything about one size, in a process of its own so that its peak of memory is its own."""
-    records, work, seconds = find(root, rows)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    share, total = recall(root, rows, records)
+def role(pid: int, command: str) -> str | None:
+    if command.startswith("ray::Worker"):
+        return "worker"
+    return "driver" if "bench_dedup" in command else None
+
+
+def measured(folder: Path, rows: int) -> dict[str, float]:
+    """Everything about one size."""
+    text, root = folder / "copies.yaml", str(folder / "root")
+    text.write_text(TEXT.replace("ROWS", str(rows)))
+    write = [sys.executable, "-m", "pipeline.cli", "run", str(text), root, "--until", "scores"]
+    subprocess.run(write, check=True, stdout=subprocess.DEVNULL)
+    module = [sys.executable, "-m", "tests.benchmarks.bench_dedup"]
+    memory = peaks([*module, "--inside", str(text), root], role, folder / "said")
+    found = json.loads((folder / "said").read_text().splitlines()[-1])
+    store, brute = Store(root), Brute(rows)
+    copies, index = (store.newest(node) for node in ("copies", "index"))
+    assert copies is not None
+    assert index is not None
+    share, query = searched(store, index, brute)
+    phases: dict[str, float] = defaultdict(float)
+    for record in store.records("copies", sorted(store.committed("copies"))):
+        assert record is not None
+        phases[record.phase] += record.notes["seconds"]
     return {
-        "seconds": seconds,
-        "peak": peak,
-        "recall": share,
-        "pairs": total,
-        "cells": records[0].notes["cells"],
-        "cut_off": records[0].notes["cut_off"],
-        "tasks": len(work.done),
+        **{f"{node}_s": seconds for node, seconds in found.items()},
+        **copies.records[0].notes[ABOUT],
+        **memory,
+        "recall": recall(store, copies, brute),
+        "pairs": len(brute.pairs),
+        "searched": share,
+        "query": query,
+        "phases": ", ".join(f"{name} {s:.1f}" for name, s in sorted(phases.items(), key=lambda item: -item[1])[:5]),
     }
 
 
@@ -161,33 +245,49 @@ def measure(sizes: Sequence[int] = SIZES, edges: int = EDGES) -> list[Figure]:
     found: dict[int, dict[str, float]] = {}
     figures = []
     for rows in sizes:
-        with tempfile.TemporaryDirectory(prefix="dedup-") as root, processes(1) as alone:
-            one = found[rows] = alone.submit(measured, root, rows).result()
-        note = f"{one['cells']:.0f} cells, {one['tasks']:.0f} tasks, {one['cut_off']:.0f} rows cut off"
+        with tempfile.TemporaryDirectory(prefix="dedup-") as folder:
+            one = found[rows] = measured(Path(folder), rows)
+        cells = f"{one['cells']:,} cells, the largest about {one['largest_cell']:,}; {one['cut_off']:,} rows cut off"
         figures += [
-            Figure(f"{rows:,} x {WIDTH}: find all edges and groups", one["seconds"], "s", note=note),
-            Figure(f"{rows:,}: peak memory of the process", one["peak"], "MiB"),
-            Figure(f"{rows:,}: recall", one["recall"], "", at_least=GOAL_RECALL, note=f"of {one['pairs']:.0f} pairs"),
+            Figure(f"{rows:,}: all edges and groups", one["copies_s"], "s", note=f"{cells}; CPU s: {one['phases']}"),
+            Figure(f"{rows:,}: recall", one["recall"], "", at_least=GOAL_RECALL, note=f"of {one['pairs']:,} pairs"),
+            Figure(f"{rows:,}: largest worker", one["worker"], "MiB"),
+            Figure(f"{rows:,}: driver", one["driver"], "MiB"),
+            Figure(f"{rows:,}: groups by a tighter threshold", one["groups_s"], "s"),
+            Figure(f"{rows:,}: the index written", one["index_s"], "s"),
+            Figure(
+                f"{rows:,}: ten nearest by the index", one["searched"], "", note=f"{1000 * one['query']:.0f} ms a query"
+            ),
         ]
     for small, large in pairwise(sizes):
-        exponent = log10(found[large]["seconds"] / found[small]["seconds"]) / log10(large / small)
+        exponent = log10(found[large]["copies_s"] / found[small]["copies_s"]) / log10(large / small)
         figures.append(Figure(f"exponent from {small:,} to {large:,}", exponent, "", at_most=GOAL_EXPONENT))
-    with processes(1) as alone:
-        seconds, groups = alone.submit(grouped, edges).result()
-    name = f"groups from {edges:,} edges"
-    figures.append(Figure(name, seconds, "s", at_most=GOAL_GROUPS_S, note=f"{groups:,} groups"))
-    return figures
+    return [*figures, groups_of(edges)]
+
+
+def groups_of(edges: int) -> Figure:
+    """In a process of its own, whose peak of memory is its own."""
+    with tempfile.TemporaryDirectory(prefix="dedup-") as folder:
+        said = Path(folder) / "said"
+        memory = peaks([sys.executable, "-m", "tests.benchmarks.bench_dedup", "--edges", str(edges)], role, said)
+        seconds, groups = json.loads(said.read_text().splitlines()[-1])
+    note = f"{groups:,} groups; the process has {memory['driver']:,.0f} MiB at most, the edges among them"
+    return Figure(f"groups from {edges:,} edges, one process", seconds, "s", at_most=GOAL_GROUPS_S, note=note)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=list(SIZES))
-    parser.add_argument("--edges", type=int, default=EDGES)
+    parser.add_argument("--edges", type=int, help="Only groups, of so many edges.")
+    parser.add_argument("--inside", nargs=2, metavar=("DAG", "ROOT"), help="Only the measured nodes of a pool.")
     arguments = parser.parse_args()
-    figures = measure(arguments.rows, arguments.edges)
-    for figure in figures:
-        sys.stdout.write(f"{figure.name:<48}{figure.shown:>10} {figure.unit:<4} {figure.goal:<8} {figure.note}\n")
-    sys.exit(any(figure.holds is False for figure in figures))
+    if arguments.inside:
+        inside(Path(arguments.inside[0]), arguments.inside[1])
+    elif arguments.edges:
+        sys.stdout.write(json.dumps(grouped(arguments.edges)) + "\n")
+    else:
+        for figure in measure(arguments.rows):
+            sys.stdout.write(f"{figure.name:<48}{figure.shown:>10} {figure.unit:<4} {figure.goal:<8} {figure.note}\n")
 
 
 if __name__ == "__main__":
