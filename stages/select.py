@@ -36,6 +36,10 @@ class Select(TableStage):
 
     Rules that look at one row alone are judged part by part. From the first window on, one process judges the
     survivors of all parts, out of core. Rows that a retry replaced take no part in windows: they are `superseded`.
+
+    The best 30 % by a score are a window, too: `cume_dist() OVER (ORDER BY clip_score DESC, uid, caption_id) <= 0.3`.
+    It keeps 30 % of the survivors or one pair less; pairs without a score come last, and `uid, caption_id` decide
+    between equals.
     """
 
     promise = "pure"

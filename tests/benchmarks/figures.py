@@ -26,7 +26,8 @@ class Figure:
     """One measured value. `at_most` or `at_least` is its goal; without one it is only told."""
 
     name: str
-    value: float
+    value: float | None
+    """None where it was not run; the note says why."""
     unit: str
     at_most: float | None = None
     at_least: float | None = None
@@ -40,12 +41,16 @@ class Figure:
 
     @property
     def holds(self) -> bool | None:
+        if self.value is None:
+            return None
         if self.at_most is not None:
             return self.value <= self.at_most
         return self.value >= self.at_least if self.at_least is not None else None
 
     @property
     def shown(self) -> str:
+        if self.value is None:
+            return "not run"
         digits = 0 if abs(self.value) >= 1000 else 1 if abs(self.value) >= 100 else 3
         return f"{self.value:,.{digits}f}".rstrip("0").rstrip(".") if digits else f"{self.value:,.0f}"
 

@@ -17,6 +17,7 @@ from tests.benchmarks.figures import Figure, circumstances, keep, section
         (Figure("share", 94.9, "%", at_least=95), False),
         (Figure("share", 95, "%", at_least=95), True),
         (Figure("told", 1, "s"), None),
+        (Figure("on a GPU", None, "%", at_least=90), None),
     ],
 )
 def test_a_goal_holds_up_to_its_bound(figure: Figure, holds: bool | None) -> None:
@@ -28,6 +29,11 @@ def test_a_goal_holds_up_to_its_bound(figure: Figure, holds: bool | None) -> Non
 )
 def test_values_are_shown_with_the_digits_that_matter(value: float, shown: str) -> None:
     assert Figure("f", value, "").shown == shown
+
+
+def test_what_was_not_run_says_so_and_why() -> None:
+    line = section([Figure("on a GPU", None, "%", at_least=90, note="there is none")]).splitlines()[-1]
+    assert line == "| on a GPU | not run | % | ≥ 90 |  | there is none |"
 
 
 def test_a_missed_goal_is_on_the_page_and_other_sections_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

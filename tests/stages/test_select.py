@@ -136,6 +136,20 @@ def test_a_window_as_the_first_rule(store: Store) -> None:
     assert verdicts["000-0"] == {"a0": "top", "b1": None, "b2": None, "c3": "top"}
 
 
+@pytest.mark.parametrize(
+    ("share", "kept"), [(0.2, "b1"), (0.39, "b1"), (0.4, "b1 b2"), (0.6, "b1 b2 d0"), (1, "b1 b2 d0 e1 a0")]
+)
+def test_the_best_share_by_a_score_is_a_rule(store: Store, share: float, kept: str) -> None:
+    """Five pairs were downloaded. The failed download's 0.7 is the third best, and is not asked."""
+    pool = write_pool(store)
+    pairs = [captions(("a", "one"), ("b", "two"), ("b", "three"), ("c", "four")), captions(("d", "five"), ("e", "six"))]
+    values: list[list[float | None]] = [[None, 0.9, 0.8, 0.7], [0.3, 0.3]]  # d and e are equal, a has no score
+    scored = {f"000-{n}": {"caption": scores(*both)} for n, both in enumerate(zip(pairs, values, strict=True))}
+    best = {"best": f"cume_dist() OVER (ORDER BY score DESC, uid, caption_id) <= {share}"}
+    verdicts, _, _ = run(store, [BEST_HALF[0], best], pool["pool"], write_node(store, "scores", scored, ["pool"]))
+    assert {key for part in verdicts.values() for key, name in part.items() if name is None} == set(kept.split())
+
+
 def test_a_window_with_no_survivors_to_see(store: Store) -> None:
     pool = write_pool(store)
     verdicts, _, _ = run(store, [{"none": "false"}, BEST_HALF[1]], *pool.values())
