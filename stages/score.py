@@ -12,6 +12,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from pipeline.dag import resolve
 from pipeline.errors import SluiceError
@@ -30,16 +31,27 @@ class ClipScore(PartStage):
 
     promise = "pure"
     grain = "caption"
-    reads = frozenset({"image_embedding", "text_embedding"})
-    adds = pa.schema([("clip_score", pa.float32())])
+
+    image: str = "image_embedding"
+    """The column of the images, such as `masked_image_embedding`."""
+    text: str = "text_embedding"
+    """The column of the captions."""
+    name: str = Field(default="clip_score", pattern=r"^[a-z][a-z0-9_]*$")
+    """The column that is added; several scores in one DAG need several."""
+
+    def needs(self) -> frozenset[str]:
+        return frozenset({self.image, self.text})
+
+    def gives(self) -> pa.Schema:
+        return pa.schema([(self.name, pa.float32())])
 
     def open(self, device: Device) -> Callable[[Batch], pa.Table]:
         def score(batch: Batch) -> pa.Table:
-            images_nd = batch.matrix("image_embedding")  # NaN where there is none
-            texts_nd = batch.matrix("text_embedding")
+            images_nd = batch.matrix(self.image)  # NaN where there is none
+            texts_nd = batch.matrix(self.text)
             lengths = (np.einsum("nd,nd->n", rows_nd, rows_nd) for rows_nd in (images_nd, texts_nd))
             cosines = np.einsum("nd,nd->n", images_nd, texts_nd) / np.sqrt(np.prod(list(lengths), axis=0))
-            return pa.table([nullable(cosines.clip(-1, 1))], schema=self.adds)  # float16 made them a little uneven
+            return pa.table([nullable(cosines.clip(-1, 1))], schema=self.gives())  # float16 made them a little uneven
 
         return score
 
