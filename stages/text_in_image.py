@@ -87,9 +87,8 @@ class TextInImage(PartStage):
         threads = ThreadPoolExecutor(device.threads)
 
         def one(image_hwc: Pixels | None) -> dict[str, object]:
-            return (
-                dict.fromkeys(self.adds.names) if image_hwc is None else read(image_hwc, reader, self.letters)._asdict()
-            )
+            text = None if image_hwc is None else read(image_hwc, reader, self.letters)
+            return dict.fromkeys(self.adds.names) if text is None else text._asdict()
 
         def look(batch: Batch) -> pa.Table:
             return pa.Table.from_pylist(list(threads.map(one, batch.images())), schema=self.adds)

