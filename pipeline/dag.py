@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.content import covered
 from pipeline.errors import SluiceError, did_you_mean
 from pipeline.identity import expand, resource_fields
+from pipeline.sets import check_sets
 from pipeline.stage import KEYS, PIXELS, Column, NodeRef, PartStage, PoolStage, Stage, TableStage
 from pipeline.weights import weight_files
 
@@ -185,6 +186,9 @@ class Dag:
                         if name not in KEY_COLUMNS:
                             _check_grain(stage, resolve(name, available))
                     for parameter, mark in resource_fields(stage):
+                        if mark.kind == "sets":
+                            check_sets(getattr(stage, parameter), parameter)
+                            continue
                         find = weight_files if mark.kind == "weights" else expand
                         find(getattr(stage, parameter), parameter)
                     stage.check(available)

@@ -17,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import SluiceError
 from pipeline.records import Record, digest
+from pipeline.sets import read_set, set_digest
 from pipeline.stage import EffortMark, NodeRef, ResourceMark, Stage, Task
 from pipeline.weights import pinned, weight_files
 
@@ -115,6 +116,9 @@ def find_resources(stages: Sequence[Stage]) -> Resources:
         for stage in stages:
             for name, mark in resource_fields(stage):
                 value, key = getattr(stage, name), resource_key(stages, stage, name)
+                if mark.kind == "sets":
+                    found[key] = [(where, set_digest(of, read_set(where, name))) for of, where in value.items()]
+                    continue
                 paths = weight_files(value, name) if mark.kind == "weights" else expand(value, name)
                 if paths is None:
                     address = pinned(value, name)

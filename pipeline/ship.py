@@ -39,6 +39,10 @@ def ship(prepared: Prepared, store: Store) -> Prepared:
                 resources[key] = files
                 changed[name] = _weights(getattr(stage, name), files, store)
                 continue
+            if mark.kind == "sets":
+                resources[key] = files
+                _check_reach(name, files, store)
+                continue
             if mark.kind == "file" or not store.local:
                 files = [(path if "://" in path else _put(path, found, store), found) for path, found in files]
             resources[key] = files
@@ -46,6 +50,13 @@ def ship(prepared: Prepared, store: Store) -> Prepared:
             changed[name] = paths[0] if mark.kind == "file" else paths
         stages.append(_moved(stage, changed))
     return replace(prepared, stages=tuple(stages), resources=resources)
+
+
+def _check_reach(name: str, files: Sequence[tuple[str, str]], store: Store) -> None:
+    """Sets may be large, so they are read where they are: raise `SluiceError` where workers may not be."""
+    for path, _ in files:
+        if not store.local and "://" not in path:
+            raise SluiceError(f"{name}: {path!r} is on this machine and the root is not; put it on a store, too")
 
 
 def _moved(stage: Stage, changed: Mapping[str, object]) -> Stage:

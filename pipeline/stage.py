@@ -54,13 +54,15 @@ OBSERVED: dict[bytes | str, bytes | str] = {"covered": "no"}
 class ResourceMark:
     """Marks a parameter that names something outside; its digest, not its name, is part of the identity."""
 
-    kind: Literal["files", "file", "weights"]
+    kind: Literal["files", "file", "weights", "sets"]
 
 
 Files = Annotated[tuple[str, ...] | str, ResourceMark("files")]
 """Paths or globs on any fsspec store; the resource is the list of the matching files, in order of path."""
 File = Annotated[str, ResourceMark("file")]
 """One file on any fsspec store."""
+Sets = Annotated[dict[str, str], ResourceMark("sets")]
+"""Names of sets of files, each with its folder, file or glob on any fsspec store; `pipeline.sets` reads them."""
 
 
 @dataclass(frozen=True)
