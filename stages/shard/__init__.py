@@ -2,7 +2,7 @@
 
 permutation.py  an exact shuffle without a sort
 samples.py      the kept pairs of a part as samples: text and JSON, and where the image lies
-archive.py      a tar with the same bytes always
+blur.py         boxes of an image made unrecognisable
 webdataset.py   the job
 """
 

@@ -32,12 +32,16 @@ SAMPLES = pa.schema(
         ("txt", pa.string()),
         ("json", pa.string()),
         ("stored_sha256", pa.string()),
+        ("boxes", pa.list_(pa.list_(pa.float32()))),
         pa.field("tar", pa.string(), metadata=OBSERVED),
         pa.field("offset", pa.int64(), metadata=OBSERVED),
         pa.field("nbytes", pa.int64(), metadata=OBSERVED),
     ]
 )
-"""A sample on its way to its shard. What is covered decides the bytes of the shard, and nothing else does."""
+"""A sample on its way to its shard. What is covered decides the bytes of the shard, and nothing else does.
+
+`boxes` are to be blurred; null where nobody asked for it.
+"""
 
 WHERE = ("offset", "nbytes", "stored_sha256")
 PLUMBING = frozenset(
@@ -102,21 +106,36 @@ class Part:
                     found[shown] = _values(file.read([name]).column(0).take(places))
         return found
 
-    def texts(self) -> tuple[list[str | None], list[str | None]]:
-        """Text and source of every pair, from the first node that knows the pair."""
+    def texts(self, name: str) -> tuple[list[str | None], list[str | None]]:
+        """Text and source of every pair, each from the first node that knows it; `name` is the column of the texts."""
         texts = sources = pa.nulls(self.pairs.num_rows, pa.string())
         known = np.zeros(self.pairs.num_rows, dtype=bool)
-        for _, file in self._of("caption"):
-            if "caption" in file.schema_arrow.names:
-                table = file.read(["caption", "source"])
-                places = self._places(file, "caption")
-                texts = pc.coalesce(texts, table.column("caption").take(places).combine_chunks())
-                sources = pc.coalesce(sources, table.column("source").take(places).combine_chunks())
+        for node, file in self._of("caption"):
+            names, short = file.schema_arrow.names, name.removeprefix(f"{node}.")
+            places = self._places(file, "caption")
+            if short in names:
+                texts = pc.coalesce(texts, file.read([short]).column(0).take(places).combine_chunks())
                 known |= np.asarray(places.is_valid())
+            if "source" in names:
+                sources = pc.coalesce(sources, file.read(["source"]).column(0).take(places).combine_chunks())
         if not known.all():
             pair = self.pairs.slice(int(np.flatnonzero(~known)[0]), 1).to_pylist()[0]
-            raise SluiceError(f"no node in `from` has the text of the kept pair {pair}; add the node that wrote it")
+            raise SluiceError(
+                f"no node in `from` has the text of the kept pair {pair} as {name!r}; add the node that wrote it"
+            )
         return texts.to_pylist(), sources.to_pylist()
+
+    def boxes(self, name: str) -> list[list[list[float]]]:
+        """The boxes of every image. Raises `SluiceError` where one is null: nobody looked for any."""
+        for node, file in self._of("image"):
+            short = name.removeprefix(f"{node}.")
+            if short in file.schema_arrow.names:
+                found: list[Any] = file.read([short]).column(0).take(self._places(file, "image")).to_pylist()
+                if None in found:
+                    uid = self.image.column("uid")[found.index(None)]
+                    raise SluiceError(f"blur: nobody looked for {name} in uid {uid}; add the rule `{name} IS NOT NULL`")
+                return found
+        raise SluiceError(f"blur: no image has the column {name!r}; add the node that wrote it to `from`")
 
     def ranking(self, name: str) -> np.ndarray:
         """float64 (pairs,): the values of the caption column by which the best caption is found; -inf for none."""
@@ -163,11 +182,21 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def samples(part: Part, best_by: str | None, json_columns: Sequence[str] | None, tar: str) -> Iterator[dict[str, Any]]:
+def samples(
+    part: Part,
+    tar: str,
+    best_by: str | None = None,
+    json_columns: Sequence[str] | None = None,
+    text: str = "caption",
+    blur: str | None = None,
+) -> Iterator[dict[str, Any]]:
     """One row per image, in the pool's order, with all of `SAMPLES` but its place."""
-    texts, sources = part.texts()
+    texts, sources = part.texts(text)
     scores = part.ranking(best_by) if best_by else np.zeros(part.pairs.num_rows)
     of_image, of_pair = part.columns("image", json_columns), part.columns("caption", json_columns)
+    boxes = part.boxes(blur) if blur else None
+    if json_columns is None:
+        of_pair.pop(text.rpartition(".")[2], None)  # it is the caption already
     pairs_of: dict[str, list[int]] = {}
     for row, uid in enumerate(part.pairs.column("uid").to_pylist()):
         if texts[row] is not None:
@@ -176,18 +205,21 @@ def samples(part: Part, best_by: str | None, json_columns: Sequence[str] | None,
     for row, image in enumerate(part.image.select(["uid", *WHERE]).to_pylist()):
         rows = pairs_of.get(image["uid"], [])
         best = max(rows, key=lambda pair: (scores[pair], -pair)) if rows else None
-        text = texts[best] if best is not None else None
+        told = texts[best] if best is not None else None
         captions = [
             {"caption_id": ids[pair], "text": texts[pair], "source": sources[pair]}
             | {name: values[pair] for name, values in of_pair.items()}
             for pair in rows
         ]
         facts = {name: values[row] for name, values in of_image.items()}
-        document = {"uid": image["uid"], "caption": text, "captions": captions, **facts}
+        if blur is not None and boxes is not None:
+            facts[blur] = [[round(share, 5) for share in box] for box in boxes[row]]
+        document = {"uid": image["uid"], "caption": told, "captions": captions, **facts}
         yield {
             **image,
             "caption_id": ids[best] if best is not None else None,
-            "txt": text,
+            "txt": told,
             "json": json.dumps(document, ensure_ascii=False),
+            "boxes": boxes[row] if boxes is not None else None,
             "tar": tar,
         }

@@ -26,6 +26,7 @@ from pipeline.stage import PIXELS, Column, Job, Promise, Task, Work
 from stages.kit.endings import ending_of
 from stages.kit.exchange import Scatter, gather, spread_to
 from stages.kit.tar import TarWriter
+from stages.shard.blur import blurred
 from stages.shard.permutation import permuted
 from stages.shard.samples import SAMPLES, Part, samples
 
@@ -74,10 +75,15 @@ class WebDataset(Job):
     """The caption column whose highest value makes a caption the `txt`; by default the first kept one is."""
     json_columns: tuple[str, ...] | None = None
     """Columns in the JSON, each `column` or `node.column`; by default all but lists, embeddings and plumbing."""
+    text: str = "caption"
+    """The caption column whose words are written, such as `masked_caption`; where that is null, the caption is left."""
+    blur: str | None = None
+    """An image column of boxes to be blurred, such as `face_boxes`: relative x0, y0, x1, y1 each. Other images keep
+    their bytes. The JSON has the boxes, and of what was blurred the `blurred_sha256` of the image as it is here."""
 
     def needs(self) -> frozenset[str]:
-        named = {*(self.json_columns or ()), *((self.best_by,) if self.best_by else ())}
-        return frozenset({"kept", PIXELS, *named})
+        named = {*(self.json_columns or ()), self.best_by, self.blur, self.text} - {None, "caption"}
+        return frozenset({"kept", PIXELS, *(name for name in named if name)})
 
     def check(self, inputs: Sequence[Column]) -> None:
         """Raise `SluiceError` for columns that cannot rank captions, or would make the bytes differ from run to run."""
@@ -85,6 +91,10 @@ class WebDataset(Job):
             names = {column.name, f"{column.node}.{column.name}"}
             if self.best_by in names and (column.grain != "caption" or not _is_number(column.type)):
                 raise SluiceError(f"best_by: {self.best_by!r} is no number of a caption; name one such as clip_score")
+            if self.text in names and column.name != "caption" and not _is_text(column):
+                raise SluiceError(f"text: {self.text!r} is no text of a caption; name one such as masked_caption")
+            if self.blur in names and not _are_boxes(column):
+                raise SluiceError(f"blur: {self.blur!r} is no list of boxes of an image; name one such as face_boxes")
             named = names & {*(self.json_columns or ())}
             if named and not column.covered:
                 raise SluiceError(
@@ -137,7 +147,8 @@ class WebDataset(Job):
             tar = part.pool.file("tar")
             if tar is None:
                 raise SluiceError(f"{part.pool.node} part {part.pool.part} has no tar; run its download again")
-            rows = list(samples(part, self.best_by, self.json_columns, attempt.store.place(part.pool, tar)))
+            place = attempt.store.place(part.pool, tar)
+            rows = list(samples(part, place, self.best_by, self.json_columns, self.text, self.blur))
             ranks = np.arange(rank, rank + len(rows))
             positions = ranks if seed is None else permuted(ranks, task.payload["total"], seed)
             shards = positions // self.samples_per_shard
@@ -175,7 +186,7 @@ class WebDataset(Job):
             archive = TarWriter(stream)
             for start in range(0, rows.num_rows, AT_ONCE):
                 for row, image in _with_images(attempt, rows.slice(start, AT_ONCE)):
-                    for column, value in _add(archive, row, image, name).items():
+                    for column, value in _add(archive, *_blurred(row, image), name).items():
                         index[column].append(value)
             archive.finish()
         attempt.write("samples", pa.table(index, schema=INDEX))
@@ -195,6 +206,17 @@ class WebDataset(Job):
 
 def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
+
+
+def _is_text(column: Column) -> bool:
+    return column.grain == "caption" and bool(pa.types.is_string(column.type))
+
+
+def _are_boxes(column: Column) -> bool:
+    if column.grain != "image" or not pa.types.is_list(column.type):
+        return False
+    kind = column.type.value_type
+    return bool(pa.types.is_fixed_size_list(kind)) and kind.list_size == 4
 
 
 # -- inputs ------------------------------------------------------------------------------------------------------------
@@ -267,6 +289,15 @@ def _with_images(attempt: Attempt, rows: pa.Table) -> Iterator[tuple[dict[str, A
                     f"`sluice verify {attempt.store.root} --repair`"
                 )
             yield row, image
+
+
+def _blurred(row: dict[str, Any], image: bytes) -> tuple[dict[str, Any], bytes]:
+    """The sample with its boxes blurred; one without boxes as it is."""
+    if not row["boxes"]:
+        return row, image
+    changed = blurred(image, row["boxes"])
+    document = {**json.loads(row["json"]), "blurred_sha256": sha256(changed).hexdigest()}
+    return {**row, "json": json.dumps(document, ensure_ascii=False)}, changed
 
 
 def _add(archive: TarWriter, row: Mapping[str, Any], image: bytes, shard: str) -> dict[str, Any]:
