@@ -62,7 +62,8 @@ def _number(value: Any) -> str:
     return json.dumps(value, default=str, ensure_ascii=False)
 
 
-def _grid(*headers: str, title: str | None = None) -> Table:
+def new_grid(*headers: str, title: str | None = None) -> Table:
+    """A table without lines; a header that ends in # has its numbers aligned."""
     grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
     for header in headers:
         grid.add_column(header.rstrip("#"), justify="right" if header.endswith("#") else "left", overflow="fold")
@@ -71,7 +72,7 @@ def _grid(*headers: str, title: str | None = None) -> Table:
 
 def columns(console: Console, dag: Dag) -> None:
     """What `check` found: every node with its steps and what it gives."""
-    grid = _grid("node", "from", "steps", "gives")
+    grid = new_grid("node", "from", "steps", "gives")
     for name, node in dag.nodes.items():
         steps = " + ".join(type(stage).__name__ for stage in node.stages)
         gives = ", ".join(column.name for column in dag.columns(name) if column.name != PIXELS)
@@ -81,7 +82,7 @@ def columns(console: Console, dag: Dag) -> None:
 
 
 def plan(console: Console, plans: dict[str, NodePlan], parts: bool) -> None:
-    grid = _grid("node", "", "parts done#", "of#", "why")
+    grid = new_grid("node", "", "parts done#", "of#", "why")
     for name, node in plans.items():
         done = sum(committed for _, committed in node.parts)
         shown = (f"{done:,}", f"{len(node.parts):,}") if node.parts else ("", "")
@@ -114,7 +115,7 @@ def _funnels(console: Console, generations: dict[str, Generation]) -> None:
         steps = funnel(generation)
         if not steps:
             continue
-        grid = _grid("rule", "pairs in#", "dropped#", "left#", "", title=f"\n{name}")
+        grid = new_grid("rule", "pairs in#", "dropped#", "left#", "", title=f"\n{name}")
         first = max(steps[0][1], 1)
         for rule, before, dropped in steps:
             left = before - dropped
@@ -148,7 +149,7 @@ def _abouts(console: Console, generations: dict[str, Generation]) -> None:
 def status(console: Console, store: Store) -> None:
     newest = newest_run(store)
     generations = generations_of(store, newest)
-    grid = _grid(
+    grid = new_grid(
         "node", "generation#", "parts#", "rows#", "bytes#", "statuses", title=f"run {newest.id} of {newest.dag}"
     )
     for name, generation in generations.items():
@@ -173,7 +174,7 @@ def status(console: Console, store: Store) -> None:
 
 
 def runs(console: Console, store: Store) -> None:
-    grid = _grid("run", "dag", "generations")
+    grid = new_grid("run", "dag", "generations")
     for one in store.runs():
         grid.add_row(one.id, one.dag, ", ".join(f"{name} {number}" for name, number in one.generations.items()))
     console.print(grid)
@@ -223,7 +224,7 @@ def _error_rows(store: Store, node: str | None) -> Iterator[dict[str, Any]]:
 
 def views(console: Console, catalog: Catalog) -> None:
     """Every view with its columns."""
-    grid = _grid("view", "columns")
+    grid = new_grid("view", "columns")
     table = catalog.sql(
         "SELECT table_schema AS schema, table_name AS name, "
         "string_agg(column_name, ', ' ORDER BY ordinal_position) AS columns "
@@ -237,7 +238,7 @@ def views(console: Console, catalog: Catalog) -> None:
 def table(console: Console, rows: pa.Table, limit: int) -> None:
     """A query's answer; long cells cut, `limit` rows (0: all)."""
     shown = rows.slice(0, limit) if limit else rows
-    grid = _grid(*[f"{field.name}{'#' if _numeric(field.type) else ''}" for field in rows.schema])
+    grid = new_grid(*[f"{field.name}{'#' if _numeric(field.type) else ''}" for field in rows.schema])
     for row in shown.to_pylist():
         grid.add_row(*[plain(value) for value in row.values()])
     console.print(grid)
