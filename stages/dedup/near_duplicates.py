@@ -277,11 +277,11 @@ def _bytes_of(task: Task, pool: str) -> list[str]:
     return [record.bytes_hash() for record in task.inputs[pool]]
 
 
-def _about(said: Sequence[Record]) -> dict[str, int]:
+def _about(said: Sequence[Record]) -> dict[str, float]:
     """What the searches say of themselves: pairs by evidence, cells as they were chosen, what was cut off."""
-    about: dict[str, int] = {}
+    about: dict[str, float] = {}
     for record in said:
-        for name in ("same_bytes", "near_hashes", "near_vectors", "cells", "largest_cell", "cut_off"):
+        for name in ("same_bytes", "near_hashes", "near_vectors", "cells", "largest_cell", "border", "cut_off"):
             if name in record.notes:
                 about[name] = about.get(name, 0) + record.notes[name]
     return about

@@ -164,14 +164,14 @@ def sample(task: Task, attempt: Attempt) -> None:
 def train(task: Task, attempt: Attempt) -> None:
     """How many cells, and their centres: enough that the largest one of the sample is no task too large.
 
-    Writes the centres; notes `cells` and `largest_cell`, the rows that the largest will have, about.
+    Writes the centres; notes `cells`, `largest_cell` (the rows that the largest will have, about) and `border`.
     """
     tables = [attempt.read(record, "sample") for record in task.inputs["samples"] if record.rows["sample"]]
     rows, per_cell, seed = task.payload["rows"], task.payload["rows_per_cell"], task.payload["seed"]
     device = task.hints.get("device", Device())
     if not tables:
         attempt.write("centres", pa.table({"vector": pa.array([], pa.list_(pa.float32(), 1))}))
-        attempt.note(cells=1, largest_cell=0)
+        attempt.note(cells=1, largest_cell=0, border=0.5)
         return
     vectors_nd = unit(matrix(_by_uid(pa.concat_tables(tables)).column("vector")))
     wanted = -(-rows // per_cell)
@@ -185,7 +185,7 @@ def train(task: Task, attempt: Attempt) -> None:
     width = cells.centres_kd.shape[1]
     flat = pa.array(cells.centres_kd.ravel())
     attempt.write("centres", pa.table({"vector": pa.FixedSizeListArray.from_arrays(flat, width)}))
-    attempt.note(cells=len(cells.centres_kd), largest_cell=largest)
+    attempt.note(cells=len(cells.centres_kd), largest_cell=largest, border=round(cells.border, 4))
 
 
 def cut_vectors(task: Task, attempt: Attempt) -> None:
@@ -196,7 +196,8 @@ def cut_vectors(task: Task, attempt: Attempt) -> None:
     (record,) = task.inputs["cells"]
     centres_kd = matrix(attempt.read(record, "centres").column("vector"))
     bits = (len(centres_kd) - 1).bit_length() if len(centres_kd) else 0
-    cells = Cells(centres_kd, task.hints.get("device", Device())) if len(centres_kd) else None
+    device = task.hints.get("device", Device())
+    cells = Cells(centres_kd, device, record.notes["border"]) if len(centres_kd) else None
     scatter, cut_off, homes = Scatter(attempt), 0, [HOMES.empty_table()]
     for part, vectors_nd in _vectors_of(task, attempt):
         if cells is not None and len(vectors_nd):

@@ -1,10 +1,12 @@
 """The phases that look at candidates: where the second image lies is sent to the part of the first one."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,8 +23,11 @@ from stages.kit.pixels import Sight, agreement, sight
 
 READERS = 8
 """Concurrent range reads; a store far away is slow to answer, not slow to send."""
-AT_ONCE = 256
+AT_ONCE = 64
 """Edges whose images are in memory together."""
+REMEMBERED_BYTES = 128 << 20
+"""Decoded images that are kept for later edges, 0.4 MiB each: edges come in the order of their smaller uid, so that a
+hub is decoded once."""
 PLACED = pa.schema(
     [
         *CANDIDATES,
@@ -97,13 +102,13 @@ def _judged(attempt: Attempt, others: pa.Table, own: pa.Table, device: Device) -
     verified, agree = same.copy(), np.full(len(same), np.nan, np.float32)
     columns = list(PLACED.names[len(CANDIDATES) :])
     look_at = np.flatnonzero(~same)
+    cv2.setNumThreads(1)  # pairs are compared side by side
     with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(device.threads) as threads:
+        sights = _Sights(attempt, readers)
         for start in range(0, len(look_at), AT_ONCE):
             chosen = look_at[start : start + AT_ONCE]
             pairs = [table.take(chosen).select(columns).to_pylist() for table in (own, others)]
-            sights = _sights(attempt, [place for places in pairs for place in places], readers)
-            keys = [[(place["tar"], place["offset"]) for place in places] for places in pairs]
-            verdicts = list(threads.map(lambda a, b, s=sights: agreement(s[a], s[b]), *keys))
+            verdicts = list(threads.map(agreement, *map(sights.of, pairs)))
             for row, verdict in zip(chosen, verdicts, strict=True):
                 agree[row], verified[row] = verdict.agreement, verdict.copy
     rows = others.select(CANDIDATES.names)
@@ -111,19 +116,34 @@ def _judged(attempt: Attempt, others: pa.Table, own: pa.Table, device: Device) -
     return pa.table([*rows.columns, pixels, pa.array(verified)], schema=JUDGED)
 
 
-def _sights(
-    attempt: Attempt, places: Sequence[dict[str, Any]], readers: ThreadPoolExecutor
-) -> dict[tuple[str, int], Sight]:
-    """Every image once, small. Raises `SluiceError` naming the tar of a damaged one."""
-    distinct = {(place["tar"], place["offset"]): place for place in places}
+class _Sights:
+    """Decoded images; those that were asked for last are remembered, up to `REMEMBERED_BYTES`."""
 
-    def read(place: dict[str, Any]) -> Sight:
-        data = attempt.store.get_range(place["tar"], place["offset"], place["offset"] + place["nbytes"])
+    def __init__(self, attempt: Attempt, readers: ThreadPoolExecutor) -> None:
+        self._attempt, self._readers = attempt, readers
+        self._known: OrderedDict[tuple[str, int], Sight] = OrderedDict()
+        self._bytes = 0
+
+    def of(self, places: Sequence[dict[str, Any]]) -> list[Sight]:
+        """The image at each place. Raises `SluiceError` naming the tar of a damaged one."""
+        wanted = {(place["tar"], place["offset"]): place for place in places}
+        missing = [key for key in wanted if key not in self._known]
+        fresh = zip(missing, self._readers.map(self._read, [wanted[key] for key in missing]), strict=True)
+        for key, seen in fresh:
+            self._known[key] = seen
+            self._bytes += seen.nbytes
+        for key in wanted:
+            self._known.move_to_end(key)
+        found = [self._known[place["tar"], place["offset"]] for place in places]
+        while self._bytes > REMEMBERED_BYTES:
+            self._bytes -= self._known.popitem(last=False)[1].nbytes
+        return found
+
+    def _read(self, place: dict[str, Any]) -> Sight:
+        store = self._attempt.store
+        data = store.get_range(place["tar"], place["offset"], place["offset"] + place["nbytes"])
         if sha256(data).hexdigest() != place["stored_sha256"]:
             raise SluiceError(
-                f"{attempt.store.url(place['tar'])} is corrupt at byte {place['offset']}; "
-                f"`sluice verify {attempt.store.root} --repair`"
+                f"{store.url(place['tar'])} is corrupt at byte {place['offset']}; `sluice verify {store.root} --repair`"
             )
         return sight(data)
-
-    return dict(zip(distinct, readers.map(read, distinct.values()), strict=True))

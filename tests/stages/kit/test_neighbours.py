@@ -116,6 +116,30 @@ def test_every_pair_meets_in_the_cell_of_one_of_its_ends(monkeypatch: pytest.Mon
     assert all((a, lives[b]) in visits or (b, lives[a]) in visits for a, b in pairs)
 
 
+def test_in_many_dimensions_few_vectors_are_near_a_border_and_their_pairs_meet_all_the_same() -> None:
+    rng = np.random.default_rng(6)
+    vectors_nd = vectors_around(rng, 300, 6, 256, 0.7)
+    noise = rng.normal(size=vectors_nd[::4].shape).astype(np.float32)
+    vectors_nd[::4] = unit(vectors_nd[1::4] + (0.3 / 256**0.5) * noise)
+    cells = Cells.trained(vectors_nd, 20, seed=1, device=Device())
+    pairs = brute_cosine(vectors_nd, 0.95)
+
+    def meeting(border: float) -> tuple[int, int]:
+        cells.border = border
+        rows, cell, own, _ = cells.visits(vectors_nd, 0.95)
+        lives = dict(zip(rows[own].tolist(), cell[own].tolist(), strict=True))
+        visits = set(zip(rows.tolist(), cell.tolist(), strict=True))
+        return len(visits), sum((a, lives[b]) in visits or (b, lives[a]) in visits for a, b in pairs)
+
+    measured, (every, all_pairs), (alone, fewer) = cells.border, meeting(0.5), meeting(0.0)
+    visits, met = meeting(measured)
+    assert all_pairs == len(pairs) > 500
+    assert met >= 0.999 * len(pairs)
+    assert visits < every / 2
+    assert visits > alone
+    assert fewer < met
+
+
 def test_a_cell_of_copies_gives_a_star_and_no_clique(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "FLAT_ROWS", 100)
     rng = np.random.default_rng(5)
