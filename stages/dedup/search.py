@@ -14,7 +14,7 @@ from stages.dedup.edges import candidates, together
 from stages.dedup.parts import Layout, Live, live
 from stages.dedup.uids import Halves, texts
 from stages.kit.exchange import PLACE, Scatter, gather
-from stages.kit.neighbours import BITS, Cells, Pairs, cosine_pairs, hamming_pairs, unit
+from stages.kit.neighbours import BITS, Cells, Pairs, cosine_pairs, hamming_pairs, lengths, unit
 from stages.kit.vectors import matrix, usable
 
 ROWS_AT_ONCE = 2_000_000
@@ -229,7 +229,9 @@ def near_vectors(task: Task, attempt: Attempt) -> None:
     layout, payload = Layout(**task.payload["layout"]), task.payload
     rows = _by_uid(_bucket(task, attempt, None))
     if rows.num_rows:
-        vectors_nd = unit(matrix(rows.column("vector")))
+        vectors_nd = matrix(rows.column("vector"))
+        rows = rows.drop_columns("vector")  # room for the search: 1 KiB a row where there are 512 numbers, beside 2
+        vectors_nd /= lengths(vectors_nd)
         lives = rows.column("lives").to_numpy()
         device = task.hints.get("device", Device())
         pairs, cut_off = cosine_pairs(vectors_nd, payload["cosine"], payload["most"], payload["seed"], device, lives)

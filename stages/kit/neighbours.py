@@ -201,8 +201,13 @@ def reach(cosine: float) -> float:
 
 def unit(vectors_nd: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Rows of length one; a row of zeros stays as it is."""
-    lengths_n1 = np.linalg.norm(vectors_nd, axis=1, keepdims=True)
-    return np.asarray(vectors_nd / np.maximum(lengths_n1, np.finfo(np.float32).tiny), np.float32)
+    return np.asarray(vectors_nd / lengths(vectors_nd), np.float32)
+
+
+def lengths(vectors_nd: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(rows, 1), never zero. `np.linalg.norm` would have all squares in memory at once."""
+    squares_n1 = np.einsum("nd,nd->n", vectors_nd, vectors_nd)[:, None]
+    return np.asarray(np.maximum(np.sqrt(squares_n1), np.finfo(np.float32).tiny), np.float32)
 
 
 def index_of(vectors_nd: npt.NDArray[np.float32], device: Device) -> Any:
