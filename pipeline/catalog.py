@@ -17,7 +17,7 @@ A DAG has a schema of its own; the one of the chosen run is on the search path.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,10 +27,11 @@ import pyarrow as pa
 
 from pipeline.errors import SluiceError, did_you_mean
 from pipeline.judge import BATCH_ROWS, KEPT, name, text
-from pipeline.pairs import KEY_NAMES
+from pipeline.pairs import KEY_NAMES, Pool
 from pipeline.recorded import RecordedFiles
 from pipeline.records import Run
 from pipeline.rules import Rules
+from pipeline.stage import Column
 from pipeline.store import Store
 from pipeline.views import Schema
 
@@ -55,7 +56,7 @@ class Catalog:
         self.run = by_id[run] if run is not None else self._runs[0]
         self._segments = min(MAX_SEGMENTS, SEGMENTS_PER_CPU * (os.cpu_count() or 1))
         self._sizes: dict[str, int] = {}
-        self._connection = self._connect()
+        self._connection = connect(self._store, self._sizes)
         self._add_runs()
         self._schemas: dict[str, Schema] = {}
         self._add_schema(self.run)
@@ -90,7 +91,7 @@ class Catalog:
 
     def funnel(self, node: str) -> pa.Table:
         """Per rule of a selection, in order: `position`, `rule`, `pairs_in`, `dropped`, `pairs_left`."""
-        selections = self._schemas[self.run.dag].selections()
+        selections = self.selections()
         if node not in selections:
             raise SluiceError(f"{node!r} selects nothing in run {self.run.id}{did_you_mean(node, selections)}")
         query = "SELECT position, rule, pairs_in, dropped, pairs_left FROM drops WHERE node = ? ORDER BY position"
@@ -101,22 +102,29 @@ class Catalog:
 
         Rules may come from elsewhere: they are judged apart, in a locked DuckDB. Raises `SluiceError`.
         """
-        found = {known.node: known for known in self._schemas[self.run.dag].pools}
-        if not found or (pool is not None and pool not in found):
-            raise SluiceError(
-                f"run {self.run.id} has no pool{f' {pool!r}' if pool else ''}{did_you_mean(pool or '', found)}"
-            )
-        chosen = found[pool] if pool is not None else next(iter(found.values()))
+        chosen = self._pool(pool)
         bound = rules.check(list(chosen.columns().values()))
         columns = [tuple(column.split(".", 1)) for column in bound.reads() if column not in KEY_NAMES]
-        shown = {(node, column): f"{node}.{column}" for node, column in columns}
-        relation = self.relation(chosen.pairs(shown, self._segments))
-        assert relation is not None
-        batches = relation.to_arrow_reader(BATCH_ROWS)
+        batches = self._pairs(chosen, {(node, column): f"{node}.{column}" for node, column in columns})
         counts = np.zeros(len(rules.names) + 1, dtype=np.int64)
-        for codes in bound.judge_all(pa.Table.from_batches([batch]) for batch in batches):
+        for codes in bound.judge_all(batches):
             counts += np.bincount(codes - KEPT, minlength=len(counts))
         return rules.funnel_of(dict(zip([None, *rules.names], counts.tolist(), strict=True)))
+
+    def columns_beside(self, selection: str) -> list[Column]:
+        """What is known of the pairs that a node selects from: the columns of every node that hangs on their pool."""
+        return list(self._pool_of(selection).columns().values())
+
+    def judged_pairs(self, selection: str, shown: Mapping[tuple[str, str], str]) -> Iterator[pa.Table]:
+        """Every live pair that a node judged: the keys, and the columns `shown` (by node and name) under these names.
+
+        Read as a stream, in pieces that memory holds whatever the number of pairs.
+        """
+        return self._pairs(self._pool_of(selection), shown)
+
+    def selections(self) -> list[str]:
+        """The nodes of the run that say which pairs are kept, and why the others were dropped."""
+        return self._schemas[self.run.dag].selections()
 
     def close(self) -> None:
         self._connection.close()
@@ -129,16 +137,31 @@ class Catalog:
     ) -> None:
         self.close()
 
-    # -- laying the views ----------------------------------------------------------------------------------------------
+    def _pool(self, pool: str | None) -> Pool:
+        found = {known.node: known for known in self._schemas[self.run.dag].pools}
+        if not found or (pool is not None and pool not in found):
+            raise SluiceError(
+                f"run {self.run.id} has no pool{f' {pool!r}' if pool else ''}{did_you_mean(pool or '', found)}"
+            )
+        return found[pool] if pool is not None else next(iter(found.values()))
 
-    def _connect(self) -> duckdb.DuckDBPyConnection:
-        connection = duckdb.connect(":memory:")
-        connection.execute("SET autoinstall_known_extensions = false")  # a query must not wait for a download
-        connection.execute("SET enable_progress_bar = false")  # it would stand among the answers
-        connection.execute("SET python_enable_replacements = false")  # nor find the variables of this program
-        if not self._store.local:
-            connection.register_filesystem(RecordedFiles(self._store.fs, self._sizes))
-        return connection
+    def _pool_of(self, selection: str) -> Pool:
+        """The pool whose pairs a node judged."""
+        for pool in self._schemas[self.run.dag].pools:
+            if any(table.node == selection and table.kind == "caption" for table in (pool.captions, *pool.others)):
+                return pool
+        raise SluiceError(f"run {self.run.id} has no pool whose pairs {selection!r} judges; name another --node")
+
+    def _pairs(self, pool: Pool, shown: Mapping[tuple[str, str], str]) -> Iterator[pa.Table]:
+        relation = self.relation(pool.pairs(shown, self._segments))
+        assert relation is not None
+        try:
+            for batch in relation.to_arrow_reader(BATCH_ROWS):
+                yield pa.Table.from_batches([batch])
+        except duckdb.Error as error:
+            raise _refusal(error) from None
+
+    # -- laying the views ----------------------------------------------------------------------------------------------
 
     def _add_runs(self) -> None:
         self._connection.execute("CREATE TABLE runs (run VARCHAR, dag VARCHAR, node VARCHAR, generation INTEGER)")
@@ -180,6 +203,17 @@ class Catalog:
         if columns:
             items = ", ".join(f"unnest(?::{kind})" for kind in types.split(", "))
             self._connection.execute(f"INSERT INTO {table} SELECT {items}", columns)
+
+
+def connect(store: Store, sizes: Mapping[str, int]) -> duckdb.DuckDBPyConnection:
+    """DuckDB for SQL of one's own over the files of a store; `sizes` (bytes, by address) are not asked again."""
+    connection = duckdb.connect(":memory:")
+    connection.execute("SET autoinstall_known_extensions = false")  # a query must not wait for a download
+    connection.execute("SET enable_progress_bar = false")  # it would stand among the answers
+    connection.execute("SET python_enable_replacements = false")  # nor find the variables of this program
+    if not store.local:
+        connection.register_filesystem(RecordedFiles(store.fs, sizes))
+    return connection
 
 
 def _refusal(error: duckdb.Error) -> SluiceError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -67,21 +68,55 @@ def judge_tables(
 
     Every table is read once. Raises `SluiceError` naming the rule that cannot be computed.
     """
+    with _workspace(rules, memory) as connection:
+        lengths = _judge(connection, tables, schema, rules, ())
+        reader = connection.sql("SELECT code FROM verdicts ORDER BY row").to_arrow_reader(BATCH_ROWS)
+        yield from _cut((np.asarray(batch.column(0)).astype(CODE, copy=False) for batch in reader), lengths)
+
+
+def judge_carrying(
+    tables: Iterable[pa.Table], schema: pa.Schema, rules: Numbered, carried: Sequence[str], memory: str = MEMORY
+) -> Iterator[pa.Table]:
+    """The verdicts of `judge_tables` as the column `code`, in any order, beside the `carried` columns of each row.
+
+    Every table is read once. Raises `SluiceError` naming the rule that cannot be computed.
+    """
+    with _workspace(rules, memory) as connection:
+        _judge(connection, tables, schema, rules, carried)
+        fields = ", ".join(["code", *map(name, carried)])
+        for batch in connection.sql(f"SELECT {fields} FROM verdicts").to_arrow_reader(BATCH_ROWS):
+            yield pa.Table.from_batches([batch])
+
+
+@contextmanager
+def _workspace(rules: Numbered, memory: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A locked DuckDB with a folder to spill to; what it says becomes a `SluiceError`."""
     # A sum of floats depends on which thread added what, and a pure stage must give the same bytes again.
     threads = None if all(rule.steady for _, rule in rules) else 1
     with tempfile.TemporaryDirectory(prefix="sluice-judge-") as folder, locked(memory, threads, folder) as connection:
         try:
-            lengths = _load(connection, tables, schema)
-            connection.execute("CREATE TABLE verdicts (row BIGINT, code SMALLINT)")
-            groups = _groups(rules)
-            for place, group in enumerate(groups):
-                later = {column for rest in groups[place + 1 :] for _, rule in rest for column in rule.reads}
-                _step(connection, group, sorted(later))
-            connection.execute(f"INSERT INTO verdicts SELECT row, {KEPT} FROM pairs")
-            reader = connection.sql("SELECT code FROM verdicts ORDER BY row").to_arrow_reader(BATCH_ROWS)
-            yield from _cut((np.asarray(batch.column(0)).astype(CODE, copy=False) for batch in reader), lengths)
+            yield connection
         except duckdb.Error as error:
             raise SluiceError(f"rules {', '.join(rule.name for _, rule in rules)}: {first_line(error)}") from None
+
+
+def _judge(
+    connection: duckdb.DuckDBPyConnection,
+    tables: Iterable[pa.Table],
+    schema: pa.Schema,
+    rules: Numbered,
+    carried: Sequence[str],
+) -> list[int]:
+    """Fill `verdicts` (row, the carried columns, code); how many rows each table has."""
+    lengths = _load(connection, tables, schema)
+    fields = "".join(f", {name(column)}" for column in carried)
+    connection.execute(f"CREATE TABLE verdicts AS SELECT row{fields}, 0::SMALLINT AS code FROM pairs WHERE false")
+    groups = _groups(rules)
+    for place, group in enumerate(groups):
+        later = {column for rest in groups[place + 1 :] for _, rule in rest for column in rule.reads}
+        _step(connection, group, sorted(later | set(carried)), fields)
+    connection.execute(f"INSERT INTO verdicts SELECT row{fields}, {KEPT} FROM pairs")
+    return lengths
 
 
 def locked(memory: str = MEMORY, threads: int | None = None, folder: str = "") -> duckdb.DuckDBPyConnection:
@@ -157,15 +192,15 @@ def _load(connection: duckdb.DuckDBPyConnection, tables: Iterable[pa.Table], sch
     return lengths
 
 
-def _step(connection: duckdb.DuckDBPyConnection, rules: Numbered, later: Sequence[str]) -> None:
-    """Move the rows that fail from `pairs` to `verdicts`, and drop the columns that no later rule reads."""
+def _step(connection: duckdb.DuckDBPyConnection, rules: Numbered, later: Sequence[str], carried: str) -> None:
+    """Move the rows that fail from `pairs` to `verdicts`, and drop the columns that are not wanted `later`."""
     columns = "".join(f", {name(column)}" for column in later)
     try:
         connection.execute(f"CREATE TABLE judged AS SELECT row{columns}, {_code(rules)} AS code FROM pairs")
     except duckdb.Error as error:
         raise _blamed(connection, "pairs", rules, error) from None
     connection.execute("DROP TABLE pairs")
-    connection.execute(f"INSERT INTO verdicts SELECT row, code FROM judged WHERE code <> {KEPT}")
+    connection.execute(f"INSERT INTO verdicts SELECT row{carried}, code FROM judged WHERE code <> {KEPT}")
     connection.execute(f"CREATE TABLE pairs AS SELECT row{columns} FROM judged WHERE code = {KEPT}")
     connection.execute("DROP TABLE judged")
 

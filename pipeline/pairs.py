@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from pipeline.judge import name, text
 from pipeline.records import Generation
+from pipeline.runs import ancestors
 from pipeline.stage import CAPTIONS, KEYS, Column
 
 KEY_NAMES = tuple(KEYS["caption"].names)
@@ -81,11 +82,12 @@ def _files(paths: Sequence[str]) -> str:
     return f"[{', '.join(text(path) for path in paths)}], hive_partitioning = false"
 
 
-def live(table: Table) -> str:
-    """The rows of a table that count."""
-    dead = _gone(table, table.pieces)
+def live(table: Table, pieces: Sequence[Piece] | None = None) -> str:
+    """The rows of a table that count; of some of its pieces only, where they are given."""
+    pieces = table.pieces if pieces is None else pieces
+    dead = _gone(table, pieces)
     columns = "one.* EXCLUDE (filename, file_index)" if table.examples else "one.*"
-    source = f"SELECT {columns} FROM {scan(table, table.pieces)} AS one"
+    source = f"SELECT {columns} FROM {scan(table, pieces)} AS one"
     if dead is None:
         return source
     on = "one.uid = dead.uid AND one.filename = dead.path"
@@ -201,7 +203,7 @@ def pools(generations: Mapping[str, Generation], tables: Tables) -> list[Pool]:
     repeats the columns of its input.
     """
     aligned = [node for node in generations if any((node, grain) in tables for grain in PAIR_GRAINS)]
-    above = {node: _ancestors(node, generations) & set(aligned) for node in aligned}
+    above = {node: ancestors(node, generations) & set(aligned) for node in aligned}
     roots = {node: {other for other in {node, *above[node]} if not above[other]} for node in aligned}
     paired = [node for node in aligned if (node, "caption") in tables]
     found = [node for node in paired if any(record.file("tar") for record in generations[node].records)]
@@ -217,17 +219,6 @@ def pools(generations: Mapping[str, Generation], tables: Tables) -> list[Pool]:
         others = [tables[node, grain] for node in members for grain in PAIR_GRAINS if (node, grain) in tables]
         result.append(Pool(pool, captions, tuple(table for table in others if table is not captions)))
     return result
-
-
-def _ancestors(node: str, generations: Mapping[str, Generation]) -> set[str]:
-    found: set[str] = set()
-    waiting = [node]
-    while waiting:
-        for other in generations[waiting.pop()].inputs:
-            if other in generations and other not in found:
-                found.add(other)
-                waiting.append(other)
-    return found
 
 
 def _zip(

@@ -108,17 +108,18 @@ def why(prepared: Prepared, newest: Generation | None) -> list[str]:
     if newest is None:
         return ["never run"]
     before, after = newest.identity, prepared.identity
-    reasons = _steps_differ(before["steps"], after["steps"])
+    reasons = steps_differ(before["steps"], after["steps"])
     if before.get("seed") != after.get("seed"):
         reasons.append(f"seed: {before.get('seed')} → {after.get('seed')}")
-    reasons += _resources_differ(newest.resources, prepared.resources)
+    reasons += resources_differ(newest.resources, prepared.resources)
     for name, generation in prepared.inputs.items():
         if newest.inputs.get(name) != generation.content_hash:
             reasons.append(f"input {name} changed")
     return reasons or ["a node that it refers to changed"]
 
 
-def _steps_differ(before: list[Mapping[str, Any]], after: list[Mapping[str, Any]]) -> list[str]:
+def steps_differ(before: list[Mapping[str, Any]], after: list[Mapping[str, Any]]) -> list[str]:
+    """What two nodes do differently: steps, revisions, parameters."""
     if [step["stage"] for step in before] != [step["stage"] for step in after]:
         names = [" + ".join(step["stage"].rpartition(".")[2] for step in steps) for steps in (before, after)]
         return [f"steps: {names[0]} → {names[1]}"]
@@ -149,7 +150,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 90 else text[:87] + "…"
 
 
-def _resources_differ(before: Resources, after: Resources) -> list[str]:
+def resources_differ(before: Resources, after: Resources) -> list[str]:
+    """Which files outside changed, came or went."""
     reasons = []
     for name in sorted({*before, *after}):
         was, now = before.get(name, []), after.get(name, [])

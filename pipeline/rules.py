@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from pipeline.errors import SluiceError, did_you_mean
 from pipeline.expression import ORDER_KEYS, Expression, Names, refuse_clocks
-from pipeline.judge import KEPT, MEMORY, Rule, first_line, judge_rows, judge_tables, locked
+from pipeline.judge import KEPT, MEMORY, Rule, first_line, judge_carrying, judge_rows, judge_tables, locked
 from pipeline.stage import PIXELS, Column
 
 SUPERSEDED = "superseded"
@@ -127,7 +127,7 @@ class Bound:
     def judge(self, table: pa.Table) -> pa.Array:
         """string (rows,): the first rule that each row fails, null where it fails none."""
         if all(rule.local for rule in self.rules):
-            return self.names_of(judge_rows(table.select(self.schema().names), self._numbered))
+            return self.names_of(self.judge_one_by_one(table))
         return self.names_of(next(self.judge_all([table])))
 
     def judge_all(self, tables: Iterable[pa.Table], memory: str = MEMORY) -> Iterator[np.ndarray]:
@@ -136,6 +136,18 @@ class Bound:
         Windows look at all the tables' rows together. More than `memory` is spilled to disk.
         """
         return judge_tables(tables, self.schema(), self._numbered, memory)
+
+    def judge_carrying(
+        self, tables: Iterable[pa.Table], carried: pa.Schema, memory: str = MEMORY
+    ) -> Iterator[pa.Table]:
+        """The verdicts of `judge_all` as `code`, in any order, each beside its row's keys and `carried` columns."""
+        fields = {field.name: field for field in [*self.schema(), *carried]}
+        keys = [*ORDER_KEYS, *carried.names]
+        return judge_carrying(tables, pa.schema(list(fields.values())), self._numbered, keys, memory)
+
+    def judge_one_by_one(self, table: pa.Table) -> np.ndarray:
+        """int16 (rows,): the verdicts where every rule looks at one row alone."""
+        return judge_rows(table.select(self.schema().names), self._numbered)
 
     def names_of(self, codes: np.ndarray) -> pa.Array:
         """string (rows,): `dropped_by` for the verdicts of `judge_all`."""
