@@ -1,6 +1,6 @@
 """A small real run to look at: ingested from Parquet, drawn, measured, selected with a window, sharded; then changed.
 
-`make(folder).root` has four runs: 0001 (the first), 0002 (failed rows tried again), 0003 (more input), 0004 (another rule).
+`make(folder).root` has four runs: 0001, 0002 (what failed tried again), 0003 (more input), 0004 (another rule).
 """
 
 import hashlib
