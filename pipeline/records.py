@@ -26,6 +26,8 @@ SUPERSEDED = "superseded"
 
 ABOUT = "about"
 """The note in which every record of a node says the same of the node as a whole: small numbers and words, by name."""
+SECONDS = "seconds"
+"""The note in which a record says how long a worker took over its task, reading included, but for the commit."""
 
 
 class Stored(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 from pipeline.attempt import Attempt
 from pipeline.errors import SluiceError
 from pipeline.partwork import StageFault
-from pipeline.records import Record
+from pipeline.records import SECONDS, Record
 from pipeline.stage import Task
 from pipeline.store import Store
 
@@ -52,7 +53,10 @@ def work(store: Store, call: Call) -> Record | Fault | None:
                 probe: Any = call.do
                 probe.probe(call.task, attempt)
                 return None
+            start = time.perf_counter()
             call.do(call.task, attempt)
+            turn = call.task.hints.get("turn")
+            attempt.note(**{SECONDS: round(time.perf_counter() - start - (turn.waited_s if turn else 0), 3)})
             return attempt.commit()
     except StageFault as fault:
         return Fault("stage", fault.cause, fault.step, fault.trace)
