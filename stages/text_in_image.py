@@ -163,8 +163,9 @@ def read(image_hwc: Pixels, reader: RapidOCR, letters: int) -> Text:
     """The lines of one RGB image, uint8 (height, width, 3), that have so many letters or digits."""
     height, width = image_hwc.shape[:2]
     found = reader(np.ascontiguousarray(image_hwc[..., ::-1]))
-    lines = [] if found.boxes is None else zip(found.boxes, found.txts, found.scores, strict=True)
-    lines = [line for line in lines if sum(map(str.isalnum, line[1])) >= letters]
+    boxes_n42, texts, sure = (getattr(found, name, None) for name in ("boxes", "txts", "scores"))  # where it read none
+    told = [] if boxes_n42 is None or texts is None else zip(boxes_n42, texts, sure or (), strict=True)
+    lines = [line for line in told if sum(map(str.isalnum, line[1])) >= letters]
     if not lines:
         return Text([], [], 0.0, None)
     quads_n42 = np.array([quad for quad, _, _ in lines], np.float64) / (width, height)

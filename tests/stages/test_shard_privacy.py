@@ -229,6 +229,14 @@ def test_orientation_and_profile_stay_and_other_exif_goes() -> None:
     assert b"a maker of cameras" not in data
 
 
+def test_what_is_around_a_box_flows_into_it() -> None:
+    image = np.full((120, 160, 3), 255, np.uint8)
+    image[inside(BOX, 160, 120)] = 0
+    after = pixels(blurred(encoded(Image.fromarray(image), "PNG"), [BOX]))
+    assert after[55, 60, 0] > 80
+    assert after[75, 60, 0] < 10
+
+
 def test_a_small_face_is_blurred_too() -> None:
     data = encoded(noise(), "PNG")
     small = [0.5, 0.5, 0.55, 0.5 + 1 / 15]  # 8 x 8 px
