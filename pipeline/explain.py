@@ -220,7 +220,12 @@ class Explainer:
         return _looked_at(rule, sql, near, caption_id) if sql is not None else {}
 
     def _read(self, uid: str, parts: frozenset[str]) -> dict[str, _Read]:
-        return {node: _Read(self.store, generation, uid, parts) for node, generation in self.generations.items()}
+        def read(generation: Generation) -> _Read:
+            return _Read(self.store, generation, uid, parts)
+
+        generations = list(self.generations.values())
+        found = map(read, generations) if self.store.local else side_by_side(self.store, read, generations)
+        return dict(zip(self.generations, found, strict=True))
 
     # -- values --------------------------------------------------------------------------------------------------------
 

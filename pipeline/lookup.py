@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import reduce
 from hashlib import blake2b
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,8 @@ from pipeline.errors import SluiceError
 from pipeline.records import File, Generation, Record
 from pipeline.runs import ancestors
 from pipeline.store import SMALL, Store, patiently
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 UID = re.compile(r"[0-9a-f]{32}")
 PREFIX = re.compile(r"[0-9a-f]{6,31}")
@@ -199,12 +201,12 @@ class Lookup:
         return {uid: frozenset(parts) for uid, parts in found.items()}
 
 
-def side_by_side(store: Store, do: Callable[[Record], Any], records: Sequence[Record]) -> Iterator[Any]:
-    """`do` for every record, in order, a few at a time; what is not asked for any more is not done."""
-    if len(records) <= 1:
-        yield from map(do, records)
+def side_by_side(store: Store, do: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """`do` for every item, in order, a few at a time; what is not asked for any more is not done."""
+    if len(items) <= 1:
+        yield from map(do, items)
         return
     readers = LOCAL_READERS if store.local else REMOTE_READERS
     with ThreadPoolExecutor(max_workers=readers) as pool:
-        for start in range(0, len(records), 4 * readers):
-            yield from pool.map(do, records[start : start + 4 * readers])
+        for start in range(0, len(items), 4 * readers):
+            yield from pool.map(do, items[start : start + 4 * readers])

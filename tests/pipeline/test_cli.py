@@ -19,7 +19,7 @@ nodes:
   pool: {from: urls, steps: [{tests.toys.Fetch: {fails: 10}}]}
   scores: {from: pool, steps: [tests.toys.Times]}
 """
-COMMANDS = ["check", "plan", "run", "status", "sql", "errors", "verify", "gc"]
+COMMANDS = ["check", "plan", "run", "status", "sql", "errors", "verify", "gc", "explain", "what-if", "diff"]
 
 
 def sluice(*arguments: str) -> Result:
