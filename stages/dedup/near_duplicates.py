@@ -111,7 +111,8 @@ class NearDuplicates(TableStage):
         rows = sum(record.rows.get("image", 0) for record in work.inputs[layout.pool].records)
         bits = (rows // search.ROWS_AT_ONCE).bit_length()
         same = self._same(work, layout, bits)
-        found, said, cut = list(same), list(same), []
+        found, said = list(same), list(same)
+        cut: list[Record] = []
         twins = spread_to(work, "spread-twins", same, layout.group_bits, last=(layout.parts - 1) >> layout.fold)
         if self.perceptual_bits is not None:
             near = self._near_hashes(work, layout, rows, twins)

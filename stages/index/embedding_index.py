@@ -195,5 +195,6 @@ def _empty(task: Task, attempt: Attempt) -> Any:
 def _write(index: Any, attempt: Attempt, kind: str) -> None:
     import faiss
 
+    library: Any = faiss  # its types lack what its module takes from its compiled part
     with attempt.create(kind, f"{kind}.faiss") as sink:
-        faiss.write_index(index, faiss.PyCallbackIOWriter(sink.write))
+        faiss.write_index(index, library.PyCallbackIOWriter(sink.write))

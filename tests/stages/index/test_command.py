@@ -1,7 +1,7 @@
 """`sluice neighbours` over a small gallery: by a picture, by words, by an image of the run; and its damage mended."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +85,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Iterator[str]:
+def root(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> str:
     folder = str(tmp_path_factory.mktemp("gallery"))
     run(Dag.parse(GALLERY.format(weights=weights)), folder, executor=Inline(Store(folder)))
     return folder

@@ -1,5 +1,6 @@
 """FAISS on a GPU, as far as it can be seen without one: a stand-in that searches on the CPU and can do no more."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import faiss
@@ -32,7 +33,7 @@ class OnGpu:
 
 
 @pytest.fixture
-def placed(monkeypatch: pytest.MonkeyPatch) -> list[OnGpu]:
+def placed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[OnGpu]]:
     """The indexes that went to the GPU, all of them to the worker's first."""
     found: list[OnGpu] = []
 
