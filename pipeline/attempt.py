@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self, cast
+from typing import Any, BinaryIO, Self, TypeVar, cast
 from uuid import uuid4
 
 import pyarrow as pa
@@ -20,6 +20,8 @@ from pipeline.content import content_hash
 from pipeline.records import File, Record, digest
 from pipeline.stage import Task
 from pipeline.store import Store
+
+T = TypeVar("T")
 
 
 class Attempt:
@@ -90,20 +92,20 @@ class Attempt:
         """Say in which earlier parts the rows with this part's uids no longer count."""
         self._supersedes = tuple(parts)
 
+    def rewrite(self, kind: str, change: Callable[[BinaryIO, BinaryIO], T]) -> T:
+        """Replace a file that is still spooled by what `change` (old bytes, new file) makes of it; what that returns."""
+        old = next(spool for spool in self._open if spool.kind == kind)
+        old.close()
+        new = self._spool(kind, old.path, old.exclusive, old.hashed)
+        with open(old.local, "rb") as source:
+            result = change(source, cast(BinaryIO, new))
+        self._open.remove(old)
+        old.local.unlink()
+        return result
+
     def commit(self) -> Record:
         """Store what is still spooled, then put the record; where another attempt was first, its record stands."""
-        for spool in self._open:
-            spool.close()
-            sha = spool.sha.hexdigest()
-            path = f"{self.node}/{spool.path}"
-            if spool.exclusive:
-                self.store.put_file_if_absent(path, spool.local, sha)
-            else:
-                self.store.put_file(path, spool.local, spool.size)
-            self._files.append(File(kind=spool.kind, path=spool.path, bytes=spool.size, sha256=sha))
-            if spool.hashed:
-                self._hashes[spool.path] = sha
-        self.discard()
+        self._store_spooled()
         record = Record(
             work_key=self.work_key,
             node=self.node,
@@ -118,6 +120,36 @@ class Attempt:
             content_hash=digest(self._hashes),
         )
         return self.store.commit(record)
+
+    def stand_in(self, old: Record) -> Record:
+        """Instead of `commit`: put a record that says what `old` says, with this attempt's files, rows and notes.
+
+        Its content hash stays that of the work, of which something was erased.
+        """
+        self._store_spooled()
+        made = {file.kind: file for file in self._files}
+        changes = {
+            "work_key": self.work_key,
+            "files": tuple(made.get(file.kind, file) for file in old.files),
+            "rows": {**old.rows, **self._rows},
+            "statuses": dict(self._statuses),
+            "notes": {**old.notes, **self._notes},
+        }
+        return self.store.commit(old.model_copy(update=changes))
+
+    def _store_spooled(self) -> None:
+        for spool in self._open:
+            spool.close()
+            sha = spool.sha.hexdigest()
+            path = f"{self.node}/{spool.path}"
+            if spool.exclusive:
+                self.store.put_file_if_absent(path, spool.local, sha)
+            else:
+                self.store.put_file(path, spool.local, spool.size)
+            self._files.append(File(kind=spool.kind, path=spool.path, bytes=spool.size, sha256=sha))
+            if spool.hashed:
+                self._hashes[spool.path] = sha
+        self.discard()
 
     def restore(self, broken: Record) -> Record:
         """Instead of `commit`: put this attempt's bytes where the files of `broken` were, if they are the same.

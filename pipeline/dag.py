@@ -28,7 +28,7 @@ from pipeline.stage import KEYS, PIXELS, Column, NodeRef, PartStage, PoolStage, 
 from pipeline.weights import weight_files
 
 KEY_COLUMNS = {name for schema in KEYS.values() for name in schema.names}
-RESERVED_NODES = {"runs", "resources", "samples", "drops", "errors"}
+RESERVED_NODES = {"runs", "resources", "takedowns", "samples", "drops", "errors"}
 NODE_KEYS = {"from", "steps", "workers"}
 
 

@@ -30,6 +30,7 @@ from pipeline.progress import Board
 from pipeline.records import Generation, Run
 from pipeline.ship import ship
 from pipeline.store import Store
+from pipeline.takedown.tombstones import check_finished
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ def run(
     dag.check()
     store = Store(root)
     with _reaching(root):
+        check_finished(store)
         plans = survey(dag, store, retry)
         board = Board(console or Console(quiet=True), shown=console is not None)
         if all(plan.generation is not None for plan in plans.values()):
@@ -92,6 +94,7 @@ def run(
             return Result(_remember(store, whole, generations), generations)
         store.probe()
         with _lease(store), board, _Signals() as signals:
+            check_finished(store)  # one that began meanwhile has not seen our lease
             runner = _Runner(dag, store, plans, set(retry), board, signals, address, executor)
             try:
                 generations = runner.run()
@@ -275,11 +278,11 @@ def _take_back(store: Store) -> None:
     """Delete the leases of runs of this machine that were killed: what they left has been resumed."""
     with suppress(OSError):
         for name in store.names(LEASES):
-            if _is_dead(json.loads(store.get(f"{LEASES}/{name}"))):
+            if is_dead(json.loads(store.get(f"{LEASES}/{name}"))):
                 store.delete(f"{LEASES}/{name}")
 
 
-def _is_dead(lease: dict[str, Any]) -> bool:
+def is_dead(lease: dict[str, Any]) -> bool:
     """Whether the process that holds a lease is known to be gone."""
     if lease["host"] != socket.gethostname():
         return False

@@ -184,6 +184,16 @@ class Store:
                 f"{self.url(path)} exists with other bytes than this work gives; `sluice verify --repair` rebuilds it"
             )
 
+    def copy(self, source: str, target: str) -> None:
+        """Give a file a second name, if that is free: a link on a local disk, else the store itself copies it."""
+        if not self.local:
+            patiently(lambda: self.fs.cp_file(self.full(source), self.full(target)))
+            self.fs.invalidate_cache(self.fs._parent(self.full(target)))
+            return
+        os.makedirs(os.path.dirname(self.full(target)), exist_ok=True)
+        with suppress(FileExistsError):
+            os.link(self.full(source), self.full(target))
+
     def names(self, folder: str) -> list[str]:
         """The file names in a folder, sorted; none where there is no folder. Only for planning: it may be stale."""
         full = self.full(folder)

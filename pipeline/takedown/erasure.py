@@ -1,0 +1,237 @@
+"""A takedown from request to proof: found, written down, erased in new generations, what held it deleted.
+
+In this order, so that it may be killed at any moment and the next command finishes it:
+
+1. The tombstone is put. From here on no run begins, and no part that is fetched keeps one of these images.
+2. Records that hold something of them get others in their place, which hold nothing. The newest generation of a node
+   becomes a new one; older ones, which runs still name, are replaced under their numbers.
+3. Commits that no generation names any more are deleted where they held them, and then every file that nothing names.
+4. `<id>.done` is put.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import SluiceError
+from pipeline.records import File, Generation, in_order
+from pipeline.run import LEASES, is_dead
+from pipeline.store import Store
+from pipeline.takedown.matching import Asked, Progress, every_record, find, locate
+from pipeline.takedown.records import rewritten
+from pipeline.takedown.seen import seen
+from pipeline.takedown.tombstones import FOLDER, Entries, Tombstone, entries_of, tombstones, unfinished
+
+RESERVED = ("runs", "resources", FOLDER)
+"""Folders of a root that belong to no node."""
+LEASE = ".takedown"
+"""How the name of a takedown's lease ends."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a request means in a root."""
+
+    asked: Asked
+    entries: Entries
+    located: Mapping[str, pa.Array]
+    """work key -> the uids of which the record says something."""
+    seen: pa.Table
+
+    @property
+    def images(self) -> int:
+        """Images of the root that are meant."""
+        return len({uid for uids in self.located.values() for uid in uids.to_pylist()})
+
+
+@dataclass(frozen=True)
+class Erased:
+    """What a takedown did."""
+
+    tombstone: str
+    records: int
+    """Records that were written anew."""
+    deleted: int
+    """Files that are no more."""
+
+
+def search(store: Store, asked: Asked, copies: bool, progress: Progress) -> Found:
+    """Find what a request means; nothing is written. `copies`: the same bytes under other URLs are meant, too.
+
+    Raises `SluiceError` for a table that cannot be read: nobody could say that nothing is in it.
+    """
+    records = [record for node in store.nodes() for record in every_record(store, node)]
+    entries = find(store, records, asked, copies, progress)
+    located = locate(store, records, entries.uids, progress)
+    return Found(asked, entries, located, seen(store, _generations(store), located))
+
+
+def take_down(store: Store, found: Found, reason: str, progress: Progress) -> Erased:
+    """Write the tombstone, and erase. Raises `SluiceError` while a run is writing, or was interrupted."""
+    check_idle(store)
+    tombstone = _written(store, found, reason)
+    try:
+        check_idle(store)
+    except SluiceError:  # a run began between the two looks; it has not seen the tombstone
+        store.delete(f"{FOLDER}/{tombstone.id}.json")
+        raise
+    return erase(store, tombstone, progress)
+
+
+def check_idle(store: Store) -> None:
+    """Raise `SluiceError` while a run or another takedown is writing. A killed takedown of this machine is none."""
+    leases = [name for name in store.names(LEASES) if not _of_a_killed_takedown(store, name)]
+    if leases:
+        raise SluiceError(
+            f"{store.root} has {len(leases)} run(s) that write or were interrupted ({leases[0]}); wait, or resume with "
+            "the same `sluice run`, or give --force when none is running"
+        )
+
+
+def _of_a_killed_takedown(store: Store, name: str) -> bool:
+    try:
+        return name.endswith(LEASE) and is_dead(json.loads(store.get(f"{LEASES}/{name}")))
+    except FileNotFoundError:
+        return True
+
+
+def finish(store: Store, progress: Progress) -> list[Erased]:
+    """Erase what interrupted takedowns left. Raises `SluiceError` while a run is writing."""
+    check_idle(store)
+    return [erase(store, tombstone, progress) for tombstone in unfinished(store)]
+
+
+def _written(store: Store, found: Found, reason: str) -> Tombstone:
+    number = max((int(tombstone.id) for tombstone in tombstones(store)), default=0)
+    token = uuid4().hex[:8]
+    files = {
+        name: _put(store, name, token, t) for name, t in (("entries", found.entries.table()), ("seen", found.seen))
+    }
+    while True:
+        number += 1
+        mine = Tombstone(
+            id=f"{number:04d}",
+            reason=reason,
+            when=datetime.now(UTC).isoformat(timespec="seconds"),
+            asked=found.asked.counts(),
+            images=found.images,
+            **files,
+        )
+        path = f"{FOLDER}/{mine.id}.json"
+        if Tombstone.from_json(store.put_if_absent(path, mine.to_json())) == mine:
+            return mine
+
+
+def _put(store: Store, kind: str, token: str, table: pa.Table) -> File:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    data = sink.getvalue()
+    path = f"{FOLDER}/{kind}-{token}.parquet"
+    store.put(path, data)
+    return File(kind=kind, path=path, bytes=len(data), sha256=sha256(data).hexdigest())
+
+
+# -- erasing -----------------------------------------------------------------------------------------------------------
+
+
+def erase(store: Store, tombstone: Tombstone, progress: Progress) -> Erased:
+    """Steps 2 to 4, begun or interrupted."""
+    uids = entries_of(store, tombstone).uids
+    mine = f"{LEASES}/{uuid4().hex[:12]}{LEASE}"
+    store.put(mine, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
+    try:
+        records = {node: every_record(store, node) for node in store.nodes()}
+        located = locate(store, [record for found in records.values() for record in found], uids, progress)
+        holding = {node: {r.work_key for r in found} & located.keys() for node, found in records.items()}
+        written = _Counter(progress, sum(map(len, holding.values())))
+        for node, keys in holding.items():
+            if keys:
+                _replace(store, node, located, written)
+                _forget(store, node, keys)
+        deleted = sum(_sweep(store, name) for name in store.names("") if name not in RESERVED)
+        _remember(store)
+        store.put_if_absent(f"{FOLDER}/{tombstone.id}.done", json.dumps({"records": written.count}).encode())
+        for name in store.names(LEASES):
+            if _of_a_killed_takedown(store, name):
+                store.delete(f"{LEASES}/{name}")
+    finally:
+        store.delete(mine)
+    return Erased(tombstone.id, written.count, deleted)
+
+
+class _Counter:
+    """Counts the records that were written anew, and says how far it is."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._total = progress, total
+        self.count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+        self._progress("erasing", self.count, max(self._total, self.count))
+
+
+def _generations(store: Store) -> list[Generation]:
+    """All that the root still has, by node, oldest first."""
+    return [generation for node in store.nodes() for generation in _generations_of(store, node)]
+
+
+def _generations_of(store: Store, node: str) -> list[Generation]:
+    found = [store.generation(node, number) for number in store.generation_numbers(node)]
+    return [generation for generation in found if generation is not None]
+
+
+def _replace(store: Store, node: str, located: Mapping[str, pa.Array], written: Callable[[], None]) -> None:
+    """Other records in the place of those that hold something: a new generation; the old ones under their numbers."""
+    newest = store.newest_number(node)
+    for old in reversed(_generations_of(store, node)):
+        changed = rewritten(store, old, located, written)
+        if not changed:
+            continue
+        records = tuple(in_order([changed.get(record.work_key, record) for record in old.records]))
+        if old.number == newest:
+            store.seal(old.model_copy(update={"number": 0, "records": records}))
+        new = old.model_copy(update={"records": records})
+        store.put(f"{node}/generations/{old.number:04d}.json", new.to_json())
+
+
+def _forget(store: Store, node: str, keys: Collection[str]) -> None:
+    """Delete the commits that hold something and that no generation names: phases that only led to one, old tries."""
+    named = {record.work_key for generation in _generations_of(store, node) for record in generation.records}
+    for key in sorted(set(keys) - named):
+        store.delete(f"{node}/commits/{key}.json")
+
+
+def _sweep(store: Store, node: str) -> int:
+    """Delete every data file that neither a commit nor a generation names; how many."""
+    files = {f"{node}/{file.path}" for record in every_record(store, node) for file in record.files}
+    store.fs.invalidate_cache()
+    found = [str(path)[len(store.path) + 1 :] for path in store.fs.find(store.full(f"{node}/data"))]
+    garbage = [path for path in found if path not in files]
+    for path in garbage:
+        store.delete(path)
+    return len(garbage)
+
+
+def _remember(store: Store) -> None:
+    """A run of the new generations, where the newest run left what they were made from."""
+    run = next(store.runs(), None)
+    if run is None:
+        return
+    numbers = {}
+    for node, number in run.generations.items():
+        own, newest = store.generation(node, number), store.newest(node)
+        same = own is not None and newest is not None and own.records == newest.records
+        numbers[node] = newest.number if same and newest is not None else number
+    store.add_run(run.model_copy(update={"id": "", "generations": numbers}))

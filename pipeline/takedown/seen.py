@@ -1,0 +1,100 @@
+"""Who had the images: selections that kept them, shards that hold them, checkpoints and indexes made from those."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.records import Generation, Record
+from pipeline.store import Store
+from pipeline.takedown.records import SAMPLES, SHARD
+
+SEEN = pa.schema(
+    [
+        ("what", pa.string()),  # selection, shard, adopted, or made_from: a checkpoint, an index
+        ("runs", pa.string()),  # their ids, joined by blanks
+        ("node", pa.string()),
+        ("generation", pa.int64()),
+        ("uid", pa.string()),  # null for what was made from many
+        ("shard", pa.string()),
+        ("member", pa.string()),
+        ("offset", pa.int64()),  # bytes from the begin of the shard to the image's
+    ]
+)
+PLAIN = (".parquet", ".tar", ".json")
+"""Endings of files from which an image can be cut; whatever else was made from it holds it in another form."""
+
+
+def seen(store: Store, generations: Sequence[Generation], located: Mapping[str, pa.Array]) -> pa.Table:
+    """A row of `SEEN` for every place, over all generations of all nodes that the root still has."""
+    runs: dict[tuple[str, int], list[str]] = {}
+    for run in store.runs():
+        for node, number in run.generations.items():
+            runs.setdefault((node, number), []).insert(0, run.id)
+    rows: list[dict[str, Any]] = []
+    had: set[tuple[str, str]] = set()
+    for generation in generations:
+        found = [row for record in generation.records for row in _places(store, record, located)]
+        ids = " ".join(runs.get((generation.node, generation.number), []))
+        rows += [{"runs": ids, "node": generation.node, "generation": generation.number, **row} for row in found]
+        if any(row["what"] != "adopted" for row in found) or _has_them(store, generation, located):
+            had.add((generation.node, generation.content_hash))
+    for generation in _made_from(generations, had):
+        ids = " ".join(runs.get((generation.node, generation.number), []))
+        rows.append({"what": "made_from", "runs": ids, "node": generation.node, "generation": generation.number})
+    return pa.Table.from_pylist(rows, schema=SEEN)
+
+
+def _places(store: Store, record: Record, located: Mapping[str, pa.Array]) -> Iterator[dict[str, Any]]:
+    uids = located.get(record.work_key)
+    if uids is None:
+        return
+    shard, tar = record.file(SHARD), record.file("tar")
+    if shard is not None and record.file(SAMPLES) is not None:
+        path = store.url(store.place(record, shard))
+        for row in _rows(store, record, SAMPLES, ["uid", "image", "image_offset"], uids):
+            yield {
+                "what": "shard", "uid": row["uid"], "shard": path, "member": row["image"], "offset": row["image_offset"]
+            }  # fmt: skip
+    if tar is not None and (tar.path.startswith("/") or "://" in tar.path):
+        for row in _rows(store, record, "image", ["uid", "offset"], uids):
+            if row["offset"] is not None:
+                yield {"what": "adopted", "uid": row["uid"], "shard": tar.path, "offset": row["offset"]}
+    if _is_selection(store, record):
+        kept = {row["uid"] for row in _rows(store, record, "caption", ["uid", "kept"], uids) if row["kept"]}
+        yield from ({"what": "selection", "uid": uid} for uid in sorted(kept))
+
+
+def _rows(store: Store, record: Record, kind: str, names: list[str], uids: pa.Array) -> list[dict[str, Any]]:
+    table = store.read_table(record, kind, names)
+    rows: list[dict[str, Any]] = table.filter(pc.is_in(table.column("uid"), value_set=uids)).to_pylist()
+    return rows
+
+
+def _is_selection(store: Store, record: Record) -> bool:
+    return record.file("caption") is not None and "kept" in record.statuses
+
+
+def _has_them(store: Store, generation: Generation, located: Mapping[str, pa.Array]) -> bool:
+    """Whether a table that decides nothing has rows of them: a pool, scores."""
+    deciding = any(record.file(SHARD) or _is_selection(store, record) for record in generation.records)
+    return not deciding and any(record.work_key in located for record in generation.records)
+
+
+def _made_from(generations: Sequence[Generation], had: set[tuple[str, str]]) -> list[Generation]:
+    """The generations with files that nothing can be cut from, below those that had the images."""
+    known, found = set(had), []
+    growing = True
+    while growing:
+        growing = False
+        for generation in generations:
+            key = (generation.node, generation.content_hash)
+            opaque = any(not file.path.endswith(PLAIN) for record in generation.records for file in record.files)
+            if key not in known and opaque and known & set(generation.inputs.items()):
+                known.add(key)
+                found.append(generation)
+                growing = True
+    return found
