@@ -18,6 +18,8 @@ from pipeline.errors import SluiceError
 from pipeline.records import SUPERSEDED, Record, digest
 from pipeline.rows import Decoder, PartRows, RowBatch, ahead, cut, group_of, qualified
 from pipeline.stage import OBSERVED, PIXELS, Column, Device, PartStage, PoolStage, Shared, Stage, Task
+from pipeline.takedown import tables, tars
+from pipeline.takedown.tombstones import standing
 
 ERRORS = pa.schema(
     [
@@ -208,6 +210,7 @@ class PoolWork:
     """One part of URLs into one part of a pool: the input's columns, and the stage's beside them.
 
     A retry works on the rows whose newest status may change; their uids supersede the older rows.
+    What was taken down is not fetched, and what turns out to be the same bytes is not kept.
     """
 
     stage: PoolStage
@@ -217,8 +220,14 @@ class PoolWork:
     def __call__(self, task: Task, attempt: Attempt) -> None:
         image, caption, before = self._input(task, attempt)
         quarantined = sorted(task.hints.get("exclude", ()))
-        kept = np.setdiff1d(np.arange(image.num_rows), quarantined)
+        covered = standing(attempt.store)
+        gone = covered.named(image)
+        kept = np.setdiff1d(np.flatnonzero(~gone), quarantined)
         result = self._fetch(image, caption, before, kept, task, attempt)
+        alike = covered.alike(result)
+        if alike.any():
+            gone[kept[alike]] = True
+            result = _without_bytes(result, alike, attempt)
         added = _with_keys(
             image.select(["uid"]), {n: [result.column(n)] for n in result.column_names}, kept, self.stage.adds
         )
@@ -229,6 +238,9 @@ class PoolWork:
             added = added.set_column(place, self.stage.adds.field("status"), status)
         for name in added.column_names:
             image = image.append_column(added.schema.field(name), added.column(name))
+        if gone.any():
+            uids = image.column("uid").filter(pa.array(gone)).combine_chunks()
+            image, caption = tables.erased(image, uids), tables.erased(caption, uids)
         attempt.write("image", image, suffix="parquet")
         attempt.write("caption", caption, suffix="captions.parquet")
         write_quarantined(attempt, image.column("uid"), task)
@@ -237,7 +249,8 @@ class PoolWork:
     def probe(self, task: Task, attempt: Attempt) -> None:
         """The stage over `task.hints['rows']` alone; what it writes is thrown away."""
         image, caption, before = self._input(task, attempt)
-        self._fetch(image, caption, before, np.asarray(task.hints["rows"]), task, attempt)
+        gone = np.flatnonzero(standing(attempt.store).named(image))
+        self._fetch(image, caption, before, np.setdiff1d(task.hints["rows"], gone), task, attempt)
 
     def _input(self, task: Task, attempt: Attempt) -> tuple[pa.Table, pa.Table, pa.Table | None]:
         """Image and caption rows to fetch, and on a retry what the pool says of them so far."""
@@ -286,6 +299,16 @@ class PoolWork:
                 f"for {chosen.num_rows}; it must give one row each of {self.stage.adds.names}"
             )
         return result.cast(self.stage.adds)
+
+
+def _without_bytes(result: pa.Table, gone: np.ndarray, attempt: Attempt) -> pa.Table:
+    """What a stage gave, with the images that it must not keep cut out of the tar that it wrote."""
+    offsets = {offset for offset in result.column("offset").filter(pa.array(gone)).to_pylist() if offset is not None}
+    if not offsets:
+        return result
+    name = f"the tar of {attempt.node} part {attempt.task.part}"
+    cuts = attempt.rewrite("tar", lambda source, sink: tars.cut(source, sink, (), offsets, name))
+    return tables.moved(result, cuts)
 
 
 def _overruled(table: pa.Table, uids: pa.ChunkedArray) -> pa.Table:
