@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from pipeline.cluster import start_ray
 from pipeline.dag import Node, Workers
 from pipeline.errors import SluiceError
 from pipeline.node import NodeFailed
+from pipeline.partwork import PartWork, Turn
 from pipeline.records import Record
 from pipeline.shared import keep
 from pipeline.stage import Device
@@ -52,7 +53,7 @@ class Stopped(SluiceError):
 
 @ray.remote(max_restarts=0)
 class Worker:
-    """Does one call at a time; the next one's arguments wait beside it."""
+    """Does one call at a time; the next one waits beside it, the first images of its part read and decoded."""
 
     def __init__(self, root: str, device: Device) -> None:
         self._store = Store(root)
@@ -64,8 +65,8 @@ class Worker:
         return os.getpid()
 
     def work(self, call: Call) -> Record | Fault | None:
-        with self._lock:
-            hints = {**call.task.hints, "device": self._device}
+        hints = {**call.task.hints, "device": self._device, "turn": Turn(self._lock)}
+        with nullcontext() if isinstance(call.do, PartWork) else self._lock:
             return work(self._store, replace(call, task=replace(call.task, hints=hints)))
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO
+from threading import Lock
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +19,8 @@ import pyarrow.compute as pc
 from pipeline.attempt import Attempt
 from pipeline.errors import SluiceError
 from pipeline.records import SUPERSEDED, Record, digest
-from pipeline.rows import Decoder, PartRows, RowBatch, ahead, cut, group_of, qualified
-from pipeline.stage import OBSERVED, PIXELS, Column, Device, PartStage, PoolStage, Shared, Stage, Task
+from pipeline.rows import Decoder, PartRows, Pictures, RowBatch, ahead, cut, group_of, qualified
+from pipeline.stage import OBSERVED, PIXELS, Column, Device, PartStage, PoolStage, Prepare, Shared, Stage, Task
 from pipeline.takedown import tables, tars
 from pipeline.takedown.tombstones import standing
 
@@ -45,17 +48,29 @@ class StageFault(Exception):
         self.step, self.cause, self.trace = step, cause, trace
 
 
-_opened: dict[str, Callable[[Any], pa.Table]] = {}
+class Opened(NamedTuple):
+    """A stage that was loaded."""
+
+    function: Callable[[Any], pa.Table]
+    prepare: Prepare | None
 
 
-def opened(stage: PartStage | PoolStage, device: Device) -> Callable[[Any], pa.Table]:
-    """The stage's function, loaded once per worker; the least recently used is dropped."""
+_opened: dict[str, Opened] = {}
+_opening = Lock()
+
+
+def opened(stage: PartStage | PoolStage, device: Device) -> Opened:
+    """The stage, loaded once per worker; the least recently used is dropped."""
     key = digest([type(stage).__module__, type(stage).__qualname__, stage.model_dump(mode="json"), device.kind])
-    function = _opened.pop(key, None) or stage.open(device)
-    _opened[key] = function
-    while len(_opened) > OPEN_AT_ONCE:
-        _opened.pop(next(iter(_opened)))
-    return function
+    with _opening:  # the next part may want the same
+        found = _opened.pop(key, None)
+        if found is None:
+            function = stage.open(device)
+            found = Opened(function, stage.prepares(device) if isinstance(stage, PartStage) else None)
+        _opened[key] = found
+        while len(_opened) > OPEN_AT_ONCE:
+            _opened.pop(next(iter(_opened)))
+    return found
 
 
 def guarded(stage: Stage, function: Callable[[], Any]) -> Any:
@@ -69,9 +84,29 @@ def guarded(stage: Stage, function: Callable[[], Any]) -> Any:
         raise StageFault(type(stage).path(), cause, traceback.format_exc()) from None
 
 
+class Turn:
+    """One call's turn among those that a worker holds at once; `waited_s`: how long it waited for it."""
+
+    def __init__(self, lock: Lock) -> None:
+        self.waited_s = 0.0
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        start = time.perf_counter()
+        self._lock.acquire()
+        self.waited_s += time.perf_counter() - start
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 @dataclass(frozen=True)
 class PartWork:
-    """The steps of a node over one part, batch by batch; what each name in `reads` means stands in `sources`."""
+    """The steps of a node over one part, batch by batch; what each name in `reads` means stands in `sources`.
+
+    `task.hints['turn']` is waited for before the steps begin: while they work on one part, the first images of the next
+    are read and decoded.
+    """
 
     steps: tuple[PartStage, ...]
     sources: tuple[Mapping[str, Column], ...]
@@ -112,23 +147,29 @@ class PartWork:
     ) -> dict[str, dict[str, list[pa.Array]]]:
         """grain -> column -> arrays in row order."""
         device: Device = task.hints.get("device", Device())
-        functions = [opened(step, device) for step in self.steps]
-        looks = any(PIXELS in source for source in self.sources)
-        decoder = Decoder(attempt.store, rows, device) if looks else None
+        ready = [opened(step, device) for step in self.steps]
+        looks = [place for place, source in enumerate(self.sources) if PIXELS in source]
+        looker = self.steps[looks[0] if looks else 0]
+        wanted = [ready[place].prepare for place in looks]
+        decoder = Decoder(attempt.store, rows, device, wanted) if looks else None
         added: dict[str, dict[str, list[pa.Array]]] = {
             grain: {field.name: [] for field in self._schema(grain)}
             for grain in ("image", "caption")
             if self._schema(grain)
         }
         try:
-            for chosen, pictures in ahead(decoder, cut(images, task.hints.get("batch_rows", 256))):
-                self._batch(rows, chosen, guarded(self.steps[0], pictures), functions, added)
+            batches = ahead(decoder, cut(images, task.hints.get("batch_rows", 256)))
+            with task.hints.get("turn", nullcontext()):
+                for chosen, pictures in batches:
+                    self._batch(rows, chosen, guarded(looker, pictures), ready, added)
         finally:
             if decoder is not None:
                 decoder.close()
         return added
 
-    def _batch(self, rows: PartRows, chosen: np.ndarray, pictures: Any, functions: Sequence[Any], added: Any) -> None:
+    def _batch(
+        self, rows: PartRows, chosen: np.ndarray, pictures: Pictures, ready: Sequence[Opened], added: Any
+    ) -> None:
         images = {name: rows.image.column(name).take(chosen) for name in rows.image.column_names}
         captions: dict[str, pa.ChunkedArray] = {}
         image_of = np.zeros(0, dtype=np.int64)
@@ -136,14 +177,15 @@ class PartWork:
             caption_rows = rows.captions_of(chosen)
             captions = {name: rows.caption.column(name).take(caption_rows) for name in rows.caption.column_names}
             image_of = np.searchsorted(chosen, rows.image_of[caption_rows])
-        for step, source, function in zip(self.steps, self.sources, functions, strict=True):
+        for step, source, (function, _) in zip(self.steps, self.sources, ready, strict=True):
             own, keys = (images, ["uid"]) if step.grain == "image" else (captions, ["uid", "caption_id"])
             table = {key: own[key] for key in keys}
             for name, column in source.items():
                 if name != PIXELS:
                     same = column.grain == step.grain
                     table[name] = own[qualified(column)] if same else images[qualified(column)].take(image_of)
-            batch = RowBatch(pa.table(table), pictures if PIXELS in source else None)
+            seen = pictures if PIXELS in source else {}
+            batch = RowBatch(pa.table(table), seen.get(None), seen)
             result = _checked(step, guarded(step, partial(function, batch)), batch.table.num_rows)
             for name in result.column_names:
                 own[f".{name}"] = result.column(name)
@@ -291,7 +333,7 @@ class PoolWork:
         groups = group_of(image, caption)
         captions = caption.take(np.flatnonzero(np.isin(groups, rows)))
         part = _Part(chosen, captions, None if before is None else before.take(rows), task.hints.get("shared"), attempt)
-        function = opened(self.stage, task.hints.get("device", Device()))
+        function = opened(self.stage, task.hints.get("device", Device())).function
         result = guarded(self.stage, lambda: function(part))
         if result.num_rows != chosen.num_rows or result.schema.names != self.stage.adds.names:
             raise SluiceError(

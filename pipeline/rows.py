@@ -6,8 +6,9 @@ Tables of one pool zip by position. A node that lacks a retried part is read thr
 from __future__ import annotations
 
 import io
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from hashlib import sha256
 from itertools import pairwise
 from typing import NamedTuple
@@ -19,13 +20,17 @@ from PIL import Image
 
 from pipeline.errors import SluiceError
 from pipeline.records import Record
-from pipeline.stage import PIXELS, Column, Device
+from pipeline.stage import PIXELS, Column, Device, Prepare
 from pipeline.store import Store
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 MAX_PIXELS = 50_000_000
+CHUNK = 8
+"""Images that a thread decodes at a time."""
 Images = list[np.ndarray | None]
 """uint8 (height, width, 3) each, RGB; None where the pool has no image."""
+Pictures = Mapping[Prepare | None, Images]
+"""A batch's images by what was made of them; under None as they are."""
 
 
 class PartRows:
@@ -151,9 +156,10 @@ def _by_key(base: pa.Table, found: pa.Table, keys: list[str], record: Record) ->
 class RowBatch:
     """The `Batch` that stages see: a table, and pixels decoded once for all steps."""
 
-    def __init__(self, table: pa.Table, images: Images | None) -> None:
+    def __init__(self, table: pa.Table, images: Images | None, prepared: Pictures | None = None) -> None:
         self.table = table
         self._images = images
+        self._prepared = prepared or {}
 
     def matrix(self, column: str) -> np.ndarray:
         values = self.table.column(column).combine_chunks()
@@ -168,10 +174,16 @@ class RowBatch:
         matrix[present] = flat.reshape(count, width)
         return matrix
 
-    def images(self) -> Images:
+    def images(self, prepare: Prepare | None = None) -> Images:
+        if prepare in self._prepared:
+            return self._prepared[prepare]
         if self._images is None:
-            raise SluiceError(f"this step did not say in `reads` that it looks at {PIXELS!r}")
-        return self._images
+            raise SluiceError(
+                "this step gets its images as it said in `prepares`, and not whole; ask for images(prepare)"
+                if self._prepared
+                else f"this step did not say in `reads` that it looks at {PIXELS!r}"
+            )
+        return self._images if prepare is None else [None if one is None else prepare(one) for one in self._images]
 
     def pixels(self, side: int) -> np.ndarray:
         images = self.images()
@@ -202,13 +214,16 @@ class _Member(NamedTuple):
 
 
 class Decoder:
-    """Reads a batch's images from the pool's tar in one range, ahead of the batch before it, and decodes them.
+    """Reads a batch's images from the pool's tar in one range, ahead of the batch before it, decodes and prepares them.
 
-    They are decoded ahead as well, in a bounded pool of threads, where another processor works meanwhile. One that
-    decodes and measures on the same core is faster when it does one after the other.
+    `wanted`: what the steps want made of every image; None among it stands for the image as it is, which is let go of
+    at once where nobody wants it. All of it is done ahead in a bounded pool of threads, where another processor works
+    meanwhile. One that decodes and measures on the same core is faster when it does one after the other.
     """
 
-    def __init__(self, store: Store, rows: PartRows, device: Device) -> None:
+    def __init__(
+        self, store: Store, rows: PartRows, device: Device, wanted: Sequence[Prepare | None] = (None,)
+    ) -> None:
         assert rows.pool is not None
         tar = rows.pool.file("tar")
         if tar is None:
@@ -216,20 +231,26 @@ class Decoder:
         self._store = store
         self._place = store.place(rows.pool, tar)
         self._rows = rows
+        self._wanted = tuple(dict.fromkeys(wanted))
         self._ahead = ThreadPoolExecutor(max_workers=1)
         self._threads = ThreadPoolExecutor(device.threads) if device.threads > 1 or device.kind != "cpu" else None
 
-    def start(self, images: np.ndarray) -> Callable[[], Images]:
-        """What gives the images once they are wanted; to be called once."""
-        if self._threads is not None:
-            return self._ahead.submit(lambda: self._decode(self._read(images))).result
-        members = self._ahead.submit(self._read, images)
-        return lambda: self._decode(members.result())
+    def start(self, images: np.ndarray) -> Callable[[], Pictures]:
+        """What gives the images once they are asked for; to be called once."""
+        if self._threads is None:
+            members = self._ahead.submit(self._read, images)
+            return lambda: self._by_prepare(self._decode(members.result()))
+        chunks = self._ahead.submit(self._start, images, self._threads)  # the next batch is read while these decode
+        return lambda: self._by_prepare([one for chunk in chunks.result() for one in chunk.result()])
 
     def close(self) -> None:
         self._ahead.shutdown(wait=False, cancel_futures=True)
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _start(self, images: np.ndarray, threads: Executor) -> list[Future[list[Images]]]:
+        members = self._read(images)
+        return [threads.submit(self._decode, members[at : at + CHUNK]) for at in range(0, len(members), CHUNK)]
 
     def _read(self, images: np.ndarray) -> list[_Member | None]:
         assert self._rows.pool is not None
@@ -246,17 +267,23 @@ class Decoder:
             for uid, offset, size, sha in members
         ]
 
-    def _decode(self, members: Sequence[_Member | None]) -> Images:
-        def one(member: _Member | None) -> np.ndarray | None:
+    def _decode(self, members: Sequence[_Member | None]) -> list[Images]:
+        """Of every member, what is wanted of it."""
+
+        def one(member: _Member | None) -> Images:
             if member is None:
-                return None
+                return [None] * len(self._wanted)
             if sha256(member.data).hexdigest() != member.sha256:
                 place = self._store.url(self._place)
                 remedy = f"`sluice verify {self._store.root} --repair`"
                 raise SluiceError(f"{place}: image {member.uid} is corrupt; {remedy}")
-            return decode(member.data)
+            image = decode(member.data)
+            return [image if prepare is None else prepare(image) for prepare in self._wanted]
 
-        return list(self._threads.map(one, members) if self._threads is not None else map(one, members))
+        return list(map(one, members))
+
+    def _by_prepare(self, made: Sequence[Images]) -> Pictures:
+        return {prepare: [images[place] for images in made] for place, prepare in enumerate(self._wanted)}
 
 
 def decode(data: bytes | memoryview) -> np.ndarray:
@@ -270,18 +297,19 @@ def decode(data: bytes | memoryview) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def ahead(
-    decoder: Decoder | None, slices: Sequence[np.ndarray]
-) -> Iterator[tuple[np.ndarray, Callable[[], Images | None]]]:
-    """Every slice with what gives its images, the next one's already on their way."""
+def ahead(decoder: Decoder | None, slices: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, Callable[[], Pictures]]]:
+    """Every slice with what gives its images. Those of two slices are always on their way, the first two at once."""
     if decoder is None:
-        yield from ((rows, lambda: None) for rows in slices)
-        return
-    waiting = [decoder.start(rows) for rows in slices[:2]]
-    for place, rows in enumerate(slices):
-        yield rows, waiting.pop(0)
-        if place + 2 < len(slices):
-            waiting.append(decoder.start(slices[place + 2]))
+        return ((rows, dict) for rows in slices)
+    waiting = deque(decoder.start(rows) for rows in slices[:2])
+
+    def each() -> Iterator[tuple[np.ndarray, Callable[[], Pictures]]]:
+        for place, rows in enumerate(slices):
+            yield rows, waiting.popleft()
+            if place + 2 < len(slices):
+                waiting.append(decoder.start(slices[place + 2]))
+
+    return each()
 
 
 def cut(rows: np.ndarray, size: int) -> list[np.ndarray]:

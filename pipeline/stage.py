@@ -40,6 +40,9 @@ KEYS: dict[str, pa.Schema] = {
 PIXELS = "pixels"
 """The name under which a stage says in `reads` that it looks at the images."""
 
+Prepare = Callable[["np.ndarray"], "np.ndarray"]
+"""What is made of one image, uint8 (height, width, 3): equal ones, by `==` and `hash`, make the same."""
+
 CAPTIONS = pa.field("captions", pa.int32(), metadata={"counts": "captions of the image"})
 """A column of an ingested image table: how many captions of this part belong to the image, at least 1.
 
@@ -122,8 +125,11 @@ class Batch(Protocol):
     def matrix(self, column: str) -> np.ndarray:
         """A list column as float32 (rows, width); a null row is NaN."""
 
-    def images(self) -> list[np.ndarray | None]:
-        """Every row's image as uint8 (height, width, 3), RGB; None where there is none. Decoded once for all steps."""
+    def images(self, prepare: Prepare | None = None) -> list[np.ndarray | None]:
+        """Every row's image as uint8 (height, width, 3), RGB; None where there is none. Decoded once for all steps.
+
+        With `prepare`, what that makes of each: ahead of the batch, where the step named it in `prepares`.
+        """
 
     def pixels(self, side: int) -> np.ndarray:
         """uint8 (rows, side, side, 3): the shorter side resized to `side`, the centre cut out; zeros for none."""
@@ -171,6 +177,14 @@ class PartStage(Stage):
     def gives(self) -> pa.Schema:
         """The columns it adds: `adds`, unless the parameters decide."""
         return self.adds
+
+    def prepares(self, device: Device) -> Prepare | None:
+        """What the step wants made of every image by itself, such as the size that a model takes; None: nothing.
+
+        The engine does it in the decoding threads, while the batches before are worked on, once for all steps that want
+        the same. The step gets it by `batch.images(prepare)`, and gets no whole images.
+        """
+        return None
 
     @abstractmethod
     def open(self, device: Device) -> Callable[[Batch], pa.Table]: ...

@@ -6,9 +6,8 @@ Everything that compares, searches or scores later reads these columns, and look
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +15,12 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pipeline.errors import SluiceError
-from pipeline.stage import PIXELS, Batch, Device, Effort, PartStage, Weights
+from pipeline.stage import PIXELS, Batch, Device, Effort, PartStage, Prepare, Weights
 from stages.kit.encoders import Dtype, encoder, width_of
 from stages.kit.vectors import vector_type, vectors
+
+if TYPE_CHECKING:
+    from models.towers.dual_encoder import DualEncoder
 
 
 class ImageEmbeddings(PartStage):
@@ -45,19 +47,23 @@ class ImageEmbeddings(PartStage):
     def _schema(self) -> pa.Schema:
         return pa.schema([("image_embedding", vector_type(width_of(self.weights, self.width)))])
 
+    def _model(self, device: Device) -> DualEncoder:
+        return encoder(self.weights, self.dtype, device.kind, self._schema.field(0).type.list_size)
+
     def gives(self) -> pa.Schema:
         return self._schema
 
+    def prepares(self, device: Device) -> Prepare:
+        return self._model(device).preprocessing
+
     def open(self, device: Device) -> Callable[[Batch], pa.Table]:
-        schema = self.gives()
-        model = encoder(self.weights, self.dtype, device.kind, schema.field(0).type.list_size)
-        threads = ThreadPoolExecutor(device.threads) if device.threads > 1 or device.kind != "cpu" else None
+        schema, model = self.gives(), self._model(device)
 
         def embed(batch: Batch) -> pa.Table:
-            images = batch.images()
+            images = batch.images(model.preprocessing)
             present = np.array([image is not None for image in images], bool)
             try:
-                rows_nd = model.embed_images([image for image in images if image is not None], self.batch, threads)
+                rows_nd = model.embed_prepared([image for image in images if image is not None], self.batch)
             except FloatingPointError as error:
                 raise SluiceError(f"dtype: {error}") from None
             return pa.table([vectors(rows_nd, present)], schema=schema)

@@ -109,15 +109,20 @@ class DualEncoder:
 
         With `threads`, the images of the next batches are resized while the model works on one.
         """
-        prepare = self.preprocessing.prepare
-        prepared = list(map(prepare, images)) if threads is None else []
-        coming = [threads.submit(prepare, image) for image in images] if threads is not None else None
+        if threads is None:
+            return self.embed_prepared([self.preprocessing(image) for image in images], batch)
+        coming = [threads.submit(self.preprocessing, image) for image in images]
+        return self._embed(len(images), batch, lambda start, end: [one.result() for one in coming[start:end]])
 
+    def embed_prepared(self, images: Sequence[Pixels], batch: int) -> Rows:
+        """The same of images that `preprocessing` made."""
+        return self._embed(len(images), batch, lambda start, end: images[start:end])
+
+    def _embed(self, count: int, batch: int, images: Callable[[int, int], Sequence[Pixels]]) -> Rows:
         def embed(start: int, end: int) -> torch.Tensor:
-            chosen = prepared[start:end] if coming is None else [one.result() for one in coming[start:end]]
-            return self._unit(self._model.get_image_features, self._image_inputs(chosen))
+            return self._unit(self._model.get_image_features, self._image_inputs(images(start, end)))
 
-        return self._batched("images", len(images), batch, embed)
+        return self._batched("images", count, batch, embed)
 
     def embed_texts(self, texts: Sequence[str], batch: int) -> Rows:
         """float32 (texts, width), unit rows; what is longer than `context` tokens is cut."""
@@ -141,7 +146,10 @@ class DualEncoder:
     def _image_inputs(self, images: Sequence[Pixels]) -> dict[str, torch.Tensor]:
         model, prepare = self._model, self.preprocessing
         if not prepare.patches:
-            images_nhwc = torch.from_numpy(np.stack(images)).to(model.device)
+            images_nhwc = torch.from_numpy(np.stack(images))
+            if model.device.type == "cuda":  # pinned, so that the next batch is stacked while the GPU works on this one
+                images_nhwc = images_nhwc.pin_memory()
+            images_nhwc = images_nhwc.to(model.device, non_blocking=True)
             return {"pixel_values": prepare.normalise(images_nhwc).permute(0, 3, 1, 2).to(model.dtype)}
         side = prepare.patch
         patches = torch.zeros(len(images), prepare.patches, side * side * 3, device=model.device)

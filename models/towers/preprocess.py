@@ -75,7 +75,7 @@ class Preprocessing:
             patches=said.get("max_num_patches", 256) if flexible else 0,
         )
 
-    def prepare(self, image_hwc: Pixels) -> Pixels:
+    def __call__(self, image_hwc: Pixels) -> Pixels:
         """uint8 (height, width, 3), resized and cut; of one shape for all images, unless `patches` is set."""
         height, width = image_hwc.shape[:2]
         target = self._target(height, width)

@@ -94,7 +94,7 @@ def test_pixels_come_from_the_tar_and_failed_rows_have_none(store: Store, thread
     decoder = Decoder(store, rows, Device(threads=threads))
     try:
         slices = cut(np.arange(3), 2)
-        batches = [RowBatch(rows.image.take(chosen), pictures()) for chosen, pictures in ahead(decoder, slices)]
+        batches = [RowBatch(rows.image.take(chosen), pictures()[None]) for chosen, pictures in ahead(decoder, slices)]
         red, nothing = batches[0].images()
         (blue,) = batches[1].images()
     finally:
@@ -131,6 +131,15 @@ def test_only_the_formats_of_the_web_are_decoded() -> None:
 def test_a_step_that_did_not_ask_for_pixels_gets_none() -> None:
     with pytest.raises(SluiceError, match="did not say in `reads`"):
         RowBatch(pa.table({"uid": ["x"]}), None).images()
+
+
+def test_a_step_with_prepared_images_gets_no_whole_ones_and_others_are_prepared_when_asked_for() -> None:
+    image, table = np.zeros((4, 4, 3), np.uint8), pa.table({"uid": ["x", "y"]})
+    with pytest.raises(SluiceError, match=r"as it said in `prepares`, and not whole; ask for images\(prepare\)"):
+        RowBatch(table, None, {np.flipud: [image, None]}).images()
+    whole = RowBatch(table, [image, None], {np.flipud: [image, None]})
+    assert whole.images(np.flipud)[0] is image
+    assert [one is None or one.shape for one in whole.images(np.transpose)] == [(3, 4, 4), True]
 
 
 def test_a_matrix_has_nan_where_a_row_is_null() -> None:

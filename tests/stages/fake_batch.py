@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from pipeline.stage import Prepare
+
 
 @dataclass
 class FakeBatch:
@@ -19,8 +21,8 @@ class FakeBatch:
         width = max(len(row) for row in rows if row is not None)
         return np.array([[np.nan] * width if row is None else row for row in rows], np.float32)
 
-    def images(self) -> list[np.ndarray | None]:
-        return list(self.pictures)
+    def images(self, prepare: Prepare | None = None) -> list[np.ndarray | None]:
+        return [prepare(one) if prepare and one is not None else one for one in self.pictures]
 
     def pixels(self, side: int) -> np.ndarray:
         raise NotImplementedError("no stage under test looks at squares")

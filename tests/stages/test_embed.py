@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -108,30 +107,18 @@ def test_threads_and_batches_change_nothing_but_the_last_bits(weights: Path) -> 
     assert matrix(alone) == pytest.approx(matrix(together), abs=2e-3, nan_ok=True)
 
 
-def test_images_are_resized_while_the_model_works(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a batch of 4, the 5th image must be ready before the model has finished the first four."""
-    stage = ImageEmbeddings(weights=str(weights), batch=4)
-    embed = stage.open(Device(threads=2))
-    ready: list[int] = []
-    futures: list[Any] = []
-    submit = ThreadPoolExecutor.submit
-
-    def noted(self: ThreadPoolExecutor, *arguments: Any) -> Any:
-        futures.append(submit(self, *arguments))
-        return futures[-1]
-
-    unit = DualEncoder._unit
-
-    def slow(self: DualEncoder, *arguments: Any) -> Any:
-        for future in futures[: 4 * (len(ready) + 2)]:
-            future.result(timeout=30)  # hangs where nobody resizes meanwhile
-        ready.append(sum(future.done() for future in futures))
-        return unit(self, *arguments)
-
-    monkeypatch.setattr(ThreadPoolExecutor, "submit", noted)
-    monkeypatch.setattr(DualEncoder, "_unit", slow)
-    embed(FakeBatch(pictures=[picture(number) for number in range(8)]))
-    assert ready == [8, 8]
+def test_images_come_resized_and_models_that_resize_alike_share_the_work(weights: Path, tmp_path: Path) -> None:
+    """What `prepares` names is what `open` asks for, by value: the engine does it once, ahead, for both models."""
+    stages = [ImageEmbeddings(weights=str(folder)) for folder in (weights, tiny.save("clip", tmp_path, seed=1))]
+    prepare, same = (stage.prepares(Device()) for stage in stages)
+    assert prepare == same
+    assert hash(prepare) == hash(same)
+    assert prepare is not same
+    pictures = [picture(1), None, picture(2)]
+    ahead = RowBatch(pa.table({"uid": list("abc")}), None, {same: FakeBatch(pictures=pictures).images(same)})
+    for stage in stages:
+        found = stage.open(Device())(ahead)["image_embedding"]
+        assert found.equals(images(stage, pictures))
 
 
 def test_other_weights_or_another_dtype_are_other_work_and_an_effort_is_not(weights: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def pictures(shapes: list[tuple[int, int]] = SHAPES) -> list[np.ndarray]:
 def ours(processor: Any, image: np.ndarray) -> np.ndarray:
     said = json.loads(processor.to_json_string())
     preprocessing = Preprocessing.of(said, "here")
-    return preprocessing.normalise(torch.from_numpy(preprocessing.prepare(image).copy())).permute(2, 0, 1).numpy()
+    return preprocessing.normalise(torch.from_numpy(preprocessing(image).copy())).permute(2, 0, 1).numpy()
 
 
 @pytest.mark.parametrize("kind", [kind for kind in tiny.KINDS if kind != "siglip2"])
@@ -60,7 +60,7 @@ def test_a_slim_image_is_resized_only_where_it_is_kept(shape: tuple[int, int]) -
     image = np.stack([128 + 100 * np.sin((a * y_hw + b * x_hw) / 5) for a, b in [(1, 0), (0, 1), (1, 2)]], axis=2)
     image = image.astype(np.uint8)
     (expected,) = processor(images=[image], return_tensors="np", do_normalize=False, do_rescale=False)["pixel_values"]
-    prepared = Preprocessing.of(json.loads(processor.to_json_string()), "here").prepare(image)
+    prepared = Preprocessing.of(json.loads(processor.to_json_string()), "here")(image)
     assert np.abs(prepared.transpose(2, 0, 1).astype(int) - expected).max() <= 2  # two passes, rounded in between
 
 
@@ -69,7 +69,7 @@ def test_the_slimmest_image_takes_little_memory() -> None:
     preprocessing = Preprocessing.of(json.loads(tiny.image_processor("clip").to_json_string()), "here")
     large = replace(preprocessing, size=224, crop=(224, 224))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert large.prepare(np.zeros((1, 50_000, 3), np.uint8)).shape == (224, 224, 3)  # whole: 224 x 11.2 million px
+    assert large(np.zeros((1, 50_000, 3), np.uint8)).shape == (224, 224, 3)  # whole: 224 x 11.2 million px
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KB
 
 
@@ -89,7 +89,7 @@ def test_a_config_of_2021_is_read_as_it_was_meant() -> None:
     said |= {"image_mean": [0.5] * 3, "image_std": [0.2] * 3}
     found = Preprocessing.of(said, "here")
     assert (found.size, found.crop, found.resample) == (224, (224, 224), Image.Resampling.BICUBIC)
-    assert found.prepare(np.zeros((300, 700, 3), np.uint8)).shape == (224, 224, 3)
+    assert found(np.zeros((300, 700, 3), np.uint8)).shape == (224, 224, 3)
 
 
 def test_a_processor_within_a_processor_is_found(tmp_path: Path) -> None:
