@@ -37,6 +37,8 @@ Quad = Sequence[float]
 """x and y of four corners, from the upper left of the text clockwise, in shares of the image's width and height."""
 
 QUADS = pa.list_(pa.list_(pa.float32(), 8))
+LEAST_SIDE, MOST_ASPECT = 8, 40
+"""Pixels, and long side over short side: there is no text in what is smaller or thinner."""
 RING = 5
 """Pixels around a text whose average colour takes its place."""
 
@@ -151,6 +153,7 @@ def _reader(side: int, confidence: float) -> RapidOCR:
             "Global.log_level": "error",  # it warns of every image without text
             "Global.text_score": confidence,
             "Global.use_cls": False,
+            "Global.use_preprocess_img": False,  # it refuses what is long and thin
             "Det.limit_type": "max",
             "Det.limit_side_len": side,
             "EngineConfig.onnxruntime.intra_op_num_threads": 1,  # images are what is spread over threads
@@ -162,6 +165,8 @@ def _reader(side: int, confidence: float) -> RapidOCR:
 def read(image_hwc: Pixels, reader: RapidOCR, letters: int) -> Text:
     """The lines of one RGB image, uint8 (height, width, 3), that have so many letters or digits."""
     height, width = image_hwc.shape[:2]
+    if min(height, width) < LEAST_SIDE or max(height, width) > MOST_ASPECT * min(height, width):
+        return Text([], [], 0.0, None)
     found = reader(np.ascontiguousarray(image_hwc[..., ::-1]))
     boxes_n42, texts, sure = (getattr(found, name, None) for name in ("boxes", "txts", "scores"))  # where it read none
     told = [] if boxes_n42 is None or texts is None else zip(boxes_n42, texts, sure or (), strict=True)

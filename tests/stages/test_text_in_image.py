@@ -99,6 +99,17 @@ def test_a_disc_is_read_as_a_letter_and_one_letter_is_no_text() -> None:
     assert lenient(FakeBatch(pictures=[scene()]))["text_in_image"].to_pylist() == [["O"]]
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (7, 200), (1, 5000), (8, 8), (8, 320), (320, 8), (33, 17), (12, 4000)])
+def test_images_of_any_shape_are_looked_at(shape: tuple[int, int]) -> None:
+    assert rows(np.full((*shape, 3), 120, np.uint8))[0]["text_in_image"] == []
+
+
+def test_a_banner_is_read() -> None:
+    banner = Image.new("RGB", (900, 40), (250, 250, 240))
+    ImageDraw.Draw(banner).text((20, 4), "ANNUAL GARDEN MARKET", fill=(0, 0, 0), font=ImageFont.load_default(28))
+    assert rows(np.asarray(banner))[0]["text_in_image"] == ["ANNUAL GARDEN MARKET"]
+
+
 def test_a_reader_that_must_be_surer_finds_less() -> None:
     sure = TextInImage(confidence=1).open(Device())
     assert sure(FakeBatch(pictures=[scene("SALE TODAY")]))["text_in_image"].to_pylist() == [[]]

@@ -106,9 +106,7 @@ def test_a_list_that_is_none_is_refused_by_name(tmp_path: Path, content: bytes, 
 
 
 @given(st.lists(st.sampled_from(["grump", "grumpy", "ogre", "a", ",", "-", "GRUMP", "old"]), max_size=8))
-def test_one_word_is_found_where_splitting_finds_it(
-    one: Callable[[Batch], pa.Table], pieces: list[str]
-) -> None:
+def test_one_word_is_found_where_splitting_finds_it(one: Callable[[Batch], pa.Table], pieces: list[str]) -> None:
     (found,) = one(FakeBatch(pa.table({"caption": [" ".join(pieces)]})))["listed_words"].to_pylist()
     assert found == ["grump"] * ("grump" in [piece.casefold() for piece in pieces])
 
