@@ -187,10 +187,8 @@ def _asked_differently(before: Generation, after: Generation, was: Any, now: Any
     old, new = dict(before.identity), dict(after.identity)
     old_rules, new_rules = rules_of(before), rules_of(after)
     reasons = list(_rules_differ(old_rules, new_rules))
-    plain = [
-        _without_rules(identity) if old_rules and new_rules else identity.get("steps", []) for identity in (old, new)
-    ]
-    reasons += steps_differ(*plain)
+    by_rule = bool(old_rules and new_rules)
+    reasons += steps_differ(_steps_of(old, by_rule), _steps_of(new, by_rule))
     if old.get("seed") != new.get("seed"):
         reasons.append(f"seed: {old.get('seed')} → {new.get('seed')}")
     reasons += resources_differ(before.resources, after.resources)
@@ -209,10 +207,11 @@ def _listed(names: Any) -> list[str]:
     return [names] if isinstance(names, str) else list(names or [])
 
 
-def _without_rules(identity: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The steps without the parameter that is compared rule by rule."""
+def _steps_of(identity: Mapping[str, Any], by_rule: bool) -> list[Mapping[str, Any]]:
+    """The steps, without the parameter that is compared rule by rule."""
+    left_out = {"rules"} if by_rule else set()
     return [
-        {**step, "parameters": {name: value for name, value in step["parameters"].items() if name != "rules"}}
+        {**step, "parameters": {name: value for name, value in step["parameters"].items() if name not in left_out}}
         for step in identity.get("steps", [])
     ]
 

@@ -24,7 +24,8 @@ from pipeline.records import File, Generation, Record
 from pipeline.runs import ancestors
 from pipeline.store import SMALL, Store, patiently
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 UID = re.compile(r"[0-9a-f]{32}")
 PREFIX = re.compile(r"[0-9a-f]{6,31}")

@@ -83,7 +83,7 @@ def test_the_funnel_is_the_one_that_a_run_gives(runs: Runs, name: str, tmp_path:
 
 def test_the_rules_as_they_are_change_nothing(runs: Runs) -> None:
     found = what_if(runs.root, LOOSER)
-    assert found.moves == found.gained == found.lost == ()
+    assert (found.moves, found.gained, found.lost) == ((), (), ())
     assert [(step.before, step.now) for step in found.steps] == [(step.after, step.was) for step in found.steps]
     assert "no pair's verdict changes" in asked(runs.root, "--rule", f"even={LOOSER['even']}").output
 
