@@ -30,6 +30,7 @@ from pipeline.progress import Board
 from pipeline.records import Generation, Run
 from pipeline.ship import ship
 from pipeline.store import Store
+from pipeline.takedown.records import withheld
 from pipeline.takedown.tombstones import check_finished
 
 
@@ -193,7 +194,11 @@ class _Runner:
             self.worked.append(name)
         shipped = ship(plan.prepared, self._store)
         work = NodeWork(shipped, self._store, plan.previous, _Late(self._workers), name in self._retry)
-        return seal(plan.prepared, self._store, work.assemble())
+        records = work.assemble()
+        if not plan.prepared.node.inputs:  # the input may still have words for what was taken down
+            known = {record.work_key for record in plan.previous.records} if plan.previous else set()
+            records = withheld(self._store, records, known)
+        return seal(plan.prepared, self._store, records)
 
     def _workers(self) -> Executor:
         """Ray is started by the first node that needs it."""

@@ -125,16 +125,16 @@ def _funnels(console: Console, generations: dict[str, Generation]) -> None:
 
 def funnel(generation: Generation) -> list[tuple[str, int, int]]:
     """(rule, pairs that met it, pairs that it dropped), in order; empty where the node is no selection."""
-    order: list[str] = []
-    totals: dict[str, list[int]] = {}
-    for record in generation.records:
-        for step in record.notes.get("funnel", []):
-            if step["rule"] not in totals:
-                order.append(step["rule"])
-                totals[step["rule"]] = [0, 0]
-            totals[step["rule"]][0] += step["rows"]
-            totals[step["rule"]][1] += step["dropped"]
-    return [(rule, totals[rule][0], totals[rule][1]) for rule in order]
+    funnels = [record.notes["funnel"] for record in generation.records if record.notes.get("funnel")]
+    totals = {step["rule"]: [0, 0] for found in funnels for step in found}
+    for found in funnels:
+        steps, left = {step["rule"]: step for step in found}, found[0]["rows"]
+        for rule, total in totals.items():  # a part of which nothing was taken down has no step for that
+            dropped = steps[rule]["dropped"] if rule in steps else 0
+            total[0] += left
+            total[1] += dropped
+            left -= dropped
+    return [(rule, before, dropped) for rule, (before, dropped) in totals.items()]
 
 
 def _abouts(console: Console, generations: dict[str, Generation]) -> None:

@@ -19,6 +19,7 @@ from pipeline.records import SUPERSEDED, File, Generation, Record, Run, digest, 
 from pipeline.run import LEASES
 from pipeline.stage import PoolStage, Task
 from pipeline.store import Store
+from pipeline.takedown.records import withheld
 from pipeline.worker import Call, Fault, work
 
 LOST = "lost"
@@ -144,10 +145,15 @@ def _rebuild(
             f"{name} cannot be rebuilt: its inputs or resources changed since; `sluice run` makes it anew"
         )
     NodeWork(prepared, store, generations[name], restorer, forget=[*originals, *broken]).assemble()
-    return {
-        broken_key: restorer.restored.get(key, record)
-        for key, (broken_key, record) in {str(r.notes.get(REPAIRS, k)): (k, r) for k, r in broken.items()}.items()
-    }
+    if not originals.keys() <= restorer.restored.keys():
+        raise SluiceError(
+            f"{name} cannot be rebuilt: something that it was made from was taken down since; "
+            f"delete {store.url(name)}/generations and `sluice run` makes it anew"
+        )
+    rebuilt = {key: restorer.restored[str(record.notes.get(REPAIRS, key))] for key, record in broken.items()}
+    if prepared.node.inputs:
+        return rebuilt
+    return dict(zip(rebuilt, withheld(store, list(rebuilt.values()), ()), strict=True))
 
 
 class _Restorer:

@@ -15,7 +15,7 @@ import io
 import json
 import os
 import socket
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import SluiceError
-from pipeline.records import File, Generation, in_order
+from pipeline.records import File, Generation, Record, in_order
 from pipeline.run import LEASES, is_dead
 from pipeline.store import Store
 from pipeline.takedown.matching import Asked, Progress, every_record, find, locate
@@ -158,7 +158,7 @@ def erase(store: Store, tombstone: Tombstone, progress: Progress) -> Erased:
         for node, keys in holding.items():
             if keys:
                 _replace(store, node, located, written)
-                _forget(store, node, keys)
+        _forget(store, records, located)
         deleted = sum(_sweep(store, name) for name in store.names("") if name not in RESERVED)
         _remember(store)
         store.put_if_absent(f"{FOLDER}/{tombstone.id}.done", json.dumps({"records": written.count}).encode())
@@ -206,11 +206,26 @@ def _replace(store: Store, node: str, located: Mapping[str, pa.Array], written: 
         store.put(f"{node}/generations/{old.number:04d}.json", new.to_json())
 
 
-def _forget(store: Store, node: str, keys: Collection[str]) -> None:
-    """Delete the commits that hold something and that no generation names: phases that only led to one, old tries."""
-    named = {record.work_key for generation in _generations_of(store, node) for record in generation.records}
-    for key in sorted(set(keys) - named):
-        store.delete(f"{node}/commits/{key}.json")
+def _forget(store: Store, records: Mapping[str, Sequence[Record]], located: Mapping[str, pa.Array]) -> None:
+    """Delete the commits that no generation names and that hold something, or were made from what held something.
+
+    They are phases that only led to a table, and tries that were never sealed. Left there, a later run would mix what
+    it finds done with what it does on fewer rows.
+    """
+    hashes = {record.content_hash for found in records.values() for record in found if record.work_key in located}
+    left = []
+    for node, found in records.items():
+        named = {record.work_key for generation in _generations_of(store, node) for record in generation.records}
+        left += [record for record in found if record.work_key not in named]
+    growing = True
+    while growing:
+        growing = False
+        for record in left:
+            made_from = {known for inputs in record.inputs.values() for known in inputs}
+            if record.work_key in located or made_from & hashes:
+                growing = growing or record.content_hash not in hashes
+                hashes.add(record.content_hash)
+                store.delete(f"{record.node}/commits/{record.work_key}.json")
 
 
 def _sweep(store: Store, node: str) -> int:

@@ -93,11 +93,13 @@ def find(store: Store, records: Sequence[Record], asked: Asked, copies: bool, pr
     tables = [(record, file) for record in records for file in record.files if file.path.endswith(".parquet")]
 
     def named(table: pa.Table) -> np.ndarray:
-        found = np.asarray(pc.is_in(table.column("uid"), value_set=entries.uids)) | entries.alike(table)
+        found = entries.alike(table)
+        found |= np.asarray(pc.is_in(table.column("uid"), value_set=entries.uids))
         for name in URLS:
             if name in table.column_names:
                 found |= np.asarray(pc.fill_null(pc.is_in(_bare(table.column(name)), value_set=bare), False))
-                found |= of_domains(table.column(name), entries.domains) if entries.domains else False
+                if entries.domains:
+                    found |= of_domains(table.column(name), entries.domains)
         return found
 
     uids, sha256s = _scan(store, tables, (*URLS, *DIGESTS), named, "searching", progress)

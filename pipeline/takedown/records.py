@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from pipeline.records import File, Generation, Record, digest
 from pipeline.stage import Task
 from pipeline.store import Store
 from pipeline.takedown import tables, tars
-from pipeline.takedown.tombstones import TAKEN_DOWN
+from pipeline.takedown.tombstones import TAKEN_DOWN, Entries, standing
 
 SHARD, SAMPLES, SIZES = "shard", "samples", "sizes"
 """The kinds of file of which final samples consist: a tar, the table of what is in it, how many are in each tar."""
@@ -45,6 +45,32 @@ def rewritten(
             done[record.work_key] = _erased(store, record, uids, _replaced(generation, record, located))
             written()
     return done
+
+
+def withheld(store: Store, records: Sequence[Record], known: Collection[str]) -> list[Record]:
+    """Records of a node that reads input, which may still name what was taken down: without it, and no others left.
+
+    The original commit goes first: a run that is killed in between does that part again. Those whose work keys are
+    `known` were looked at before.
+    """
+    covered = standing(store)
+    if not covered:
+        return list(records)
+    return [record if record.work_key in known else _withheld(store, record, covered) for record in records]
+
+
+def _withheld(store: Store, record: Record, covered: Entries) -> Record:
+    image = store.read_table(record, "image") if record.file("image") else pa.table({"uid": pa.array([], pa.string())})
+    gone = covered.named(image) | covered.alike(image)
+    uids = image.column("uid").filter(pa.array(gone)).combine_chunks()
+    if not len(uids) or not _changes(store, record, {record.work_key: uids}):
+        return record
+    made = _erased(store, record, uids, pa.array([], pa.string()))
+    store.delete(f"{record.node}/commits/{record.work_key}.json")
+    for file in record.files:
+        if _own(file) and file not in made.files:
+            store.delete(store.place(record, file))
+    return made
 
 
 def _replaced(generation: Generation, record: Record, located: Mapping[str, pa.Array]) -> pa.Array:

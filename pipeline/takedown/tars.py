@@ -46,7 +46,7 @@ def _members(source: BinaryIO, name: str) -> tuple[list[tuple[str, int, int, int
     try:
         with tarfile.open(fileobj=source, mode="r:") as tar:
             for info in tar:
-                tar.members = []  # it would keep them all
+                vars(tar)["members"].clear()  # it would keep them all
                 end = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 found.append((key_of(info.name), info.offset, info.offset_data, end))
     except tarfile.TarError as error:
