@@ -292,9 +292,9 @@ class Explainer:
             assert index is not None
             assert shard is not None
             with parquet(self.store, record, index, whole=False) as table:
-                rows = rows_where(table, ["uid"], one_of(uid), None)
+                tables = rows_where(table, ["uid"], one_of(uid), None)
             path = self.store.url(self.store.place(record, shard))
-            return [place for row in rows.to_pylist() for place in _members(node, path, row)]
+            return [place for rows in tables for row in rows.to_pylist() for place in _members(node, path, row)]
 
         return next((places for places in side_by_side(self.store, look, records) if places), [])
 
@@ -343,8 +343,8 @@ class _Read:
                 self.schemas.setdefault(file.kind, schema)
             wide = {one.name: Unread(str(one.type)) for one in schema if _is_vector(one.type)}
             columns = [name for name in schema.names if name not in wide]
-            rows = rows_where(table, keys, one_of(uid), columns)
-        for row in _with_times_as_text(rows).to_pylist():
+            tables = rows_where(table, keys, one_of(uid), columns)
+        for row in (row for rows in tables for row in _with_times_as_text(rows).to_pylist()):
             if file.kind == "errors":
                 self.failures.append(Failure(self.node, record.part, str(row.get("step")), str(row.get("error"))))
             else:

@@ -66,8 +66,8 @@ def parquet(store: Store, record: Record, file: File, whole: bool) -> Iterator[p
 
 def rows_where(
     found: pq.ParquetFile, keys: Sequence[str], test: Callable[[pa.Array], pa.Array], columns: Sequence[str] | None
-) -> pa.Table:
-    """The rows where any key column passes the test; of the others nothing but the keys is read."""
+) -> list[pa.Table]:
+    """The rows where any key column passes the test, in tables; of the others nothing but the keys is read."""
     names = list(found.schema_arrow.names if columns is None else columns)
     tables = []
     for group in range(found.num_row_groups):
@@ -79,10 +79,7 @@ def rows_where(
         if mask is not None and mask.true_count:
             wanted = found.read_row_group(group, columns=names, use_threads=False)
             tables.append(wanted.select(names).filter(mask))
-    if tables:
-        return pa.concat_tables(tables)
-    schema = found.schema_arrow
-    return pa.schema([schema.field(name) for name in names]).empty_table()
+    return tables
 
 
 def one_of(*values: str) -> Callable[[pa.Array], pa.Array]:
@@ -192,7 +189,7 @@ class Lookup:
                 if column not in table.schema_arrow.names:
                     return record, []
                 wanted = rows_where(table, [column], test, ["uid"])
-                return record, wanted.column("uid").to_pylist()
+                return record, [uid for rows in wanted for uid in rows.column("uid").to_pylist()]
 
         if kind == "image":
             self.looked_at += sum(record.rows.get(kind, 0) for record in records)
