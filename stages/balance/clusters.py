@@ -100,7 +100,7 @@ class BalanceClusters(TableStage):
         columns = tuple(found for found in (column, among) if found is not None)
         inputs = {node: g for node, g in work.inputs.items() if node in {found.node for found in columns}}
         hints = {"columns": columns, "embedding": column, "among": among, "seed": work.seed, "grain": column.grain}
-        tasks = part_tasks(inputs, hints)
+        tasks = part_tasks(inputs, hints, counted=True)
         rows = sum(record.rows.get(column.grain, 0) for record in inputs[column.node].records)
         wanted = min(MOST_SAMPLED, PER_CELL * (self.clusters or _from(rows)))
         samples = [_given(task, {"share": min(1.0, 1.2 * wanted / max(1, rows))}) for task in tasks]

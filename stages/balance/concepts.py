@@ -78,7 +78,7 @@ class BalanceConcepts(TableStage):
         among = None if self.among is None else resolve(self.among, work.columns)
         columns = tuple(column for column in (text, among) if column is not None)
         inputs = _of(work.inputs, columns)
-        tasks = part_tasks(inputs, {"columns": columns, "text": text, "among": among})
+        tasks = part_tasks(inputs, {"columns": columns, "text": text, "among": among}, counted=True)
         matched = work.map("match", tasks, self.match, final=False)
         total = summed(work, matched)
         finals = [

@@ -24,8 +24,8 @@ KEPT = 2
 """Indexes that a worker keeps: those of two DAGs, or of one before and after a change."""
 FLAT_ROWS = 200_000
 """Glances that are compared one by one; of more, those of the nearest cells (FAISS's IVF), in half precision."""
-PROBES = 24
-PER_CELL = 64
+MOST_CELLS, PROBES, PER_CELL = 2048, 24, 64
+"""Cells, those of them that are searched, and glances of each that k-means sees."""
 NEIGHBOURS = 512
 """Glances that a search gives at most: an item that is near is so with up to 30 of its own."""
 BLOCK = 1 << 24
@@ -150,7 +150,7 @@ def _searched(matrix: npt.NDArray[np.float16]) -> Any:
         index: Any = faiss.IndexFlatIP(WIDTH)
         index.add(matrix.astype(np.float32))
         return index
-    cells = round(4 * rows**0.5)
+    cells = min(MOST_CELLS, round(4 * rows**0.5))
     index = faiss.IndexIVFScalarQuantizer(
         faiss.IndexFlatIP(WIDTH), WIDTH, cells, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
     )

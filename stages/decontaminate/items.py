@@ -14,7 +14,7 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import fsspec
 import numpy as np
@@ -91,12 +91,7 @@ def read_items(task: Task, attempt: Attempt) -> None:
     items: list[tuple[Any, ...]] = []
     seen, vectors = [], []
     for (name, digest), path in zip(task.payload["files"], task.hints["paths"], strict=True):
-        with fsspec.open(path, "rb") as file:
-            data = file.read()
-        if not digest.startswith("tag:") and hashlib.sha256(data).hexdigest() != digest:
-            raise SluiceError(f"sets: {path} changed while the run began; run again")
-        beside = _beside(path) if kind_of(name) == "table" else None
-        for item in _items(of, name, data, beside):
+        for item in _opened(of, name, digest, path):
             row = len(items)
             place = (name, item.offset, len(item.data)) if item.data is not None else (None, None, None)
             items.append((of, item.name, *place, item.sha256, item.phash))
@@ -186,29 +181,54 @@ def plain(data: bytes) -> bytes:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def _items(of: str, name: str, data: bytes, beside: Sequence[str] | None) -> Iterator[Item]:
-    """Raises `SluiceError` for a file that is not what its ending says."""
+def _opened(of: str, name: str, digest: str, path: str) -> Iterator[Item]:
+    """Raises `SluiceError` for a file that is not what it was when the run began."""
+    with fsspec.open(path, "rb") as file:
+        hashed = _Hashed(file)
+        yield from items_of(of, name, cast(BinaryIO, hashed), _beside(path) if kind_of(name) == "table" else None)
+        while hashed.read(1 << 22):
+            pass
+    if not digest.startswith("tag:") and hashed.sha.hexdigest() != digest:
+        raise SluiceError(f"sets: {path} changed while the run began; run again")
+
+
+def items_of(of: str, name: str, file: BinaryIO, beside: Sequence[str] | None = None) -> Iterator[Item]:
+    """The items of an open file; a tar is streamed. Raises `SluiceError` where it is not what its ending says."""
     kind = kind_of(name)
-    if kind == "image":
-        yield Item(name, data, hashlib.sha256(data).hexdigest())
-        return
     try:
-        if kind == "tar":
-            yield from _of_tar(name, data)
+        if kind == "image":
+            data = file.read()
+            yield Item(name, data, hashlib.sha256(data).hexdigest())
+        elif kind == "tar":
+            yield from _of_tar(name, file)
         elif name.lower().endswith(".parquet"):
-            yield from _of_parquet(name, pq.read_table(pa.BufferReader(data)))
+            yield from _of_parquet(name, pq.read_table(pa.BufferReader(file.read())))
         else:
-            yield from _of_vectors(name, data, beside)
+            yield from _of_vectors(name, file.read(), beside)
     except (OSError, ValueError, KeyError, tarfile.TarError, pa.ArrowInvalid) as error:
         why = " ".join(str(error).split())[:160]
         raise SluiceError(f"sets: {of}/{name} cannot be read ({why}); see what its ending promises") from None
 
 
-def _of_tar(name: str, data: bytes) -> Iterator[Item]:
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+class _Hashed(io.RawIOBase):
+    """A file that knows the sha256 of what was read of it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self.sha.update(data)
+        return data
+
+
+def _of_tar(name: str, file: BinaryIO) -> Iterator[Item]:
+    with tarfile.open(fileobj=file, mode="r|") as tar:
         for member in tar:
-            if member.isreg() and kind_of(member.name) == "image":
-                image = data[member.offset_data : member.offset_data + member.size]
+            held = tar.extractfile(member) if member.isreg() and kind_of(member.name) == "image" else None
+            if held is not None:
+                image = held.read()
                 sha = hashlib.sha256(image).hexdigest()
                 yield Item(f"{name}/{member.name}", image, sha, offset=member.offset_data)
 

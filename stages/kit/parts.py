@@ -23,14 +23,15 @@ REPLACING = "-"
 """Among the inputs of a task, where nodes have names: the records whose uids no longer count in this part."""
 
 
-def part_tasks(inputs: Mapping[str, Generation], hints: Mapping[str, Any]) -> list[Task]:
+def part_tasks(inputs: Mapping[str, Generation], hints: Mapping[str, Any], counted: bool = False) -> list[Task]:
     """One task per part of the first input, with the records of the same part in the others.
 
+    `counted`: `counting` will be asked, so that a part's work changes when a retry takes over some of its rows.
     Raises `SluiceError` where an input lacks a part.
     """
     first, *others = inputs.values()
     replacing: dict[str, list[Record]] = {}
-    for record in first.records:
+    for record in first.records if counted else ():
         for part in record.supersedes:
             replacing.setdefault(part, []).append(record)
     tasks = []
@@ -41,7 +42,8 @@ def part_tasks(inputs: Mapping[str, Generation], hints: Mapping[str, Any]) -> li
             if match is None:
                 raise SluiceError(f"{other.node} has no part {record.part}, which {first.node} has; run again")
             records[other.node] = (match,)
-        records[REPLACING] = tuple(replacing.get(record.part, ()))
+        if counted:
+            records[REPLACING] = tuple(replacing.get(record.part, ()))
         rows = record.rows.get("image") or record.rows.get("caption", 0)
         tasks.append(Task(record.part, {}, records, record.supersedes, rows, hints))
     return tasks

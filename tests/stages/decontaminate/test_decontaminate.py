@@ -20,7 +20,7 @@ from pipeline.identity import find_resources, generation_key, node_identity
 from pipeline.stage import PIXELS, Column, Task
 from pipeline.store import Store
 from stages.decontaminate import Decontaminate, index, items
-from tests.stages.decontaminate.sets import cropped, folder, look_alike, parquet, run, scene
+from tests.stages.decontaminate.sets import cropped, encoded, folder, look_alike, parquet, run, scene
 from tests.stages.dedup.pools import WIDTH, Item, spread, uid_of
 
 NONE = {"leaks_from": None, "leak_similarity": None, "leak_evidence": None}
@@ -64,7 +64,7 @@ def test_leaks_are_found_whatever_was_done_to_them_and_look_alikes_stay(tmp_path
     assert [named[n]["leaks_from"] for n in range(5)] == [f"coco/images/{n:02d}.jpg" for n in range(5)]
     assert [named[n]["leak_evidence"] for n in range(5)] == ["sha256", *["pixels"] * 4]
     assert named[0]["leak_similarity"] == 1
-    assert all(0.75 <= named[n]["leak_similarity"] <= 1 for n in range(1, 5))
+    assert all(0.55 <= named[n]["leak_similarity"] <= 1 for n in range(1, 5))
     assert all(named[n] == NONE for n in range(5, 11))
     assert {status: sum(r.statuses.get(status, 0) for r in records) for status in ("leak", "ok", "no_image")} == {
         "leak": 5, "ok": 5, "no_image": 1,
@@ -127,12 +127,8 @@ def test_a_near_embedding_of_an_item_with_pixels_is_looked_at(tmp_path: Path) ->
     np.savez(
         tmp_path / "coco" / "vectors.npz", embeddings=np.stack([axis(0), axis(1)]), ids=np.array(["a.jpg", "b.jpg"])
     )
-    mirrored = opened(scene(1)).transpose(
-        Image.Transpose.FLIP_LEFT_RIGHT
-    )  # no copy by its pixels, and nothing that a glance knows
-    sink = io.BytesIO()
-    mirrored.save(sink, "JPEG")
-    rows = [item(0, look_alike(0), vector=axis(0)), item(1, sink.getvalue(), vector=axis(1)), item(2, scene(5))]
+    mirrored = encoded(opened(scene(1)).transpose(Image.Transpose.FLIP_LEFT_RIGHT))  # no copy, at a glance or later
+    rows = [item(0, look_alike(0), vector=axis(0)), item(1, mirrored, vector=axis(1)), item(2, scene(5))]
     stage = Decontaminate(sets={"coco": where}, embedding="image_embedding")
     found, records, _ = run(tmp_path / "root", stage, {"000-0": rows})
     assert all(row == NONE for row in found.values())

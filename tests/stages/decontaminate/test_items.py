@@ -12,14 +12,14 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from pipeline.errors import SluiceError
-from stages.decontaminate.items import Item, _items, check_readable, kind_of, plain
+from stages.decontaminate.items import Item, check_readable, items_of, kind_of, plain
 from tests.stages.decontaminate.sets import encoded, scene
 
 ROWS = np.arange(6, dtype=np.float32).reshape(3, 2)
 
 
 def items(name: str, data: bytes, beside: list[str] | None = None) -> list[Item]:
-    return list(_items("coco", name, data, beside))
+    return list(items_of("coco", name, io.BytesIO(data), beside))
 
 
 def saved(array: object, **named: object) -> bytes:
