@@ -26,7 +26,7 @@ def numbered(a: Halves, b: Halves) -> tuple[Ids, Ids, Halves]:
         both = np.stack([leading, trailing], axis=1)
         distinct, code = np.unique(both, axis=0, return_inverse=True)
         heads, tails, code = distinct[:, 0], distinct[:, 1], code.ravel()
-    order = np.lexsort((tails, heads))
+    order = np.argsort(heads, kind="stable")
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
     ids = place[code]
@@ -40,7 +40,8 @@ def stars(first: Ids, second: Ids, strength: npt.NDArray[np.float32], count: int
     others join the centre that they are most like. Each round decides all that no undecided neighbour comes before.
     """
     apart = first != second  # an edge from a vertex to itself would wait for itself for ever
-    first, second, strength = first[apart], second[apart], strength[apart]
+    if not apart.all():
+        first, second, strength = first[apart], second[apart], strength[apart]
     degrees = np.bincount(first, minlength=count) + np.bincount(second, minlength=count)
     turn = np.empty(count, np.int64)
     turn[np.lexsort((np.arange(count), -degrees))] = np.arange(count)
@@ -60,11 +61,16 @@ def stars(first: Ids, second: Ids, strength: npt.NDArray[np.float32], count: int
         a, b = a[open_], b[open_]
     is_centre |= undecided  # all their neighbours went to other centres
     centre = np.arange(count)
-    member = np.concatenate([second[is_centre[first]], first[is_centre[second]]])
-    of = np.concatenate([first[is_centre[first]], second[is_centre[second]]])
-    like = np.concatenate([strength[is_centre[first]], strength[is_centre[second]]])
-    order = np.lexsort((-turn[of], like))  # the last one written stands: the most alike, then the earliest centre
-    centre[member[order]] = of[order]
+    # The most alike, then the earliest centre: one number for both, as floats from 0 on sort as their bits do.
+    best = np.zeros(count, np.uint64)
+    likeness = np.abs(np.maximum(strength, 0)).view(np.uint32).astype(np.uint64) << np.uint64(32)
+    for member, of in ((second, first), (first, second)):
+        led = is_centre[of]
+        np.maximum.at(best, member[led], likeness[led] | (count - turn[of[led]]).astype(np.uint64))
+    led = best > 0
+    at = np.empty(count, np.int64)
+    at[turn] = np.arange(count)
+    centre[led] = at[count - (best[led] & np.uint64(0xFFFFFFFF)).astype(np.int64)]
     return centre
 
 
