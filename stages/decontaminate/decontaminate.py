@@ -32,8 +32,8 @@ from pipeline.rows import PartRows, RowBatch, cut, qualified
 from pipeline.sets import SetFile, list_set, read_set, set_digest
 from pipeline.stage import KEYS, PIXELS, Column, Device, Promise, Sets, TableStage, Task, Work
 from stages.decontaminate.glance import FEW_CROPS, glances, gray_of
-from stages.decontaminate.index import Index, bases_of, opened, sight_of
-from stages.decontaminate.items import check_readable, gather_items, kind_of, read_items
+from stages.decontaminate.index import Index, bases_of, gather_items, opened, sight_of
+from stages.decontaminate.items import check_readable, kind_of, read_items
 from stages.kit.parts import part_tasks, rows_of
 from stages.kit.pixels import Sight, agreement, sight
 

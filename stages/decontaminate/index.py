@@ -10,13 +10,15 @@ from typing import Any
 import fsspec
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from pipeline.attempt import Attempt
 from pipeline.errors import SluiceError
 from pipeline.records import Record
 from pipeline.rows import RowBatch
+from pipeline.stage import Task
 from stages.decontaminate.glance import CROPS, NEAR, WIDTH
-from stages.decontaminate.items import plain
+from stages.decontaminate.items import ITEMS, plain
 from stages.kit.neighbours import unit
 from stages.kit.pixels import Sight, sight
 
@@ -26,10 +28,13 @@ FLAT_ROWS = 200_000
 """Glances that are compared one by one; of more, those of the nearest cells (FAISS's IVF), in half precision."""
 MOST_CELLS, PROBES, PER_CELL = 2048, 24, 64
 """Cells, those of them that are searched, and glances of each that k-means sees."""
+ADDED_AT_ONCE = 1 << 18
+CELLS = "cells"
+"""The kind of the file with those of many glances: they are made once, and read by every worker."""
 NEIGHBOURS = 512
 """Glances that a search gives at most: an item that is near is so with up to 30 of its own."""
 BLOCK = 1 << 24
-"""Hashes that are compared at once: 128 MB."""
+"""Cosines that are taken at once: 64 MB."""
 SIGHTS = 256
 """Items whose pixels a worker keeps: a leak seldom comes alone."""
 
@@ -58,6 +63,8 @@ class Index:
     """What images are looked for in; the number of an item is its place in `items`."""
 
     def __init__(self, attempt: Attempt, record: Record) -> None:
+        import faiss
+
         table = attempt.read(record, "items")
         columns = (table.column(name).to_pylist() for name in ("set", "item", "file", "offset", "nbytes", "sha256"))
         self.items = [Known(*row) for row in zip(*columns, strict=True)]
@@ -70,12 +77,17 @@ class Index:
         self._hashes = hashes.drop_null().to_numpy().astype(np.uint64)
         glances = attempt.read(record, "glances")
         self._of_glance: Numbers = glances.column("row").to_numpy().astype(np.int64)
-        matrix = np.asarray(glances.column("glance").combine_chunks().flatten()).reshape(-1, WIDTH)
-        self._glances, self._wholes = _searched(matrix), _searched(matrix[:: len(CROPS)])
+        matrix, cells = matrix_of(glances), record.file(CELLS)
+        self._wholes = flat(matrix[:: len(CROPS)])
+        if cells is None:
+            self._glances = flat(matrix)
+        else:
+            data = np.frombuffer(attempt.store.read_file(record, cells), np.uint8)
+            self._glances = faiss.deserialize_index(data)
         vectors = attempt.read(record, "vectors")
         self.embedded: Numbers = vectors.column("row").to_numpy().astype(np.int64)
-        matrix = RowBatch(vectors, None).matrix("vector")
-        self._vectors = unit(matrix) if len(matrix) else matrix
+        vectors_nd: npt.NDArray[np.float32] = RowBatch(vectors, None).matrix("vector")
+        self._vectors = unit(vectors_nd) if len(vectors_nd) else vectors_nd
 
     @property
     def glanced(self) -> bool:
@@ -141,25 +153,79 @@ def _best(numbers: Numbers, values: npt.NDArray[Any], few: int) -> Found:
     return list(found.items())
 
 
-def _searched(matrix: npt.NDArray[np.float16]) -> Any:
-    """A FAISS index by inner product."""
+def matrix_of(glances: pa.Table) -> npt.NDArray[np.float16]:
+    """float16 (rows, 64)."""
+    return np.asarray(glances.column("glance").combine_chunks().flatten()).reshape(-1, WIDTH)
+
+
+def flat(matrix: npt.NDArray[np.float16]) -> Any:
+    """A FAISS index that compares with every glance."""
+    import faiss
+
+    index: Any = faiss.IndexFlatIP(WIDTH)
+    index.add(matrix.astype(np.float32))
+    return index
+
+
+def in_cells(matrix: npt.NDArray[np.float16]) -> Any:
+    """A FAISS index that compares with those of the nearest cells, in half precision: 130 bytes each."""
     import faiss
 
     rows = len(matrix)
-    if rows <= FLAT_ROWS:
-        index: Any = faiss.IndexFlatIP(WIDTH)
-        index.add(matrix.astype(np.float32))
-        return index
     cells = min(MOST_CELLS, round(4 * rows**0.5))
-    index = faiss.IndexIVFScalarQuantizer(
+    index: Any = faiss.IndexIVFScalarQuantizer(
         faiss.IndexFlatIP(WIDTH), WIDTH, cells, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
     )
     chosen = np.random.default_rng(0).choice(rows, min(rows, PER_CELL * cells), replace=False)
     index.train(matrix[np.sort(chosen)].astype(np.float32))
-    for start in range(0, rows, 1 << 18):
-        index.add(matrix[start : start + (1 << 18)].astype(np.float32))
+    for start in range(0, rows, ADDED_AT_ONCE):
+        index.add(matrix[start : start + ADDED_AT_ONCE].astype(np.float32))
     index.nprobe = PROBES
     return index
+
+
+# -- a phase: all items brought together -------------------------------------------------------------------------------
+
+
+def gather_items(task: Task, attempt: Attempt) -> None:
+    """A phase's `do`: all items together, each once; what several files tell of one is brought together."""
+    import faiss
+
+    numbers: dict[tuple[str, str], int] = {}
+    items: list[dict[str, Any]] = []
+    parts: dict[str, list[pa.Table]] = {"glances": [], "vectors": []}
+    for record in task.inputs["items"]:
+        places = []
+        for row in attempt.read(record, "items").to_pylist():
+            key = row["set"], row["item"]
+            number = numbers.setdefault(key, len(items))
+            if number == len(items):
+                items.append(row)
+            else:
+                items[number].update({name: value for name, value in row.items() if value is not None})
+            places.append(number)
+        for kind, found in parts.items():
+            table = attempt.read(record, kind)
+            moved = pa.array(np.array(places, np.int32)[table.column("row").to_numpy()], pa.int32())
+            if table.num_rows:
+                found.append(table.set_column(0, "row", moved))
+    attempt.write("items", pa.Table.from_pylist(items, schema=ITEMS))
+    for kind, found in parts.items():
+        types = {str(table.schema.field(1).type) for table in found}
+        if len(types) > 1:
+            raise SluiceError(f"sets: embeddings of several widths: {', '.join(sorted(types))}; expected one model's")
+        table = pa.concat_tables(found) if found else attempt.read(task.inputs["items"][0], kind)
+        attempt.write(kind, table)
+        if kind == "glances" and table.num_rows > FLAT_ROWS:
+            with attempt.create(CELLS) as file:
+                file.write(faiss.serialize_index(in_cells(matrix_of(table))).tobytes())
+    counts: dict[str, int] = dict.fromkeys(task.payload["sets"], 0)
+    for of, _ in numbers:
+        counts[of] += 1
+    for of, count in counts.items():
+        if not count:
+            raise SluiceError(f"sets: {of} has no item: its tables and tars are empty")
+    attempt.note(items=counts)
 
 
 _opened: OrderedDict[str, Index] = OrderedDict()

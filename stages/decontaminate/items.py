@@ -111,41 +111,6 @@ def read_items(task: Task, attempt: Attempt) -> None:
     attempt.write("vectors", _lists([row for row, _ in vectors], rows_vd, "vector", pa.float32(), width))
 
 
-def gather_items(task: Task, attempt: Attempt) -> None:
-    """All items together, each once: what several files tell of one is brought together."""
-    numbers: dict[tuple[str, str], int] = {}
-    items: list[dict[str, Any]] = []
-    parts: dict[str, list[pa.Table]] = {"glances": [], "vectors": []}
-    for record in task.inputs["items"]:
-        places = []
-        for row in attempt.read(record, "items").to_pylist():
-            key = row["set"], row["item"]
-            number = numbers.setdefault(key, len(items))
-            if number == len(items):
-                items.append(row)
-            else:
-                items[number].update({name: value for name, value in row.items() if value is not None})
-            places.append(number)
-        for kind, found in parts.items():
-            table = attempt.read(record, kind)
-            moved = pa.array(np.array(places, np.int32)[table.column("row").to_numpy()], pa.int32())
-            if table.num_rows:
-                found.append(table.set_column(0, "row", moved))
-    attempt.write("items", pa.Table.from_pylist(items, schema=ITEMS))
-    for kind, found in parts.items():
-        types = {str(table.schema.field(1).type) for table in found}
-        if len(types) > 1:
-            raise SluiceError(f"sets: embeddings of several widths: {', '.join(sorted(types))}; expected one model's")
-        attempt.write(kind, pa.concat_tables(found) if found else attempt.read(task.inputs["items"][0], kind))
-    counts: dict[str, int] = dict.fromkeys(task.payload["sets"], 0)
-    for of, _ in numbers:
-        counts[of] += 1
-    for of, count in counts.items():
-        if not count:
-            raise SluiceError(f"sets: {of} has no item: its tables and tars are empty")
-    attempt.note(items=counts)
-
-
 def _lists(rows: Sequence[int], values: Sequence[Any], name: str, kind: pa.DataType, width: int) -> pa.Table:
     flat = np.concatenate(values) if values else np.zeros(0, np.float32)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(flat.astype(kind.to_pandas_dtype()), kind), width or 1)

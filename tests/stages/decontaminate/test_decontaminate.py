@@ -232,6 +232,7 @@ def test_many_items_are_searched_in_cells(tmp_path: Path, monkeypatch: pytest.Mo
     rows = [item(n, cropped(scene(n))) for n in range(0, 12, 3)]
     found, _, _ = run(tmp_path / "root", Decontaminate(sets={"coco": where}), {"000-0": rows})
     assert [found[uid_of(n)]["leaks_from"] for n in range(0, 12, 3)] == [f"coco/{n:02d}.jpg" for n in range(0, 12, 3)]
+    assert list((tmp_path / "root" / "leaks").glob("data/*.cells")), "they are made once"
 
 
 def test_a_damaged_tar_is_named_with_its_repair(tmp_path: Path) -> None:
