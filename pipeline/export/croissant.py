@@ -3,7 +3,8 @@
 croissant.json            the metadata
 pairs.parquet             url, caption and sizes of every kept pair: the record set `pairs`, which is one file by nature
 
-Where the run made shards, each stands with its SHA-256, and the record set `samples` reads image and text from them.
+Where the run made shards, each stands with its SHA-256, and the record set `samples` reads the images from them by
+uid; their texts are in `pairs`, and in the shards beside the images.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from pipeline.errors import SluiceError
 from pipeline.export.card import card
 from pipeline.export.datacomp import write_tables
 from pipeline.export.facts import Facts
-from pipeline.export.options import Options
+from pipeline.export.options import FILL_IN, Options
 from pipeline.export.selection import Selection
 from pipeline.export.target import Target
 from pipeline.stage import Column
@@ -30,7 +30,9 @@ def write(selection: Selection, target: Target, options: Options) -> list[str]:
         pairs(selection, target, options, FOLDER + "/{:08d}.parquet", options.rows_per_file)
         pattern = f"{FOLDER}/*.parquet"
     target.write("README.md", card(Facts.of(selection), options, pattern).encode())
-    return [f"the card asks for what only you can say: look for {word!r} in README.md" for word in ("FILL IN",)]
+    if options.license != FILL_IN:
+        return []
+    return [f"README.md says {FILL_IN!r} for the licence, which only you can know: give --license"]
 
 
 def _copied(selection: Selection, target: Target) -> str:

@@ -171,7 +171,9 @@ class Kept:
         return found
 
     def _load(self, label: str, tables: Iterator[pa.Table]) -> None:
-        first = next(tables)
+        first = next(tables, None)
+        if first is None:
+            raise SluiceError(f"there is no pair in {label}, so there is nothing to export; run the whole DAG first")
         batches = (batch for table in _chain(first, tables) for batch in table.to_batches())
         self._connection.register("arriving", pa.RecordBatchReader.from_batches(first.schema, batches))
         self._connection.execute(f"CREATE TABLE {label} AS SELECT * FROM arriving")  # noqa: S608 - ours

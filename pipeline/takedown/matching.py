@@ -184,7 +184,7 @@ def columns_of(store: Store, record: Record, file: File, names: Sequence[str]) -
     except (pa.ArrowInvalid, OSError) as error:
         raise SluiceError(
             f"{store.url(place)} cannot be searched ({str(error).splitlines()[0]}); "
-            f"`sluice verify {store.root} --repair` first"
+            f"`sluice verify {store.root} --repair` first; where only an old run names it, `sluice gc --keep-runs 1`"
         ) from None
 
 

@@ -134,9 +134,9 @@ _lock = threading.Lock()
 
 def standing(store: Store) -> Entries:
     """What all takedowns of a root cover, as a worker asks before every part; read again only when one came along."""
-    names = tuple(name for name in store.names(FOLDER) if name.endswith(".json"))
+    names = tuple(store.names(FOLDER))  # those of entries have a token: a number may be given anew
     with _lock:
-        if _known.get(store.root, ((), None))[0] != names or store.root not in _known:
+        if store.root not in _known or _known[store.root][0] != names:
             tables = [entries_of(store, tombstone).table() for tombstone in tombstones(store)]
             _known[store.root] = names, Entries.of(pa.concat_tables([ENTRIES.empty_table(), *tables]))
         return _known[store.root][1]
