@@ -3,14 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 WEB := demo/web
 KEY := demo/key/key.parquet
+HELD_OUT := demo/evaluation
 ROOT := demo/root
 
 .PHONY: demo test check bench chaos clean
 
 demo: .venv/installed
-	@$(BIN)/python -m infra.miniweb $(WEB) --pages 2400 --key $(KEY) -- $(BIN)/sluice run quickstart $(ROOT)
+	@$(BIN)/python -m infra.miniweb $(WEB) --pages 2400 --key $(KEY) --evaluation $(HELD_OUT) -- $(BIN)/sluice run quickstart $(ROOT)
 	@$(BIN)/python -m infra.miniweb.grade $(KEY) $(ROOT)
 	@echo "Shards: $(ROOT)/shards/data; what was planted: $(KEY). Next:"
+	@echo "  $(BIN)/sluice report $(ROOT)"
 	@echo "  $(BIN)/sluice status $(ROOT)"
 	@echo "  $(BIN)/sluice links $(ROOT)"
 	@echo "  $(BIN)/sluice sql $(ROOT) 'FROM drops'"

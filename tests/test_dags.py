@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from pipeline import Dag
+from pipeline.errors import SluiceError
+from stages.decontaminate import Decontaminate
 
 SHIPPED = sorted(item.name.removesuffix(".yaml") for item in files("dags").iterdir() if item.name.endswith(".yaml"))
 
@@ -24,7 +26,21 @@ def test_nothing_is_wrong_with_it(name: str, tmp_path: Path, monkeypatch: pytest
     asked = source["stages.ingest.UrlTables"]
     Path(asked["files"]).parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({asked["url"]: ["http://a.example/1.jpg"], asked["caption"]: ["a"]}), asked["files"])
-    Dag.load(name).check()
+    (tmp_path / "held_out").mkdir()
+    (tmp_path / "held_out" / "0.jpg").write_bytes(b"looked at by its name alone")
+    Dag.load(name, ["leaks.sets={held_out: held_out}"]).check()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_none_runs_without_a_word_on_the_evaluation_sets_that_it_must_not_leak(name: str) -> None:
+    """The quickstart names the one of the small local web."""
+    steps = yaml.safe_load((files("dags") / f"{name}.yaml").read_text())["nodes"]["leaks"]["steps"]
+    (asked,) = (step["stages.decontaminate.Decontaminate"] for step in steps)
+    if name != "quickstart":
+        with pytest.raises(SluiceError, match="sets names no evaluation set"):
+            Decontaminate(**asked).check([])
+    else:
+        assert asked["sets"]
 
 
 @pytest.mark.parametrize("name", sorted(set(SHIPPED) - {"quickstart"}))
