@@ -13,6 +13,7 @@ from pipeline import cli, show
 from pipeline.catalog import Catalog
 from pipeline.errors import SluiceError
 from pipeline.judge import name
+from pipeline.lookup import Lookup
 from pipeline.store import Store
 from pipeline.upkeep import generations_of
 from stages.index.lookup import embedding_of, index_of, nearest, without
@@ -30,7 +31,7 @@ COLUMNS = ("url", "status", "caption", "clip_score", "kept", "dropped_by")
 @cli.root_argument
 @click.option("--image", metavar="FILE", help="Search for what looks like this picture.")
 @click.option("--text", metavar="TEXT", help="Search for what these words say.")
-@click.option("--uid", metavar="UID", help="Search for what looks like this image of the run.")
+@click.option("--uid", metavar="UID|URL", help="Search for what looks like this image of the run.")
 @click.option("--node", metavar="NODE", help="Which index, where there are several.")
 @click.option("--run", "run_id", help="Ask an older run, such as 0003.")
 @click.option("-k", "count", default=10, show_default=True, type=click.IntRange(min=1), help="How many.")
@@ -61,7 +62,8 @@ def neighbours(
         elif text is not None:
             query_d = encoders.of_text(text)
         else:
-            query_d = of_uid(catalog, source, column, str(uid))
+            uid, _ = Lookup(store, generations).resolve(str(uid))
+            query_d = of_uid(catalog, source, column, uid)
         found = without(nearest(store, index, query_d, count + (uid is not None), probes), uid, count)
         rows = described(catalog, [one.uid for one in found])
     answer = [{"uid": one.uid, "cosine": round(one.cosine, 4), **rows.get(one.uid, {})} for one in found]

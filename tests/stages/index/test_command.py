@@ -136,6 +136,7 @@ def test_words_find_the_images_whose_clip_score_with_them_is_best(root: str) -> 
 def test_an_image_of_the_run_finds_others_and_not_itself(root: str) -> None:
     found = asked(root, "--uid", uid_of(10), "--node", "by_number", "-k", "2")
     assert {row["uid"] for row in found} == {uid_of(9), uid_of(11)}
+    assert asked(root, "--uid", uid_of(10)[:8], "--node", "by_number", "-k", "2") == found
     assert [row["cosine"] for row in found] == pytest.approx([np.cos(1 / 30)] * 2, abs=2e-3)
 
 
@@ -160,7 +161,7 @@ def test_what_cannot_be_asked_is_refused_with_a_remedy(root: str, tmp_path: Path
         ([], "say what to search for: one of --image FILE, --text TEXT, --uid UID"),
         (["--uid", "x", "--text", "y"], "say what to search for"),
         (["--uid", uid_of(11)], "3 indexes (by_colour, by_number, index); name one with --node"),
-        (["--uid", "abc", *index], "scores has no image 'abc' in run 0001"),
+        (["--uid", "abc", *index], "no sample 'abc' among the 30 rows"),
         (["--uid", uid_of(7), *index], f"{uid_of(7)} has no image_embedding; its image was not downloaded"),
         (["--image", str(text), *index], "name a JPEG, PNG, WebP or GIF"),
         (["--image", "/nowhere.png", *index], "No such file"),
