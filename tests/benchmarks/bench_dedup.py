@@ -26,12 +26,12 @@ import pyarrow as pa
 from pipeline import Dag, run
 from pipeline.attempt import Attempt
 from pipeline.records import ABOUT, Generation, Record
-from pipeline.stage import Column, Promise, TableStage, Task, Work
+from pipeline.stage import Column, Device, Promise, TableStage, Task, Work
 from pipeline.store import Store
 from stages.dedup.grouping import PICKED, members
 from stages.dedup.uids import halves, texts
 from stages.index.lookup import nearest
-from stages.kit.neighbours import unit
+from stages.kit.neighbours import cosine_pairs, unit
 from stages.kit.vectors import vector_type, vectors
 from tests.benchmarks.bench_engine import crew, timed
 from tests.benchmarks.figures import Figure
@@ -45,6 +45,7 @@ COSINE = 0.95
 ASKED, QUERIES = 2_000, 100
 """Vectors of which brute force finds all neighbours, and how many of them are asked for in the index."""
 EDGES = 10_000_000
+ON_A_GPU = 100_000
 SIZES = (10_000, 100_000, 1_000_000)
 GOAL_RECALL, GOAL_EXPONENT, GOAL_GROUPS_S = 0.99, 1.3, 30.0
 TEXT = f"""
@@ -248,6 +249,7 @@ def measure() -> list[Figure]:
 def figures(sizes: Sequence[int]) -> Iterator[Figure]:
     """Of each size, how they grow, and groups by themselves; as they are measured."""
     yield groups_of(EDGES)
+    yield on_a_gpu(ON_A_GPU)
     found: dict[int, dict[str, Any]] = {}
     for rows in sizes:
         with tempfile.TemporaryDirectory(prefix="dedup-") as folder:
@@ -270,6 +272,18 @@ def figures(sizes: Sequence[int]) -> Iterator[Figure]:
     for small, large in pairwise(sizes):
         exponent = log10(found[large]["copies_s"] / found[small]["copies_s"]) / log10(large / small)
         yield Figure(f"exponent from {small:,} to {large:,}", exponent, "", at_most=GOAL_EXPONENT)
+
+
+def on_a_gpu(rows: int) -> Figure:
+    """One task of the search, on the GPU that FAISS sees first."""
+    import faiss
+
+    name = f"{rows:,} x {WIDTH}: all pairs, on a GPU"
+    if not getattr(faiss, "get_num_gpus", int)():
+        return Figure(name, None, "s", note=f"FAISS {faiss.__version__} sees no GPU here")
+    vectors_nd = np.concatenate([all_nd for _, all_nd in parts_of(rows)])
+    seconds = timed(lambda: cosine_pairs(vectors_nd, COSINE, 64, device=Device("cuda")))
+    return Figure(name, seconds, "s", note="with the time to load CUDA")
 
 
 def groups_of(edges: int) -> Figure:
