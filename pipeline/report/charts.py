@@ -51,8 +51,8 @@ def histogram(found: Histogram, classes: Mapping[str, str], unit: str, height: i
             parts.append(_bin(values, classes, box, tallest, _range(axis, place, unit)))
     parts.append(RULE.format("base", 0, 100, bottom + 0.5, bottom + 0.5))
     parts += _ticks(axis, bottom, unit)
-    for place, label, line in marks:
-        parts += _mark(place, label, LINE * (line + 1) - 2, bottom)
+    for where, label, line in marks:
+        parts += _mark(where, label, LINE * (line + 1) - 2, bottom)
     parts.append(LABEL.format("scale", 0, top - 4, "start", "", words.short(tallest)))
     title = _described(found, unit)
     return SVG.format("chart", title, bottom + TICK_ROOM, Markup("").join(parts))

@@ -76,7 +76,7 @@ def _chosen(ask: Ask, rows: str, counted: str, similar: str) -> list[tuple[str, 
         f"min({{'id': id, 'size': size}}, {3 * SHOWN_OF_EACH}) AS any_ FROM ({query})"
     ).to_pylist()[0]
     found: dict[str, tuple[str, str, int]] = {}
-    for why, groups in (("largest", row["large"]), ("least alike", row["unlike"]), ("at random", row["any_"])):
+    for why, groups in (("The largest", row["large"]), ("The least alike", row["unlike"]), ("At random", row["any_"])):
         fresh = [group for group in groups or [] if group["id"] not in found]
         found |= {group["id"]: (why, group["id"], group["size"]) for group in fresh[:SHOWN_OF_EACH]}
     return list(found.values())

@@ -27,7 +27,7 @@ from pipeline.report.numbers import DROPPED, PASSED, Ask, Group, Histogram, Numb
 from pipeline.report.samples import Sample, Samples
 from pipeline.report.selection import KEPT, NOT_KEPT, ROWS, PoolReport, is_number, pool_report
 from pipeline.report.web import WebReport, web_report
-from pipeline.runs import ancestors, generations_of
+from pipeline.runs import ancestors, generations_of, run_of
 from pipeline.store import Store
 from pipeline.views import NOT_OF_A_NODE, Schema
 
@@ -80,12 +80,13 @@ class Page:
 
 def report(root: str, run: str | None = None) -> str:
     """The page of a run, the newest unless `run` names another. Raises `SluiceError` where there is none."""
-    with tempfile.TemporaryDirectory(prefix="sluice-report-") as spill, Catalog(root, run) as catalog:
+    store = Store(root)
+    chosen = run_of(store, run)
+    with tempfile.TemporaryDirectory(prefix="sluice-report-") as spill, Catalog(root, chosen.id) as catalog:
         catalog.sql(f"SET memory_limit = '{MEMORY}'")
         catalog.sql(f"SET temp_directory = {text(spill)}")
         catalog.sql("SET preserve_insertion_order = false")
-        store = Store(root)
-        return rendered(gathered(catalog.sql, store, catalog.run))
+        return rendered(gathered(catalog.sql, store, chosen))
 
 
 def gathered(ask: Ask, store: Store, run: Run) -> Page:

@@ -13,7 +13,7 @@ from pipeline.judge import name, text
 from pipeline.pairs import KEY_NAMES, Pool
 from pipeline.records import Generation
 from pipeline.report.numbers import DROPPED, PASSED, Ask, Group, Histogram, Number, Source, histograms
-from pipeline.report.thresholds import Measure, Threshold, measures
+from pipeline.report.thresholds import Measure, measures
 from pipeline.rows import MEMBER
 from pipeline.stage import Column
 from pipeline.steps import rules_of
@@ -90,55 +90,29 @@ def pool_report(
     """
     columns = pool.columns()
     selected = [node for node in generations if {(node, "kept"), (node, "dropped_by")} <= columns.keys()]
-    funnels = {node: _funnel(ask, node) for node in selected}
-    rules = {node: [step[0] for step in funnels[node]] for node in selected}
-    measured = {node: _measures(generations[node], columns, rules[node]) for node in selected}
+    funnels = [_funnel(ask, generations[node], columns) for node in selected]
     has_images = all((pool.node, column) in columns for column in MEMBER)
+    verdicts = {(node, column) for node in selected for column in ("kept", "dropped_by")}
     numeric = [
         c for key, c in columns.items() if is_number(c.type) and not (key[0] == pool.node and key[1] in ADDRESSES)
     ]
-    flags = [c for c in columns.values() if pa.types.is_boolean(c.type) and (c.node, c.name) not in _verdicts(selected)]
-    read = {read for found, _ in measured.values() for of_rule in found.values() for m in of_rule for read in m.reads}
-    wanted = {(node, column) for node, _, column in (written.partition(".") for written in read - set(KEY_NAMES))}
-    wanted |= {(c.node, c.name) for c in (*numeric, *flags)} | _verdicts(selected)
+    flags = [c for key, c in columns.items() if pa.types.is_boolean(c.type) and key not in verdicts]
+    wanted = verdicts | {(c.node, c.name) for c in (*numeric, *flags)}
     wanted |= {(pool.node, MEMBER[0])} if has_images else set()
+    wanted |= {key for funnel in funnels for key in funnel.reads}
     source = Source(
-        _rows(pool, sorted(wanted), rules, segments),
+        _rows(pool, sorted(wanted), funnels, segments),
         sum(piece.rows for piece in pool.captions.pieces),
         KEY_NAMES,
         f"{name(f'{pool.node}.{MEMBER[0]}')} IS NOT NULL" if has_images else "false",
     )
     groups = _groups(selected[-1] if selected else None)
-    of_columns = [_column_number(c, columns, groups, measured) for c in numeric]
-    of_rules = [
-        _rule_number(node, rules[node].index(rule), measure, tiles)
-        for node in selected
-        for rule, found in measured[node][0].items()
-        for measure in found
-    ]
-    counted = histograms(ask, source, [*of_columns, *of_rules])
-    rest = iter(counted[len(of_columns) :])
-    charts = {
-        (node, rule): tuple(next(rest) for _ in found) for node in selected for rule, found in measured[node][0].items()
-    }
-    chosen, flagged = _examples(ask, source, rules, flags, groups, examples)
-    selections = tuple(
-        Selection(
-            node,
-            generations[node].content_hash,
-            funnels[node][0][1] if funnels[node] else 0,
-            funnels[node][-1][3] if funnels[node] else 0,
-            tuple(
-                Rule(
-                    rule, rules_of(generations[node]).get(rule, ""), pairs_in, dropped, left,
-                    charts.get((node, rule), ()), chosen[node, place], measured[node][1].get(rule, ""),
-                )
-                for place, (rule, pairs_in, dropped, left) in enumerate(funnels[node])
-            ),
-            chosen[node, len(rules[node])],
-        )
-        for node in selected
-    )  # fmt: skip
+    of_columns = [_column_number(column, columns, groups, funnels) for column in numeric]
+    of_rules = {(f.node, rule, m.title): _rule_number(f, rule, m, tiles) for f in funnels for rule, m in f.compared}
+    counted = histograms(ask, source, [*of_columns, *of_rules.values()])
+    charts = dict(zip(of_rules, counted[len(of_columns) :], strict=True))
+    chosen, flagged = _examples(ask, source, funnels, flags, groups, examples)
+    selections = tuple(_selection(funnel, charts, chosen) for funnel in funnels)
     return PoolReport(pool.node, selections, _ordered(counted[: len(of_columns)], pool.node), flagged, has_images)
 
 
@@ -147,42 +121,75 @@ def _ordered(columns: Sequence[Histogram], pool: str) -> tuple[Histogram, ...]:
     return tuple(sorted(columns, key=lambda column: (not column.thresholds, column.node == pool)))
 
 
-def _funnel(ask: Ask, node: str) -> list[tuple[str, int, int, int]]:
+@dataclass(frozen=True)
+class _Funnel:
+    """A selection before anything is counted."""
+
+    node: str
+    hash: str
+    steps: tuple[tuple[str, int, int, int], ...]
     """(rule, pairs in, dropped, left), in order."""
+    sql: Mapping[str, str]
+    """Of the rules that say it."""
+    measured: Mapping[str, Sequence[Measure]]
+    """By rule, the numbers that it compares."""
+    troubles: Mapping[str, str]
+    """Why there are none, of a rule that is not understood."""
+
+    @property
+    def rules(self) -> list[str]:
+        return [rule for rule, *_ in self.steps]
+
+    @property
+    def compared(self) -> list[tuple[str, Measure]]:
+        return [(rule, measure) for rule, found in self.measured.items() for measure in found]
+
+    @property
+    def reads(self) -> set[tuple[str, str]]:
+        """The columns that the numbers read, by node and name."""
+        written = {column for _, measure in self.compared for column in measure.reads} - set(KEY_NAMES)
+        return {(node, column) for node, _, column in (one.partition(".") for one in written)}
+
+
+def _funnel(ask: Ask, generation: Generation, columns: Mapping[tuple[str, str], Column]) -> _Funnel:
+    node, sql = generation.node, rules_of(generation)
     query = f"SELECT rule, pairs_in, dropped, pairs_left FROM drops WHERE node = {text(node)} ORDER BY position"
-    return [(row["rule"], row["pairs_in"], row["dropped"], row["pairs_left"]) for row in ask(query).to_pylist()]
-
-
-def _measures(
-    generation: Generation, columns: Mapping[tuple[str, str], Column], known: Sequence[str]
-) -> tuple[dict[str, list[Measure]], dict[str, str]]:
-    """By rule: the numbers that it compares, and why there are none where it cannot be understood."""
-    found: dict[str, list[Measure]] = {}
-    troubles: dict[str, str] = {}
+    steps = tuple((row["rule"], row["pairs_in"], row["dropped"], row["pairs_left"]) for row in ask(query).to_pylist())
     inputs = [column for column in columns.values() if column.node in generation.inputs]
-    for rule, sql in rules_of(generation).items():
-        if rule in known:
-            try:
-                found |= measures({rule: sql}, inputs)
-            except SluiceError as error:
-                troubles[rule] = str(error)
-    return found, troubles
+    measured: dict[str, Sequence[Measure]] = {}
+    troubles: dict[str, str] = {}
+    for rule in (rule for rule, *_ in steps if rule in sql):
+        try:
+            measured |= measures({rule: sql[rule]}, inputs)
+        except SluiceError as error:
+            troubles[rule] = str(error)
+    return _Funnel(node, generation.content_hash, steps, sql, measured, troubles)
 
 
-def _verdicts(selected: Sequence[str]) -> set[tuple[str, str]]:
-    return {(node, column) for node in selected for column in ("kept", "dropped_by")}
+def _selection(
+    funnel: _Funnel, charts: Mapping[tuple[str, str, str], Histogram], chosen: Mapping[tuple[str, int], tuple[Key, ...]]
+) -> Selection:
+    rules = []
+    for place, (rule, pairs_in, dropped, left) in enumerate(funnel.steps):
+        drawn = tuple(charts[funnel.node, rule, measure.title] for measure in funnel.measured.get(rule, ()))
+        examples, trouble = chosen[funnel.node, place], funnel.troubles.get(rule, "")
+        rules.append(Rule(rule, funnel.sql.get(rule, ""), pairs_in, dropped, left, drawn, examples, trouble))
+    pairs, kept = (rules[0].pairs_in, rules[-1].left) if rules else (0, 0)
+    return Selection(funnel.node, funnel.hash, pairs, kept, tuple(rules), chosen[funnel.node, len(rules)])
 
 
 def is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
-def _rows(pool: Pool, wanted: Sequence[tuple[str, str]], rules: Mapping[str, Sequence[str]], segments: int) -> str:
+def _rows(pool: Pool, wanted: Sequence[tuple[str, str]], funnels: Sequence[_Funnel], segments: int) -> str:
     """The pairs with their columns as `node.column`, and for each selection how many rules a pair passed."""
     fates = ""
-    for node, names in rules.items():
-        cases = "".join(f" WHEN {name(f'{node}.dropped_by')} = {text(rule)} THEN {i}" for i, rule in enumerate(names))
-        fates += f", CASE WHEN {name(f'{node}.kept')} THEN {len(names)}{cases} END AS {_fate(node)}"
+    for funnel in funnels:
+        dropped_by, rules = name(f"{funnel.node}.dropped_by"), funnel.rules
+        cases = "".join(f" WHEN {dropped_by} = {text(rule)} THEN {place}" for place, rule in enumerate(rules))
+        kept = name(f"{funnel.node}.kept")
+        fates += f", CASE WHEN {kept} THEN {len(rules)}{cases} END AS {_fate(funnel.node)}"
     shown = {(node, column): f"{node}.{column}" for node, column in wanted}
     return f"SELECT *{fates} FROM ({pool.pairs(shown, segments)}) AS pairs"
 
@@ -202,22 +209,20 @@ def _column_number(
     column: Column,
     columns: Mapping[tuple[str, str], Column],
     groups: tuple[Group, Group] | tuple[Group],
-    measured: Mapping[str, tuple[Mapping[str, Sequence[Measure]], Mapping[str, str]]],
+    funnels: Sequence[_Funnel],
 ) -> Number:
     """A column of its own, with the thresholds of the rules that compare it as it is."""
     sql = name(f"{column.node}.{column.name}")
     alone = sum(other.name == column.name for other in columns.values()) == 1
-    thresholds: list[Threshold] = []
-    for found, _ in measured.values():
-        for measure in (measure for of_rule in found.values() for measure in of_rule if measure.sql == sql):
-            thresholds += [threshold for threshold in measure.thresholds if threshold.value is not None]
+    compared = [measure for funnel in funnels for _, measure in funnel.compared if measure.sql == sql]
+    thresholds = [threshold for measure in compared for threshold in measure.thresholds if threshold.value is not None]
     title = column.name if alone else f"{column.node}.{column.name}"
     return Number(title, sql, "true", groups, tuple(dict.fromkeys(thresholds)), node=column.node)
 
 
-def _rule_number(node: str, place: int, measure: Measure, tiles: int) -> Number:
+def _rule_number(funnel: _Funnel, rule: str, measure: Measure, tiles: int) -> Number:
     """What a rule compares, over the pairs that it saw."""
-    fate = _fate(node)
+    fate, place = _fate(funnel.node), funnel.rules.index(rule)
     groups = (Group(PASSED, f"{fate} > {place}"), Group(DROPPED, f"{fate} = {place}"))
     return Number(measure.title, measure.sql, f"{fate} >= {place}", groups, measure.thresholds, tiles)
 
@@ -225,14 +230,14 @@ def _rule_number(node: str, place: int, measure: Measure, tiles: int) -> Number:
 def _examples(
     ask: Ask,
     source: Source,
-    rules: Mapping[str, Sequence[str]],
+    funnels: Sequence[_Funnel],
     flags: Sequence[Column],
     groups: Sequence[Group],
     most: int,
 ) -> tuple[dict[tuple[str, int], tuple[Key, ...]], tuple[Flag, ...]]:
     """Pairs of every fate to look at (uids are hashes: the smallest ones are a fair sample), and the flags counted."""
     items = []
-    fates = [(node, place) for node, names in rules.items() for place in range(len(names) + 1)]
+    fates = [(funnel.node, place) for funnel in funnels for place in range(len(funnel.steps) + 1)]
     for i, (node, place) in enumerate(fates):
         items.append(
             f"min({{'uid': uid, 'caption_id': caption_id}}, {2 * most}) "

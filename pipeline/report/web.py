@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.judge import name
 from pipeline.pairs import Table, live
 from pipeline.report.numbers import Ask
 
 SUCCESS = "success"
 HOSTS = 25
+STATUSES = 40
 PLACEHOLDERS = 12
 LEAST_URLS = 3
 """So many URLs with the very same bytes are a placeholder, or one picture that many pages show."""
+BY_HOST = name("urls by host and status")
+"""No node can have such a name."""
 HOST = "lower(regexp_replace(regexp_extract(url, '^[^:/?#]*://([^/?#]*)', 1), '^.*@', ''))"
 
 
@@ -47,7 +51,12 @@ class WebReport:
     """What one pool says about the web."""
 
     node: str
+    urls: int
+    images: int
+    """URLs that gave one."""
     statuses: tuple[tuple[str, int], ...]
+    """URLs by how they ended, the most frequent first."""
+    all_statuses: int
     hosts: tuple[Host, ...]
     """The largest ones."""
     all_hosts: int
@@ -61,17 +70,25 @@ def web_report(ask: Ask, table: Table) -> WebReport | None:
     rows = f"({live(table)})"
     # Hosts are told apart once for every status: a host has few of them, a pool has many hosts.
     by_host = f"SELECT {HOST} AS host, status, count(*) AS n FROM {rows} GROUP BY ALL"
-    ask(f"CREATE OR REPLACE TEMP TABLE hosts AS {by_host}")
-    statuses = ask("SELECT status, sum(n)::BIGINT AS n FROM hosts GROUP BY status ORDER BY n DESC, status").to_pylist()
+    ask(f"CREATE OR REPLACE TEMP TABLE {BY_HOST} AS {by_host}")
+    statuses = ask(
+        "SELECT coalesce(status, 'null') AS status, sum(n)::BIGINT AS n, sum(sum(n)) OVER ()::BIGINT AS urls, "
+        f"sum(sum(n) FILTER (status = '{SUCCESS}')) OVER ()::BIGINT AS images, count(*) OVER () AS statuses "
+        f"FROM {BY_HOST} GROUP BY ALL ORDER BY n DESC, status LIMIT {STATUSES}"
+    ).to_pylist()
+    whole = statuses[0] if statuses else {"urls": 0, "images": 0, "statuses": 0}
     hosts = ask(
         f"SELECT host, sum(n)::BIGINT AS urls, coalesce(sum(n) FILTER (status = '{SUCCESS}'), 0)::BIGINT AS success, "
         f"list({{'status': status, 'n': n}} ORDER BY n DESC, status) FILTER (status <> '{SUCCESS}') AS failures, "
-        f"count(*) OVER () AS hosts FROM hosts GROUP BY host ORDER BY urls DESC, host LIMIT {HOSTS}"
+        f"count(*) OVER () AS hosts FROM {BY_HOST} GROUP BY host ORDER BY urls DESC, host LIMIT {HOSTS}"
     ).to_pylist()
-    ask("DROP TABLE hosts")
+    ask(f"DROP TABLE {BY_HOST}")
     return WebReport(
         table.node,
-        tuple((str(row["status"]), row["n"]) for row in statuses),
+        whole["urls"],
+        whole["images"] or 0,
+        tuple((row["status"], row["n"]) for row in statuses),
+        whole["statuses"],
         tuple(
             Host(
                 row["host"] or "",

@@ -13,6 +13,8 @@ UNITS = {
     "s": ("seconds",),
     "bits": ("hamming", "bits"),
 }
+NEARLY = 0.9995
+"""From this share of a round number on it is that number, in three digits."""
 SCALED = ("bytes",)
 """Units that change with the value (kB, MB), so that they stand at every one of them."""
 
@@ -45,9 +47,15 @@ def count(number: float) -> str:
 def short(number: float) -> str:
     """A count in few characters: 12.3k, 4M."""
     for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.3g}{unit}" if number < 1000 * limit else f"{number / limit:,.0f}{unit}"
+        if number >= NEARLY * limit:
+            return f"{_three_digits(number / limit)}{unit}"
     return f"{number:,.0f}"
+
+
+def _three_digits(number: float) -> str:
+    decimals = 2 if number < 10 * NEARLY else 1 if number < 100 * NEARLY else 0
+    shown = f"{number:,.{decimals}f}"
+    return shown.rstrip("0").rstrip(".") if decimals else shown
 
 
 def share(part: float, whole: float) -> str:
@@ -55,7 +63,9 @@ def share(part: float, whole: float) -> str:
     if not whole:
         return "–"
     percent = 100 * part / whole
-    if part and percent < 0.1:
+    if not part:
+        return "0 %"
+    if percent < 0.1:
         return "<0.1 %"
     if part != whole and percent > 99.9:
         return ">99.9 %"
@@ -83,10 +93,10 @@ def value(number: float, unit: str = "") -> str:
 def size(count_: float) -> str:
     """Bytes: 1.4 MB."""
     for unit in ("bytes", "kB", "MB", "GB"):
-        if abs(count_) < 1000:
-            return f"{count_:,.0f} bytes" if unit == "bytes" else f"{count_:,.3g} {unit}"
+        if abs(count_) < 1000 * NEARLY:
+            return f"{count_:,.0f} bytes" if unit == "bytes" else f"{_three_digits(count_)} {unit}"
         count_ /= 1000
-    return f"{count_:,.3g} TB"
+    return f"{_three_digits(count_)} TB"
 
 
 def duration(seconds: float) -> str:

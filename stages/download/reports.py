@@ -12,12 +12,10 @@ from pipeline import cli, show
 from pipeline.catalog import Catalog
 from pipeline.errors import SluiceError, did_you_mean
 from pipeline.judge import name
+from pipeline.report.web import HOST, LEAST_URLS
 
-LEAST_URLS = 3
-"""So many URLs with the very same bytes are a placeholder, or one picture that many pages show."""
 STATUSES_SHOWN = 3
 POOL_COLUMNS = ("url", "status", "sha256", "final_url")
-HOST = "lower(regexp_replace(regexp_extract(url, '^[^:/?#]*://([^/?#]*)', 1), '^.*@', ''))"
 
 
 def pool_of(catalog: Catalog, pool: str | None = None) -> str:

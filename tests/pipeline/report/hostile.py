@@ -81,6 +81,7 @@ def roomy_page(folder: Path, texts: Sequence[str]) -> Path:
         patch.setattr("pipeline.report.page.EXAMPLES", 1000)
         patch.setattr("pipeline.report.page.ERRORS", 1000)
         patch.setattr("pipeline.report.web.HOSTS", 1000)
+        patch.setattr("pipeline.report.web.STATUSES", 1000)
         patch.setattr("pipeline.report.copies.SHOWN_OF_EACH", 100)
         target = folder / "page.html"
         target.write_text(report(str(folder / "root")), encoding="utf-8")

@@ -19,6 +19,7 @@ from pipeline.stage import Column, Task
 from pipeline.store import Store
 
 PARTS = ("000-0", "000-1")
+RETRY = "000-0.r1"
 RULES = [
     {"downloaded": "status = 'success'"},
     {"wide": "width BETWEEN 80 AND 250"},
@@ -66,6 +67,8 @@ class SmallRun:
     stage: str = "stages.select.Select"
     edges: pa.Table | None = None
     errors: Sequence[str] = ()
+    retried: Sequence[Row] = ()
+    """Rows of a later part, which replace those of the same uid."""
     shard: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -73,6 +76,9 @@ class SmallRun:
         """The run, under `root`; the rows alternate between two parts."""
         store = Store(root)
         halves = {part: rows[place :: len(PARTS)] for place, part in enumerate(PARTS)}
+        if self.retried:
+            halves[RETRY] = self.retried
+            rows = [*rows, *self.retried]
         self._seal(store, "pool", [], halves, self._pool)
         self._seal(store, "scores", ["pool"], halves, self._scores)
         nodes = ["pool", "scores"]
@@ -99,7 +105,8 @@ class SmallRun:
     ) -> None:
         records: list[Record] = []
         for part, rows in halves.items():
-            with Attempt(store, node, "parts", Task(part), digest([node, part])) as attempt:
+            task = Task(part, supersedes=PARTS if part == RETRY else ())
+            with Attempt(store, node, "parts", task, digest([node, part])) as attempt:
                 write(attempt, rows)
                 attempt.note(**self.notes)
                 records.append(attempt.commit())
@@ -118,7 +125,7 @@ class SmallRun:
             "uid": [row.uid for row in rows],
             "url": [row.url for row in rows],
             "status": [row.status for row in rows],
-            "sha256": shas,
+            "sha256": pa.array(shas, pa.string()),
             "width": pa.array([row.width for row in rows], pa.int32()),
             "offset": pa.array([offset for offset, _ in places], pa.int64()),
             "nbytes": pa.array([size for _, size in places], pa.int64()),

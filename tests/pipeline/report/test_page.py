@@ -150,6 +150,37 @@ def test_the_page_tells_copies_hosts_errors_nodes_shards_and_other_tables(page: 
     assert "/data/00000.tar 12.3 kB" in text
 
 
+def test_one_file_under_many_urls_is_shown_as_a_placeholder(tmp_path: Path) -> None:
+    urls = [
+        "https://a.example/1.png?x",
+        "https://a.example/2.png",
+        "https://u@b.example/3.png",
+        "https://c.example/4.png",
+    ]
+    rows = [Row(uid(place), url=url, picture=picture((0, 0, 0))) for place, url in enumerate(urls)]
+    rows += [Row(uid(9 + place), picture=picture((place, 0, 255))) for place in range(2)]
+    SmallRun().write(str(tmp_path), rows)
+    page = report(str(tmp_path))
+    text = Skeleton(page).text
+    assert "4 URLs, 3 hosts https://a.example/1.png?…" in text
+    assert len(re.findall(r"\d+ URLs, \d+ host", text)) == 1
+    assert len(re.findall(r'<img src="data:', page)) == 1
+
+
+def test_a_row_that_was_retried_counts_once_and_shows_what_came_of_it(tmp_path: Path) -> None:
+    rows = [Row(uid(place), status="timeout", numbers={"score": 0.1}) for place in range(4)]
+    again = [Row(uid(0), caption="came later", picture=picture(), numbers={"score": 0.9})]
+    SmallRun(rules=[{"downloaded": "status = 'success'"}, {"good": "score > 0.5"}], retried=again).write(
+        str(tmp_path), rows
+    )
+    page = report(str(tmp_path))
+    text = Skeleton(page).text
+    assert "4 pairs met 2 rules in order" in text
+    assert re.search(r"success 1 25\.0 %", text)
+    assert re.search(r"timeout 3 75\.0 %", text)
+    assert page.count("<img") == text.count("came later") > 0
+
+
 def test_numbers_that_are_no_numbers_are_said(tmp_path: Path) -> None:
     rows = [
         Row(uid(i), numbers={"x": value}) for i, value in enumerate([1.0, 2.0, float("nan"), float("inf"), None, 3.0])
