@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.miniweb import Miniweb
+from infra.miniweb import Miniweb, evaluation
 
 PROJECT = Path(__file__).parent.parent
 README = (PROJECT / "README.md").read_text()
@@ -37,7 +37,8 @@ def test_its_commands_and_its_python_run(playground: Path) -> None:
     commands = next(text for _, text in BLOCKS if text.startswith("sluice check"))
     python = next(text for language, text in BLOCKS if language == "python" and "from pipeline import" in text)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    with Miniweb(playground / "demo" / "web", pages=200, seed=17, port=18080):
+    with Miniweb(playground / "demo" / "web", pages=200, seed=17, port=18080) as web:
+        evaluation.write(web.pages, playground / "demo" / "evaluation")
         first = "sluice run quickstart demo/root --set urls.rows_per_part=100"
         for command in [first, *commands.strip().splitlines()]:
             done = subprocess.run(

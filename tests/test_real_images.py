@@ -37,6 +37,7 @@ def curated(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         overrides = [
             f"urls.files={folder}/urls.parquet",
             f"pool.allow_private_hosts=['127.0.0.1:{port}']",
+            "leaks.sets={}",
             "shards.samples_per_shard=256",
         ]
         root = str(folder / "root")

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from infra.miniweb import FACTS, Kind, Miniweb
+from infra.miniweb import FACTS, Kind, Miniweb, evaluation
 from infra.miniweb.grade import NOT_IN_THE_RUN, STANDS_IN, Grade, KindGrade, grade, judged, main, show, write
 from pipeline import Catalog, Dag, SluiceError, run
 from pipeline.store import Store
@@ -139,8 +139,10 @@ def curated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pa
     folder = tmp_path_factory.mktemp("graded")
     with Miniweb(folder / "web", pages=240, seed=3, key=folder / "key.parquet") as web:
         port = urlsplit(web.base).port
+        evaluation.write(web.pages, folder / "evaluation")
         overrides = [
             f"urls.files={folder}/web/urls.parquet",
+            f"leaks.sets={{held_out: {folder}/evaluation/images}}",
             f"pool.allow_private_hosts=['127.0.0.1:{port}', 'localhost:{port}']",
             "pool.timeout_s=10",
         ]
@@ -160,6 +162,8 @@ def test_a_run_is_graded_as_its_own_tables_say(curated: tuple[Path, Path, Miniwe
     assert of(found, Kind.NOT_FOUND).reasons == {"http_404": of(found, Kind.NOT_FOUND).planted}
     assert of(found, Kind.BOILERPLATE).removed > 0.8
     assert of(found, Kind.EXACT_COPY).kept == 0
+    assert of(found, Kind.EXACT_LEAK).kept == of(found, Kind.ALTERED_LEAK).kept == 0
+    assert of(found, Kind.OTHER_LANGUAGE).removed > 0.8
     assert of(found, Kind.CLEAN).removed < 0.05
     assert sum(each.kept for each in found.kinds if each.kind == Kind.MISMATCH) > 20  # nobody looks for them yet
     assert all(each.ended == 1.0 for each in found.kinds if each.damaged and each.kind != Kind.CHANGED)
