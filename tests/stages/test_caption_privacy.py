@@ -52,6 +52,7 @@ def test_the_golden_table_holds_or_the_revision_is_raised() -> None:
         ("joe(at)example.com", "[EMAIL]"),
         ("<joe+news@xn--bcher-kva.example>", "<[EMAIL]>"),
         ("jürgen@bücher.example", "[EMAIL]"),
+        ("write to +14155552671@mail.example", "write to [EMAIL]"),
         ("DE89 3704 0044 0532 0130 00 is the account", "[IBAN] is the account"),
         ("GB29NWBK60161331926819", "[IBAN]"),
         ("card 4111 1111 1111 1111", "card [CARD]"),
