@@ -28,7 +28,7 @@ import pyarrow as pa
 from pipeline.errors import SluiceError, did_you_mean
 from pipeline.judge import BATCH_ROWS, KEPT, name, text
 from pipeline.pairs import KEY_NAMES, Pool
-from pipeline.recorded import RecordedFiles
+from pipeline.recorded import connect
 from pipeline.records import Run
 from pipeline.rules import Rules
 from pipeline.stage import Column
@@ -203,17 +203,6 @@ class Catalog:
         if columns:
             items = ", ".join(f"unnest(?::{kind})" for kind in types.split(", "))
             self._connection.execute(f"INSERT INTO {table} SELECT {items}", columns)
-
-
-def connect(store: Store, sizes: Mapping[str, int]) -> duckdb.DuckDBPyConnection:
-    """DuckDB for SQL of one's own over the files of a store; `sizes` (bytes, by address) are not asked again."""
-    connection = duckdb.connect(":memory:")
-    connection.execute("SET autoinstall_known_extensions = false")  # a query must not wait for a download
-    connection.execute("SET enable_progress_bar = false")  # it would stand among the answers
-    connection.execute("SET python_enable_replacements = false")  # nor find the variables of this program
-    if not store.local:
-        connection.register_filesystem(RecordedFiles(store.fs, sizes))
-    return connection
 
 
 def _refusal(error: duckdb.Error) -> SluiceError:

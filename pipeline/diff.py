@@ -19,12 +19,12 @@ import duckdb
 import pyarrow as pa
 import yaml
 
-from pipeline.catalog import connect
 from pipeline.errors import SluiceError
 from pipeline.explain import Explainer
 from pipeline.judge import BATCH_ROWS, first_line, text
 from pipeline.pairs import Piece, Table, live
 from pipeline.plan import resources_differ, steps_differ
+from pipeline.recorded import connect
 from pipeline.records import File, Generation, Record
 from pipeline.runs import generations_of, run_of
 from pipeline.steps import rules_of

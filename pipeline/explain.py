@@ -287,16 +287,29 @@ class Explainer:
         if not records or (selections and not selections & kept):
             return []
 
-        def look(record: Record) -> list[Place]:
+        import duckdb  # which looks through many files five times as fast as pyarrow does
+
+        from pipeline.recorded import address, connect
+
+        indexes: dict[str, str] = {}
+        sizes: dict[str, int] = {}
+        for record in records:
             index, shard = record.file("samples"), record.file("shard")
             assert index is not None
             assert shard is not None
-            with parquet(self.store, record, index, whole=False) as table:
-                tables = rows_where(table, ["uid"], one_of(uid), None)
-            path = self.store.url(self.store.place(record, shard))
-            return [place for rows in tables for row in rows.to_pylist() for place in _members(node, path, row)]
-
-        return next((places for places in side_by_side(self.store, look, records) if places), [])
+            where = address(self.store, self.store.place(record, index))
+            indexes[where] = self.store.url(self.store.place(record, shard))
+            sizes[where] = index.bytes
+        query = "SELECT * FROM read_parquet(?, filename = true, hive_partitioning = false) WHERE uid = ?"
+        with connect(self.store, sizes) as connection:
+            try:
+                answer = connection.execute(query, [list(indexes), uid])
+                names = [column[0] for column in answer.description]
+                rows = [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
+            except duckdb.Error as error:
+                said = str(error).splitlines()[0]
+                raise SluiceError(f"{said}; `sluice verify {self.store.root} --repair` mends it") from None
+        return [place for row in rows for place in _members(node, indexes[row["filename"]], row)]
 
     def _older(self, nodes: Sequence[str]) -> dict[str, dict[str, int]]:
         """Earlier runs of the DAG that had other generations of these nodes."""

@@ -4,14 +4,17 @@ DuckDB asks a remote file system six times about a file before it reads it. Reco
 no file is ever overwritten, so that only the reads themselves go over the network.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import duckdb
 from fsspec import AbstractFileSystem
 from fsspec.spec import AbstractBufferedFile
 
-from pipeline.store import patiently
+from pipeline.store import Store, patiently
 
 UNCHANGED = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -54,3 +57,20 @@ class RecordedFile(AbstractBufferedFile):  # type: ignore[misc]
     def _fetch_range(self, start: int, end: int) -> bytes:
         inner = self.fs.inner
         return bytes(patiently(lambda: inner.cat_file(inner._strip_protocol(self.path), start=start, end=end)))
+
+
+def connect(store: Store, sizes: Mapping[str, int]) -> duckdb.DuckDBPyConnection:
+    """DuckDB for SQL of one's own over the files of a store; `sizes` (bytes, by address) are not asked for again."""
+    connection = duckdb.connect(":memory:")
+    connection.execute("SET autoinstall_known_extensions = false")  # a query must not wait for a download
+    connection.execute("SET enable_progress_bar = false")  # it would stand among the answers
+    connection.execute("SET python_enable_replacements = false")  # nor find the variables of this program
+    if not store.local:
+        connection.register_filesystem(RecordedFiles(store.fs, sizes))
+    return connection
+
+
+def address(store: Store, place: str) -> str:
+    """The place as DuckDB and fsspec find it: an absolute path, or a path with its scheme."""
+    full = store.full(place)
+    return place if "://" in place else full if store.local else str(store.fs.unstrip_protocol(full))

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import SluiceError
 from pipeline.judge import name, text
 from pipeline.pairs import PAIR_GRAINS, Piece, Pool, Table, Tables, live, pools, scan
+from pipeline.recorded import address
 from pipeline.records import Generation, in_order
 from pipeline.store import Store
 
@@ -129,7 +130,7 @@ def _tables(store: Store, generations: Mapping[str, Generation]) -> Tables:
         for record in in_order(generation.records):
             for file in record.files:
                 if file.path.endswith(".parquet"):
-                    path = _address(store, store.place(record, file))
+                    path = address(store, store.place(record, file))
                     piece = Piece(record.part, path, file.bytes, record.rows.get(file.kind, 0), record.supersedes)
                     pieces.setdefault((node, file.kind), []).append(piece)
     found = {}
@@ -160,12 +161,6 @@ def _shards(store: Store, generations: Mapping[str, Generation]) -> list[Shard]:
                 path = store.url(store.place(record, file))
                 found.append(Shard(node, record.part, path, samples, file.bytes))
     return found
-
-
-def _address(store: Store, place: str) -> str:
-    """The place as DuckDB and fsspec find it: an absolute path, or a path with its scheme."""
-    full = store.full(place)
-    return place if "://" in place else full if store.local else str(store.fs.unstrip_protocol(full))
 
 
 def _nothing(columns: str) -> str:

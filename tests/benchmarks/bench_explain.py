@@ -196,7 +196,8 @@ def write_shard(store: Store, place: int, uids: npt.NDArray[np.bytes_]) -> Recor
         "caption_id": uid,
         "shard": pa.array(np.full(len(uids), f"{place:08d}.tar")),
         "image": pc.binary_join_element_wise(uid, pa.scalar("jpg"), "."),
-        **{f"{kind}_{what}": pa.array(offsets) for kind in ("image", "txt", "json") for what in ("offset", "nbytes")},
+        **{f"{member}_offset": pa.array(offsets) for member in ("image", "txt", "json")},
+        **{f"{member}_nbytes": pa.array(np.full(len(uids), 8_000)) for member in ("image", "txt", "json")},
     }
     return _record(store, "shards", f"{place:08d}", {"samples": index}, {}, "shards", shard=True)
 

@@ -7,16 +7,22 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from pipeline import cli
 from pipeline.catalog import Catalog
-from pipeline.cli import main
 from pipeline.diff import Diff, diff
 from pipeline.errors import SluiceError
 from pipeline.verdicts import ABSENT
 from tests.pipeline.seeing import Runs, uid
 
 
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page on which no cell is folded."""
+    monkeypatch.setattr(cli.out, "_width", 250)
+
+
 def asked(root: str, *options: str) -> Result:
-    return CliRunner().invoke(main, ["diff", root, *options], catch_exceptions=False, terminal_width=200)
+    return CliRunner().invoke(cli.main, ["diff", root, *options], catch_exceptions=False, terminal_width=200)
 
 
 def verdicts(root: str, run: str) -> dict[tuple[str, str], str | None]:

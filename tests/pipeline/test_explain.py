@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
+from pipeline import cli
 from pipeline.catalog import Catalog
-from pipeline.cli import main
 from pipeline.errors import SluiceError
 from pipeline.explain import Explainer, History, Place, Unread, explain
 from pipeline.store import Store
@@ -19,8 +19,14 @@ from tests.pipeline.seeing import CONTROLS, HOSTILE, LOOSER, REFUSED, Runs, pict
 from tests.pools import write_node, write_run
 
 
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page on which no cell is folded."""
+    monkeypatch.setattr(cli.out, "_width", 250)
+
+
 def told(root: str, sample: str, *options: str) -> str:
-    done = CliRunner().invoke(main, ["explain", root, sample, *options], catch_exceptions=False, terminal_width=200)
+    done = CliRunner().invoke(cli.main, ["explain", root, sample, *options], catch_exceptions=False, terminal_width=200)
     return done.output
 
 
@@ -199,6 +205,10 @@ def test_a_bucket_is_the_leading_bits_of_a_uid(runs: Runs) -> None:
 def test_damage_is_named_with_its_remedy(runs: Runs, tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(runs.root, root)
+    for index in root.glob("shards/data/*samples.parquet"):
+        index.unlink()
+    with pytest.raises(SluiceError, match=r"samples.parquet.*verify.*--repair"):
+        explain(str(root), uid(8))
     (part,) = (part for part in explain(str(root), uid(7)).parts)
     (path,) = (path for path in root.glob(f"depth/data/{part}-*.image.parquet"))
     data = path.read_bytes()
@@ -210,15 +220,16 @@ def test_damage_is_named_with_its_remedy(runs: Runs, tmp_path: Path) -> None:
         explain(str(root), uid(7))
 
 
-def test_nothing_heavy_is_loaded(runs: Runs) -> None:
+@pytest.mark.parametrize(("sample", "expected"), [(uid(8), ["duckdb"]), (uid(7), ["duckdb"]), (REFUSED, [])])
+def test_nothing_heavy_is_loaded(runs: Runs, sample: str, expected: list[str]) -> None:
+    """DuckDB alone, which finds a shard and reads the SQL of a rule; a refused row needs not even that."""
     program = (
         "import sys; from click.testing import CliRunner; from pipeline.cli import main;"
         "done = CliRunner().invoke(main, ['explain', *sys.argv[1:]]); assert done.exit_code == 0, done.output;"
         "print([name for name in ('duckdb', 'pandas', 'ray', 'torch', 'transformers', 'cv2') if name in sys.modules])"
     )
-    for sample, expected in ((uid(8), "[]"), (uid(7), "['duckdb']")):  # a rule's SQL is read by DuckDB's parser
-        command = [sys.executable, "-c", program, runs.root, sample]
-        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == expected
+    command = [sys.executable, "-c", program, runs.root, sample]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == str(expected)
 
 
 # -- how it is shown ---------------------------------------------------------------------------------------------------

@@ -15,9 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import contact_sheet
+from pipeline import cli, contact_sheet
 from pipeline.catalog import Catalog
-from pipeline.cli import main
 from pipeline.errors import SluiceError
 from pipeline.rules import Rules
 from pipeline.store import Store
@@ -28,8 +27,14 @@ from tests.pipeline.seeing import LOOSER, Runs, uid
 Verdicts = dict[tuple[str, str], str | None]
 
 
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page on which no cell is folded."""
+    monkeypatch.setattr(cli.out, "_width", 250)
+
+
 def asked(root: str, *options: str) -> Result:
-    return CliRunner().invoke(main, ["what-if", root, *options], catch_exceptions=False, terminal_width=200)
+    return CliRunner().invoke(cli.main, ["what-if", root, *options], catch_exceptions=False, terminal_width=200)
 
 
 def verdicts(root: str, run: str | None = None) -> Verdicts:
