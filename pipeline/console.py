@@ -109,7 +109,12 @@ class Console:
         assert process.stdin is not None
         assert process.stdout is not None
         late = threading.Event()
-        timer = threading.Timer(timeout_s, lambda: (late.set(), process.kill()))
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(timeout_s, end)
         timer.start()
         try:
             process.stdin.write(data)

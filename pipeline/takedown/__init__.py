@@ -4,7 +4,8 @@
 - `matching.py`: which rows that means. `tables.py`, `tars.py`: files without them. `records.py`: records without them.
 - `seen.py`: which selections, shards, checkpoints and indexes had them. `erasure.py`: all of it, resumable.
 
-In a table the row stays, with `uid` and the status `taken_down`; all else that it said is null: URL, caption, EXIF,
-embeddings, scores. Only where the row stood in the input (`source_file`, `source_row`) stays, so that it can be taken
-out there as well. `content_hash` says what the work gave, and stays: nothing is computed again because of a takedown.
+In a table the row stays, with `uid` and the status `taken_down`; all else that it said is null: caption, EXIF, digests,
+embeddings, scores. Its URL is cut to the host. Where the row stood in the input (`source_file`, `source_row`) stays, so
+that it can be taken out there as well. `content_hash` says what the work gave, and stays: nothing is computed again
+because of a takedown.
 """

@@ -11,6 +11,9 @@ from pipeline.takedown.tombstones import TAKEN_DOWN
 
 STAYS = frozenset({*KEYS["caption"].names, "source_file", "source_row"})
 """What says nothing of the image or its words."""
+URL = "url"
+"""It is cut to its host, by which a domain is known again, and hosts are counted."""
+PATH = r"^([A-Za-z][A-Za-z0-9+.-]*://)(?:[^/?#@]*@)?([^/?#]*).*$"
 PLACE = "offset"
 """A column of this name, or one that ends in `_offset`, holds places (bytes) in a tar."""
 
@@ -32,6 +35,8 @@ def erased(table: pa.Table, uids: pa.Array, replaced: pa.Array | None = None) ->
             continue
         if field.name == "status" and pa.types.is_string(field.type):
             column = pc.if_else(pa.array(gone & ~old), TAKEN_DOWN, column)
+        elif field.name == URL and pa.types.is_string(field.type):
+            column = pc.if_else(pa.array(gone), _host_of(column), column)
         elif decides and field.name == "kept":
             column = pc.if_else(pa.array(gone), False, column)
         elif decides and field.name == "dropped_by":
@@ -41,6 +46,12 @@ def erased(table: pa.Table, uids: pa.Array, replaced: pa.Array | None = None) ->
             field = field.with_nullable(True)
         table = table.set_column(place, field, column)
     return table
+
+
+def _host_of(urls: pa.ChunkedArray) -> pa.ChunkedArray:
+    """`https://example.org/` of a URL of that host; null of what is no URL."""
+    hosts = pc.replace_substring_regex(urls, PATH, r"\1\2/")
+    return pc.if_else(pc.match_substring_regex(urls, PATH), hosts, pa.scalar(None, pa.string()))
 
 
 def without(table: pa.Table, uids: pa.Array) -> pa.Table:
