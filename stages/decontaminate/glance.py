@@ -21,7 +21,7 @@ from pipeline.rows import FORMATS, MAX_PIXELS
 SIDE, LOWEST, LOOKED = 32, 8, 128
 """Pixels of the square, lowest frequencies, and the longest side in px that it is made of."""
 WIDTH = LOWEST * LOWEST
-FLAT = 1.0
+FLAT = 0.2
 """Levels of standard deviation below which a picture shows nothing that could be known again."""
 NEAR = 0.78
 """The least cosine that is worth a look: of 300 crops of rendered scenes all but one lie above, and of pictures of
@@ -61,9 +61,10 @@ def gray_of(data: bytes) -> Gray:
 def glances(gray: Gray, boxes: tuple[Box, ...]) -> Glances:
     """float32 (boxes, 64): of length 1, or zeros where there is nothing to see."""
     height, width = gray.shape
+    exact = gray.astype(np.float32)  # a small thing on a plain ground is less than a level of a square
     squares = np.empty((len(boxes), SIDE, SIDE), np.float32)
     for place, (left, top, right, bottom) in enumerate(boxes):
-        cut = gray[
+        cut = exact[
             min(round(top * height), height - 1) : max(height - round(bottom * height), 1),
             min(round(left * width), width - 1) : max(width - round(right * width), 1),
         ]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from pipeline.errors import SluiceError
 from pipeline.stage import Column
 from stages.balance import BalanceClusters, clusters
 from stages.balance.clusters import tempered
+from stages.balance.draws import draws
 from tests.stages.balance.pools import Row, run, spread, uid_of
 
 SIZES = (600, 200, 50, 20)
@@ -64,14 +66,15 @@ def test_no_layout_changes_a_cluster_or_a_draw(tmp_path: Path, monkeypatch: pyte
     assert not other.column("cluster_balanced").equals(one.column("cluster_balanced"))
 
 
-def test_the_sample_is_bounded_and_a_share_of_each_remains(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_sample_is_bounded_and_a_share_of_each_remains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clusters, "MOST_SAMPLED", 100)
     rows, group = planted(2)
     stage = BalanceClusters(clusters=2, temperature=1, keep=0.5)
     found, work = run(tmp_path, stage, spread(rows, 2), "image")
     assert stage.assemble(work)[0].notes["sampled"] == 100
+    sampled = pa.concat_tables([pq.read_table(path) for path in tmp_path.glob("balance/data/*.sample.parquet")])
+    own = draws(0, found.select(["uid"]))
+    assert set(sampled.column("draw").to_pylist()).isdisjoint(own), "what is sampled is not kept the more often"
     kept = [row["uid"] for row in found.to_pylist() if row["cluster_balanced"]]
     assert abs(len(kept) - 435) < 4 * (870 * 0.25) ** 0.5
     assert set(found.column("cluster_probability").to_pylist()) == {0.5}

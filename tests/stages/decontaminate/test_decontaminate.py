@@ -6,6 +6,7 @@ import random
 import tarfile
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ from infra.miniweb.copies import opened, recoloured, reencoded, resized
 from pipeline.attempt import Attempt
 from pipeline.errors import SluiceError
 from pipeline.identity import find_resources, generation_key, node_identity
+from pipeline.rows import PartRows
 from pipeline.stage import PIXELS, Column, Task
 from pipeline.store import Store
 from stages.decontaminate import Decontaminate, index, items
+from stages.decontaminate.decontaminate import _Part
 from tests.stages.decontaminate.sets import cropped, encoded, folder, look_alike, parquet, run, scene
 from tests.stages.dedup.pools import WIDTH, Item, spread, uid_of
 
@@ -72,9 +75,18 @@ def test_leaks_are_found_whatever_was_done_to_them_and_look_alikes_stay(tmp_path
     assert records[0].notes["items"] == {"coco": 6}
 
 
+def test_bytes_count_as_they_were_fetched_and_as_they_are_stored() -> None:
+    columns = {"sha256": ["a", "b", "c", "a"], "stored_sha256": ["d", "e", "f", "a"], "offset": [0, 1, 2, None]}
+    table = pa.table({"uid": list("wxyz"), **{f"pool.{name}": values for name, values in columns.items()}})
+    part = _Part(PartRows(table, None, None), {column.name: column for column in COLUMNS})
+    known = [index.Known("coco", name, None, None, None, name) for name in "ae"]
+    part.match_bytes(SimpleNamespace(of_bytes={"a": 0, "e": 1}, items=known))  # type: ignore[arg-type]
+    assert [leak and leak.title for leak in part.leaks] == ["coco/a", "coco/e", None, None]
+
+
 def test_an_item_that_is_a_crop_of_the_image_is_found_too(tmp_path: Path) -> None:
-    where = folder(tmp_path / "coco", {"0.jpg": cropped(scene(2), 0.04, 0.05, 0.04, 0.05)})
-    found, _, _ = run(tmp_path / "root", Decontaminate(sets={"coco": where}), {"000-0": [item(0, scene(2))]})
+    where = folder(tmp_path / "coco", {"0.jpg": cropped(scene(1), 0.05, 0.05, 0.05, 0.05)})
+    found, _, _ = run(tmp_path / "root", Decontaminate(sets={"coco": where}), {"000-0": [item(0, scene(1))]})
     assert found[uid_of(0)]["leaks_from"] == "coco/0.jpg"
 
 
