@@ -11,8 +11,9 @@ ROOT := demo/root
 demo: .venv/installed
 	@$(BIN)/python -m infra.miniweb $(WEB) --pages 2400 --key $(KEY) --evaluation $(HELD_OUT) -- $(BIN)/sluice run quickstart $(ROOT)
 	@$(BIN)/python -m infra.miniweb.grade $(KEY) $(ROOT)
+	@$(BIN)/sluice report $(ROOT) --out demo/report.html
 	@echo "Shards: $(ROOT)/shards/data; what was planted: $(KEY). Next:"
-	@echo "  $(BIN)/sluice report $(ROOT)"
+	@echo "  $(BIN)/sluice what-if $(ROOT) --rule slim='aspect_ratio <= 2'"
 	@echo "  $(BIN)/sluice status $(ROOT)"
 	@echo "  $(BIN)/sluice links $(ROOT)"
 	@echo "  $(BIN)/sluice sql $(ROOT) 'FROM drops'"
