@@ -78,7 +78,7 @@ def what_if(
     told(cli.out, found)
     for path in (html, grid):
         if path is not None:
-            cli.err.print(f"{len(found.gained) + len(found.lost)} pairs in {path}", highlight=False)
+            cli.err.print(f"{len(found.gained) + len(found.lost)} pairs in {path}", highlight=False, soft_wrap=True)
 
 
 def _named(rule: str) -> tuple[str, str]:

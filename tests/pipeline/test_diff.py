@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from pipeline import cli
+from pipeline import Dag, cli, run
 from pipeline.catalog import Catalog
 from pipeline.diff import Diff, diff
 from pipeline.errors import SluiceError
+from pipeline.store import Store
 from pipeline.verdicts import ABSENT
+from tests.inline import Inline
 from tests.pipeline.seeing import Runs, uid
 
 
@@ -56,6 +58,32 @@ def test_the_pairs_that_differ_are_those_that_differ(runs: Runs, pair: tuple[str
             assert count.dropped == list(said.values()).count(step.rule)
 
 
+def test_parts_that_both_runs_share_are_not_joined_but_count(tmp_path: Path) -> None:
+    """Rules that look at one row alone leave the parts of the first run as they are; a retry replaces rows in them."""
+    text = """
+    dag: shared
+    nodes:
+      urls: {steps: [{tests.toys.Numbers: {rows: 40, parts: 4}}]}
+      pool: {from: urls, steps: [{tests.toys.Fetch: {fails: 10, answers: ANSWERS}}]}
+      kept: {from: pool, steps: [{stages.select.Select: {rules: [{ok: status = 'success'}, {low: n < 25}]}}]}
+    """
+    dag, root = Dag.parse(text.replace("ANSWERS", str(tmp_path / "answers"))), str(tmp_path / "root")
+    run(dag, root, executor=Inline(Store(root)))
+    (tmp_path / "answers").touch()
+    run(dag, root, executor=Inline(Store(root)), retry=["pool"])
+    found = diff(root, "1", "2", sample=9)
+    assert found.nodes["kept"].parts_reused == 4
+    (selection,) = found.selections
+    assert selection.pairs == (40, 40)
+    assert selection.moves == (("ok", None, 3), ("ok", "low", 1))
+    assert selection.kept == tuple(list(verdicts(root, one).values()).count(None) for one in ("0001", "0002"))
+    assert {one.values["pool.status"] for one in selection.gained} == {("http_503", "success")}
+    assert [(step.before and step.before.left, step.after and step.after.left) for step in selection.steps] == [
+        (36, 40),
+        (22, 25),
+    ]
+
+
 def test_a_run_is_the_same_as_itself(runs: Runs) -> None:
     found = diff(runs.root, "4", "0004")
     assert found.same
@@ -98,30 +126,20 @@ def test_another_rule_and_new_input_are_said(runs: Runs) -> None:
 
 def test_shards_are_compared_by_their_bytes(runs: Runs) -> None:
     (found,) = diff(runs.root, "3", "4").shards
-    files = [
-        {path.name: path.stat().st_size for path in Path(runs.root).glob(f"shards/data/{key}/*.tar")}
-        for key in _keys(runs)
-    ]
-    assert (found.removed, found.added, found.same) == (len(files[2]), len(files[3]), 0)
-    assert (found.bytes_removed, found.bytes_added) == (sum(files[2].values()), sum(files[3].values()))
+    before, after = (_shards(runs, one) for one in ("0003", "0004"))
+    assert (found.removed, found.added, found.same) == (len(before), len(after), 0)
+    assert (found.bytes_removed, found.bytes_added) == (sum(before), sum(after))
     (same,) = diff(runs.root, "4", "4").shards
-    assert (same.same, same.added, same.removed) == (len(files[3]), 0, 0)
+    assert (same.same, same.added, same.removed) == (len(after), 0, 0)
 
 
-def _keys(runs: Runs) -> list[str]:
-    """The folder of the shards of every run, oldest first."""
-    found = []
-    for run in ("0001", "0002", "0003", "0004"):
-        with Catalog(runs.root, run) as catalog:
-            found.append(Path(catalog.sql("SELECT path FROM shards").column(0)[0].as_py()).parent.name)
-    return found
+def _shards(runs: Runs, one: str) -> list[int]:
+    """The sizes (bytes) of a run's shards, by what lies on the disk."""
+    with Catalog(runs.root, one) as catalog:
+        return [Path(path).stat().st_size for path in catalog.sql("SELECT path FROM shards").column(0).to_pylist()]
 
 
 def test_other_dags_nodes_seeds_and_workers_are_said(tmp_path: Path) -> None:
-    from pipeline import Dag, run
-    from pipeline.store import Store
-    from tests.inline import Inline
-
     texts = (
         "{dag: one, seed: 1, nodes: {urls: {steps: [{tests.toys.Numbers: {rows: 8}}]}, "
         "twice: {from: urls, steps: [tests.toys.Times]}}}",
@@ -145,16 +163,9 @@ def test_other_dags_nodes_seeds_and_workers_are_said(tmp_path: Path) -> None:
 
 def test_the_page_says_what_matters(runs: Runs) -> None:
     shown = asked(runs.root, "1", "4", "--sample", "3").output
-    for expected in (
-        *(
-            "run 0001 of seen → run 0004 of seen",
-            "http_503 -6",
-            "rule even: n % 2 = 0 → ",
-            "left before",
-            "verdicts that",
-        ),
-        *("not there", "newly kept", "status http_503 → success", "same bytes"),
-    ):
+    expectations = ["run 0001 of seen → run 0004 of seen", "http_503 -6", "rule even: n % 2 = 0 → ", "left before"]
+    expectations += ["verdicts that differ", "not there", "newly kept", "even: n 3", "same bytes"]
+    for expected in expectations:
         assert expected in shown, expected
     assert not {"\x1b", "\u202e"} & set(shown)
     found = json.loads(asked(runs.root, "1", "4", "--json").output)

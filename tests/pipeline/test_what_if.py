@@ -211,7 +211,7 @@ def test_verdicts_that_carry_keys_are_those_without(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--rule", "even=nn % 2 = 0"], "rule 'even' reads 'nn', which no node has; there are:"),
+        (["--rule", "even=nn % 2 = 0"], "rule 'even' reads 'nn', which no node has; did you mean 'n'?"),
         (["--rule", "small=prodct < 4"], "did you mean 'product'?"),
         (["--rule", "even=(FROM read_csv('/etc/passwd')) IS NULL"], "has a subquery"),
         (["--rule", "even=n"], "rule 'even' is BIGINT, not BOOLEAN"),
@@ -266,7 +266,7 @@ def test_the_page_shows_both_funnels_and_the_sample(runs: Runs) -> None:
 def test_a_page_of_pictures_holds_nothing_of_a_stranger_but_text(runs: Runs, tmp_path: Path) -> None:
     page = tmp_path / "changes.html"
     done = asked(runs.root, "--rule", "even=n <> 8", "--sample", "2", "--html", str(page))
-    assert f"pairs in {page}" in done.output
+    assert str(page) in done.output
     html = page.read_text()
     assert "&lt;script&gt;alert(1)" in html, "the caption of the pair that is dropped"
     assert "<script" not in html
