@@ -83,13 +83,14 @@ def test_boxes_are_shares_of_the_image_whatever_its_size() -> None:
 
 
 def test_every_face_has_its_box_and_the_surest_comes_first() -> None:
-    places = [(60, 70, 28), (250, 170, 28), (160, 110, 36)]
+    places = [(60, 70, 12), (250, 170, 28), (160, 110, 40)]  # the small one is doubtful
     (row,) = rows(portrait(*places))
     middles = {(round((x0 + x1) * 160), round((y0 + y1) * 120)) for x0, y0, x1, y1 in row["face_boxes"]}
     assert row["faces"] == len(row["face_boxes"]) == 3
     for x, y, r in places:
         assert any(abs(left - x) < r / 2 and abs(top - y) < r / 2 for left, top in middles)
-    assert row["face_confidence"] == sorted(row["face_confidence"], reverse=True)
+    assert row["face_confidence"][0] >= row["face_confidence"][1] > row["face_confidence"][2]
+    assert row["face_boxes"][2][2] < 0.25
 
 
 def test_a_higher_confidence_finds_less() -> None:
