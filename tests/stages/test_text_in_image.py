@@ -21,6 +21,7 @@ from tests.stages.fake_batch import FakeBatch
 from tests.stages.gallery import picture
 
 Pixels = np.ndarray
+FIGURES = Path(__file__).parents[3] / "shared" / "data" / "openstax_ccby"
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "coco_cc_by" / "images"
 LOOK = TextInImage().open(Device(threads=2))
 
@@ -126,6 +127,16 @@ def test_signs_in_photographs_are_read_and_animals_are_not() -> None:
     assert any(line.startswith("Potsdamer") for line in first)
     assert second == ["STOP"]
     assert others == [[], []]
+
+
+@pytest.mark.skipif(not FIGURES.exists(), reason=f"no real figures: {FIGURES} is absent")
+def test_labels_of_a_diagram_are_read_and_painted_over() -> None:
+    (path,) = FIGURES.rglob("*Figure_03_02_006.jpg")
+    diagram = np.asarray(Image.open(path).convert("RGB"))
+    (row,) = rows(diagram)
+    assert {"Life Cycle", "Personality/", "Age"} <= set(row["text_in_image"])
+    (after,) = rows(painted_over(diagram, row["text_boxes"]))
+    assert len(after["text_in_image"]) <= len(row["text_in_image"]) / 4
 
 
 # -- masking -----------------------------------------------------------------------------------------------------------
