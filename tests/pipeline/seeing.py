@@ -113,10 +113,10 @@ class Runs:
     root: str
     folder: Path
 
-    def go(self, rules: dict[str, str], retry: bool = False) -> None:
+    def go(self, rules: dict[str, str], retry: bool = False, until: str | None = None) -> None:
         listed = "[" + ", ".join(f'{{{name}: "{sql}"}}' for name, sql in rules.items()) + "]"
         text = TEXT.format(folder=self.folder, rules=listed)
-        run(Dag.parse(text), self.root, executor=Inline(Store(self.root)), retry=["pool"] if retry else [])
+        run(Dag.parse(text), self.root, executor=Inline(Store(self.root)), retry=["pool"] if retry else [], until=until)
 
 
 def write_input(path: Path, numbers: list[int], alt: str = "") -> None:
