@@ -50,6 +50,7 @@ class NearDuplicates(TableStage):
     How many cells there are follows from the number of embeddings and from how they cluster; `sluice status` says it.
     """
 
+    revision: ClassVar[int] = 2
     promise: ClassVar[Promise] = "numeric"
     seeded: ClassVar[bool] = True
 
