@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SOURCE = ("url", "final_url", "source_file", "source_row", "source_uid", "sha256", "status")
 """Where a sample came from and how it arrived: told first, whoever wrote it."""
+RELATED_SHOWN = 8
+"""Rows of each table of edges and the like."""
 WIDTH = 160
 """Characters of a value that are shown."""
 
@@ -68,9 +70,7 @@ def told(console: Console, root: str, history: History) -> None:
     _values(console, "image", [value for value in history.image if value.column not in SOURCE])
     for number, caption in enumerate(history.captions, 1):
         _caption(console, root, caption, f"caption {number} of {len(history.captions)}")
-    for related in history.related:
-        console.print(Text(f"\n{related.node} ({related.kind})", "bold"))
-        _pairs(console, related.values.items())
+    _related(console, history)
     _places(console, history)
     for row in history.replaced:
         status = Text(f" ({row.status})" if row.status else "")
@@ -166,6 +166,20 @@ def _indented(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def _line(console: Console, title: str, text: Text) -> None:
     console.print(Text.assemble((f"{title}  ", "cyan"), text), soft_wrap=True)
+
+
+def _related(console: Console, history: History) -> None:
+    """The rows of other tables that name the sample, a table each."""
+    tables: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for related in history.related:
+        tables.setdefault((related.node, related.kind), []).append(related.values)
+    for (node, kind), rows in tables.items():
+        grid = show.new_grid(*rows[0], title=f"\n{node} ({kind})")
+        for row in rows[:RELATED_SHOWN]:
+            grid.add_row(*map(shown, row.values()))
+        console.print(grid)
+        if len(rows) > RELATED_SHOWN:
+            console.print(f"… {len(rows) - RELATED_SHOWN:,} more; --json has all", style="dim", highlight=False)
 
 
 def _places(console: Console, history: History) -> None:

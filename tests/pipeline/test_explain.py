@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from pipeline import cli
 from pipeline.catalog import Catalog
+from pipeline.commands.explain import told as page
 from pipeline.errors import SluiceError
 from pipeline.explain import Explainer, History, Place, Unread, explain
 from pipeline.store import Store
@@ -169,11 +170,15 @@ def test_a_refused_row_and_a_quarantined_one_say_why(runs: Runs, tmp_path: Path)
     tables = {"image": pa.table({"uid": ["a"], "status": ["quarantined"]}), "errors": pa.table(error)}
     captions = pa.table({"uid": ["a"], "caption_id": ["x"], "caption": ["c"], "source": ["web"]})
     write_node(store, "pool", {"000-0": {**tables, "caption": captions}}, tar=True)
-    write_node(store, "copies", {"000-0": {"edge": pa.table({"uid_a": ["a"], "uid_b": ["b"], "cosine": [0.9]})}})
+    write_node(store, "copies", {"000-0": {"edge": pa.table({"uid_a": ["a"] * 9, "uid_b": list("bcdefghij")})}})
     write_run(store, ["pool", "copies"])
     history = Explainer(store).history("a", frozenset({"000-0"}))
     assert [(failure.node, failure.step) for failure in history.failures] == [("pool", "toys.Poison")]
-    assert [(row.node, row.kind, row.values["uid_b"]) for row in history.related] == [("copies", "edge", "b")]
+    assert [(row.node, row.kind, row.values["uid_b"]) for row in history.related[:1]] == [("copies", "edge", "b")]
+    with cli.out.capture() as captured:
+        page(cli.out, store.root, history)
+    assert "1 more; --json has all" in captured.get()
+    assert "ValueError: �[1mno" in captured.get()
 
 
 # -- how it is found ---------------------------------------------------------------------------------------------------
