@@ -88,3 +88,22 @@ def test_empty_images_of_different_colours_are_no_copies() -> None:
 def test_an_image_is_looked_at_small_and_never_larger_than_it_is() -> None:
     assert sight(encoded(Image.new("RGB", (1000, 500)))).rgb_hwc.shape == (SIDE // 2, SIDE, 3)
     assert sight(encoded(Image.new("RGB", (20, 10)))).rgb_hwc.shape == (10, 20, 3)
+
+
+def test_figures_of_textbooks_that_differ_in_one_word_are_no_copies_and_those_that_are_printed_twice_are() -> None:
+    """Looked at by eye: five figures of the psychology book are there twice; others differ in a heading or a label."""
+    folder = SHARED / "openstax_ccby" / "images384" / "psychology"
+    if not folder.exists():
+        pytest.skip(f"no figures in {folder}")
+    printed_twice = {
+        "01_02_Maslow": "10_01_Maslow",
+        "01_02_Watson": "06_02_Watson",
+        "01_03_Piaget": "09_03_Piaget",
+        "01_02_Skinner": "06_03_Skinnerbox_n",
+        "01_03_DuckRabbit": "05_06_DuckRabbit",
+    }
+    edited = {"01_03_BigFive": "11_07_BigFive", "03_04_Limbic": "10_04_Limbic", "01_03_NervSystem": "03_03_NervSystem"}
+    for pairs, copies in ((printed_twice, True), (edited, False)):
+        for names in pairs.items():
+            a, b = (sight((folder / f"CNX_Psych_{name}.jpg").read_bytes()) for name in names)
+            assert agreement(a, b).copy is copies, names
