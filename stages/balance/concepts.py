@@ -23,7 +23,7 @@ from pipeline.rows import qualified
 from pipeline.stage import KEYS, Column, File, Promise, TableStage, Task, Work
 from stages.balance.among import check_among, taking_part
 from stages.balance.draws import draws, read_counts, statuses, summed, write_counts
-from stages.balance.matching import Matcher, read_concepts
+from stages.balance.matching import matcher_of, read_concepts
 from stages.kit.parts import part_tasks, rows_of
 
 ADDED = pa.schema(
@@ -93,7 +93,7 @@ class BalanceConcepts(TableStage):
         rows = rows_of(task, attempt)
         if rows.caption is None:
             raise SluiceError(f"{attempt.node}: no input has captions; add the pool to `from`")
-        matcher = Matcher(read_concepts(self.concepts), self.lowercase)
+        matcher = matcher_of(self.concepts, self.lowercase)
         texts = rows.caption.column(qualified(task.hints["text"])).to_pylist()
         entries = [None if text is None else matcher.of(text) for text in texts]
         counted = taking_part(rows, task, attempt, task.hints["among"], "caption")

@@ -41,6 +41,12 @@ class Matcher:
 
 
 @lru_cache(maxsize=2)
+def matcher_of(path: str, lowercase: bool) -> Matcher:
+    """The matcher of a file of entries, made once per worker; `read_concepts` says what may go wrong."""
+    return Matcher(read_concepts(path), lowercase)
+
+
+@lru_cache(maxsize=2)
 def read_concepts(path: str) -> Sequence[str]:
     """The entries of a file, in its order: one a line, or a JSON list as MetaCLIP's `metadata.json`; each once.
 
