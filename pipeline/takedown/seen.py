@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from pipeline.records import Generation, Record
 from pipeline.store import Store
+from pipeline.takedown.matching import columns_of
 from pipeline.takedown.records import SAMPLES, SHARD
 
 SEEN = pa.schema(
@@ -63,9 +64,10 @@ def _places(store: Store, record: Record, located: Mapping[str, pa.Array]) -> It
         for row in _rows(store, record, "image", ["uid", "offset"], uids):
             if row["offset"] is not None:
                 yield {"what": "adopted", "uid": row["uid"], "shard": tar.path, "offset": row["offset"]}
-    if _is_selection(store, record):
-        kept = {row["uid"] for row in _rows(store, record, "caption", ["uid", "kept"], uids) if row["kept"]}
-        yield from ({"what": "selection", "uid": uid} for uid in sorted(kept))
+    verdicts = _verdicts(store, record)
+    if verdicts is not None:
+        kept = verdicts.filter(pc.and_(pc.is_in(verdicts.column("uid"), value_set=uids), verdicts.column("kept")))
+        yield from ({"what": "selection", "uid": uid} for uid in sorted(set(kept.column("uid").to_pylist())))
 
 
 def _rows(store: Store, record: Record, kind: str, names: list[str], uids: pa.Array) -> list[dict[str, Any]]:
@@ -74,14 +76,17 @@ def _rows(store: Store, record: Record, kind: str, names: list[str], uids: pa.Ar
     return rows
 
 
-def _is_selection(store: Store, record: Record) -> bool:
-    return record.file("caption") is not None and "kept" in record.statuses
+def _verdicts(store: Store, record: Record) -> pa.Table | None:
+    """uid, `kept` and `dropped_by` of a selection's pairs; None of what selects nothing."""
+    file, names = record.file("caption"), ["uid", "kept", "dropped_by"]
+    table = None if file is None else columns_of(store, record, file, names)
+    return table if table is not None and table.column_names == names else None
 
 
 def _has_them(store: Store, generation: Generation, located: Mapping[str, pa.Array]) -> bool:
     """Whether a table that decides nothing has rows of them: a pool, scores."""
-    deciding = any(record.file(SHARD) or _is_selection(store, record) for record in generation.records)
-    return not deciding and any(record.work_key in located for record in generation.records)
+    holding = [record for record in generation.records if record.work_key in located]
+    return any(record.file(SHARD) is None and _verdicts(store, record) is None for record in holding)
 
 
 def _made_from(generations: Sequence[Generation], had: set[tuple[str, str]]) -> list[Generation]:

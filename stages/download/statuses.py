@@ -1,6 +1,7 @@
 """How a row ended: every row has exactly one of these words as its `status`.
 
-An HTTP answer other than 200 is `http_<code>`. The engine adds `lost` (a file was corrupted on disk) and `quarantined`.
+An HTTP answer other than 200 is `http_<code>`. The engine adds `lost` (a file was corrupted on disk), `quarantined`,
+and `taken_down`, which nothing tries again.
 """
 
 import re
