@@ -26,6 +26,7 @@ URLS = ("url", "final_url")
 """Columns that say where an image came from: as listed, and after redirects."""
 AROUND = r"^[A-Za-z][A-Za-z0-9+.-]*://([^/?#@]*@)?|#.*$"
 DEFAULT_PORT = r"^([^/?]*):(?:80|443)([/?]|$)"
+HOST_AND_REST = r"(?s)^(?P<host>[^/?]*)(?P<rest>.*)$"
 FORMS = {
     "uids": (re.compile(r"[0-9a-f]{32}"), "32 hex digits"),
     "sha256s": (re.compile(r"[0-9a-f]{64}"), "64 hex digits"),
@@ -116,8 +117,11 @@ def find(store: Store, records: Sequence[Record], asked: Asked, copies: bool, pr
 
 
 def _bare(urls: pa.ChunkedArray) -> pa.ChunkedArray:
-    """URLs without what does not matter to their owner: scheme, credentials, default port, fragment."""
-    return pc.replace_substring_regex(pc.replace_substring_regex(urls, AROUND, ""), DEFAULT_PORT, r"\1\2")
+    """URLs without what matters to no owner: scheme, credentials, the host's case, a default port, the fragment."""
+    bare = pc.replace_substring_regex(pc.replace_substring_regex(urls, AROUND, ""), DEFAULT_PORT, r"\1\2")
+    parts = pc.extract_regex(bare, HOST_AND_REST)
+    host, rest = pc.struct_field(parts, "host"), pc.struct_field(parts, "rest")
+    return pc.binary_join_element_wise(pc.utf8_lower(host), rest, "")
 
 
 def _scan(

@@ -215,7 +215,8 @@ def test_older_generations_and_what_nobody_names_are_cleaned_and_stay_askable(ro
     [
         (Asked(urls=(url_of(4), "http://elsewhere.org/x")), {4, 34}),
         (Asked(urls=(url_of(4).replace("http://", "HTTPS://") + "#top",)), {4, 34}),
-        (Asked(urls=(url_of(4).replace(".org/", ".org:80/"),)), {4, 34}),
+        (Asked(urls=(url_of(4).replace("example.org/", "EXAMPLE.org:80/"),)), {4, 34}),
+        (Asked(urls=(url_of(4).replace(".jpg", ".JPG"),)), set()),
         (Asked(sha256s=(sha256(picture(6)).hexdigest(),)), {6, 36}),
         (Asked(domains=("cats.example.org",)), set(range(0, 40, 5))),
         (Asked(domains=("ats.example.org", "org.example", "cats.example.or")), set()),
