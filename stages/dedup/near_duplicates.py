@@ -63,8 +63,8 @@ class NearDuplicates(TableStage):
     hash_column: str = "phash"
     """The pool's column with 64-bit hashes, `column` or `node.column`."""
     embedding: str = "image_embedding"
-    """The column with embeddings of the images, `column` or `node.column`. Those of models bring copies up, and all that
-    means the same; `copy_embedding` (stages.copy_embedding) needs no model, at a cosine of 0.85."""
+    """The column with embeddings of the images, `column` or `node.column`. Those of models bring up copies and all that
+    means the same; `copy_embedding` (stages.copy_embedding) needs no model and takes a cosine of 0.85."""
     most: int = Field(default=64, ge=2)
     """Neighbours of an image that a search keeps at most: half of them the nearest, half those with the smallest uids.
     n pictures that say "image not found" so give n * most candidates and not n * n."""
