@@ -75,7 +75,8 @@ def _node(node: NodeDiff, selection: SelectionDiff | None) -> tuple[Text | str, 
         assert left is not None
         colour = "green" if state == "new" else "red"
         return Text(state, colour), f"{left.rows:,}", _statuses({}, left.statuses), "", str(left.generation)
-    rows, statuses = (node.before.rows, node.after.rows), _statuses(node.before.statuses, node.after.statuses)
+    rows = (node.before.rows, node.after.rows)
+    statuses = _statuses(node.before.statuses, node.after.statuses)
     if selection is not None:  # its records count rows that were replaced, too
         sides = [
             {"kept": kept, "dropped": pairs - kept} for kept, pairs in zip(selection.kept, selection.pairs, strict=True)
@@ -94,10 +95,10 @@ def _arrow(before: str, after: str) -> str:
     return before if before == after else f"{before} → {after}"
 
 
-def _statuses(before: Mapping[str, int], after: Mapping[str, int]) -> str:
+def _statuses(before: Mapping[str, int], after: Mapping[str, int]) -> Text:
     """The statuses of which there are more or fewer."""
     deltas = {name: after.get(name, 0) - before.get(name, 0) for name in [*after, *before]}
-    return ", ".join(f"{name} {delta:+,}" for name, delta in deltas.items() if delta)
+    return show.plain(", ".join(f"{name} {delta:+,}" for name, delta in deltas.items() if delta), 400)
 
 
 def _selection(console: Console, selection: SelectionDiff) -> None:
@@ -145,7 +146,7 @@ def _verdict(rule: str | None) -> Text:
 
     if rule is None:
         return Text("kept", "green")
-    return Text(rule, "dim") if rule == ABSENT else Text.assemble(("dropped by ", "dim"), rule)
+    return Text(rule, "dim") if rule == ABSENT else Text.assemble(("dropped by ", "dim"), show.plain(rule))
 
 
 def _examples(console: Console, title: str, by: str, examples: Iterable[Example]) -> None:

@@ -9,6 +9,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -73,7 +74,7 @@ def told(console: Console, root: str, history: History) -> None:
     _related(console, history)
     _places(console, history)
     for row in history.replaced:
-        status = Text(f" ({row.status})" if row.status else "")
+        status = show.plain(f" ({row.status})" if row.status else "")
         _line(console, "replaced", Text(f"{row.node} part {row.part}") + status + f", by part {row.by}")
     for run, numbers in history.older.items():
         shown = ", ".join(f"{node} {number}" for node, number in numbers.items())
@@ -93,7 +94,7 @@ def _pairs(console: Console, items: Iterable[tuple[str, Any]]) -> None:
     grid.add_column(style="dim")
     grid.add_column(overflow="fold")
     for name, value in items:
-        grid.add_row(Text(name), shown(value))
+        grid.add_row(show.plain(name), shown(value))
     console.print(grid)
 
 
@@ -124,7 +125,7 @@ def _values(console: Console, title: str, values: Sequence[Value]) -> None:
     for value in values:
         step = value.step.rpartition(".")[2] if " + " not in value.step else _shortened(value.step)
         writer = (value.node, step)
-        grid.add_row(*(writer if writer != before else ("", "")), Text(value.column), shown(value.value))
+        grid.add_row(*(writer if writer != before else ("", "")), show.plain(value.column), shown(value.value))
         before = writer
     console.print(grid)
 
@@ -147,10 +148,10 @@ def _verdict(console: Console, root: str, verdict: Verdict) -> None:
     if verdict.kept:
         said = Text.assemble(("kept", "green"), f", {verdict.passed} rules passed")
     elif verdict.rule is None:
-        said = Text.assemble(("not kept", "red"), f": {verdict.dropped_by or 'no rule is named'}")
+        said = Text.assemble(("not kept", "red"), ": ", show.plain(verdict.dropped_by or "no rule is named"))
     else:
         place = f", rule {verdict.passed + 1} of {verdict.rules}"
-        said = Text.assemble(("dropped", "red"), " by ", (str(verdict.dropped_by), "bold"), place)
+        said = Text.assemble(("dropped", "red"), " by ", (str(show.plain(verdict.dropped_by)), "bold"), place)
     _line(console, verdict.node, said)
     if verdict.rule is not None:
         _pairs(console, [("  rule", verdict.rule), *_indented(verdict.looked_at)])
@@ -174,7 +175,7 @@ def _related(console: Console, history: History) -> None:
     for related in history.related:
         tables.setdefault((related.node, related.kind), []).append(related.values)
     for (node, kind), rows in tables.items():
-        grid = show.new_grid(*rows[0], title=f"\n{node} ({kind})")
+        grid = show.new_grid(*(escape(str(show.plain(name))) for name in rows[0]), title=f"\n{node} ({kind})")
         for row in rows[:RELATED_SHOWN]:
             grid.add_row(*map(shown, row.values()))
         console.print(grid)

@@ -156,7 +156,7 @@ def _moves(console: Console, found: WhatIf) -> None:
 
 
 def _verdict(rule: str | None) -> Text:
-    return Text("kept", "green") if rule is None else Text.assemble(("dropped by ", "dim"), rule)
+    return Text("kept", "green") if rule is None else Text.assemble(("dropped by ", "dim"), show.plain(rule))
 
 
 def _samples(console: Console, title: str, by: str, samples: Sequence[Sample]) -> None:

@@ -130,6 +130,7 @@ def write_input(path: Path, numbers: list[int], alt: str = "") -> None:
             "n": number,
             "kind": f"kind {number % 16}",
             "note": CONTROLS if number == 8 else "plain",
+            f"[red]{CONTROLS}": number,
         }
         for number in numbers
     ]
