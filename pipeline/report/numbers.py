@@ -8,8 +8,8 @@ streams both, so that memory does not grow with the rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -102,6 +102,13 @@ class Source:
     keys: tuple[str, ...] = ()
     shown: str = "true"
 
+    @property
+    def sampled(self) -> str:
+        """Which rows are a sample of about `SAMPLED`, by their uids, which are hashes; all where they are not many."""
+        if self.count <= SAMPLED or "uid" not in self.keys:
+            return "true"
+        return f"uid < '{65536 * SAMPLED // self.count:04x}'"
+
 
 def histograms(ask: Ask, source: Source, numbers: Sequence[Number]) -> list[Histogram]:
     """One per number, in order."""
@@ -127,9 +134,9 @@ def _spreads(
     ask: Ask, source: Source, numbers: Sequence[Number]
 ) -> tuple[list[Spread], list[dict[str, tuple[float, float]]]]:
     """How the values of every number are spread, and the least and the greatest of each group."""
-    share = min(1.0, SAMPLED / max(1, source.count))
-    quantile = "quantile_disc" if share == 1.0 or "uid" in source.keys else "approx_quantile"
-    sampled = "true" if share == 1.0 or "uid" not in source.keys else f"uid < '{int(share * 65536):04x}'"
+    sampled = source.sampled
+    exact = source.count <= SAMPLED or sampled != "true"
+    quantile = "quantile_disc" if exact else "approx_quantile"
     items = []
     for i, number in enumerate(numbers):
         finite = f"isfinite(m{i})"
@@ -206,17 +213,15 @@ def _counted(
 ) -> list[dict[str, Any]]:
     """Per number: `bins` by group, and the rows `near` each threshold, below and above."""
     items = []
-    for i, (number, marks, axis) in enumerate(zip(numbers, placed, axes, strict=True)):
+    for i, (number, axis) in enumerate(zip(numbers, axes, strict=True)):
         if axis is None:
             continue
         for g, group in enumerate(number.groups):
             # Of the negative value: DuckDB's bins hold their upper end, and these hold their lower one.
             bins = f"[{', '.join(repr(-edge) for edge in reversed(_closed(axis.edges)))}]::DOUBLE[]"
             items.append(f"histogram(-m{i}, {bins}) FILTER (isfinite(m{i}) AND {group.condition}) AS bins{i}_{g}")
-        if number.nearest and source.keys:
-            for t, (threshold, value) in enumerate(marks):
-                for side, near, chosen in _near(source, number, f"m{i}", threshold, value):
-                    items.append(f"min({near}, {SPARE * number.nearest}) FILTER ({chosen}) AS {side}{i}_{t}")
+    sides = _narrowed(ask, source, numbers, _sides(source, numbers, placed))
+    items += [f"{side.nearest} AS {alias}" for alias, side in sides.items()]
     if not items:
         return [{} for _ in numbers]
     row = ask(f"SELECT {', '.join(items)} FROM ({_measured(source, numbers)}) AS measured").to_pylist()[0]
@@ -228,21 +233,62 @@ def _counted(
     return found
 
 
-def _near(source: Source, number: Number, m: str, threshold: Threshold, value: float) -> Iterator[tuple[str, str, str]]:
-    """(side, a row as it is ordered, which rows) below and above a threshold: the nearest first.
+@dataclass(frozen=True)
+class _Side:
+    """The rows on one side of a threshold, in SQL."""
 
-    Rows that came to the other end than their side has, by another condition of the rule, come last.
-    """
-    group = " ".join(f"WHEN {group.condition} THEN {text(group.name)}" for group in number.groups)
+    chosen: str
+    """Which rows."""
+    distance: str
+    odd: str
+    """Whether a row came to the other end than its side has, by another condition of the rule: such rows come last."""
+    row: str
+    """A row, as it is ordered and as it is wanted."""
+    most: int
+
+    @property
+    def nearest(self) -> str:
+        return f"min({self.row}, {self.most}) FILTER ({self.chosen})"
+
+
+def _sides(
+    source: Source, numbers: Sequence[Number], placed: Sequence[Sequence[tuple[Threshold, float]]]
+) -> dict[str, _Side]:
+    """`below<number>_<threshold>` and `above…`, of the numbers whose nearest rows are wanted."""
     keys = ", ".join(f"{text(key)}: {name(key)}" for key in source.keys)
-    upper = ">" if threshold.relation in (">", "<=") else ">="
-    passes = {">": "above", ">=": "above", "<": "below", "<=": "below"}.get(threshold.relation)
-    for side, relation in (("below", "<=" if upper == ">" else "<"), ("above", upper)):
-        odd = "false"
-        if passes is not None and len(number.groups) > 1:
-            odd = f"NOT ({number.groups[0 if passes == side else 1].condition})"
-        near = f"{{'odd': {odd}, 'd': abs({m} - {value!r}), {keys}, 'value': {m}, 'group': CASE {group} END}}"
-        yield side, near, f"isfinite({m}) AND {m} {relation} {value!r} AND {source.shown}"
+    found = {}
+    for i, (number, marks) in enumerate(zip(numbers, placed, strict=True)):
+        group = " ".join(f"WHEN {group.condition} THEN {text(group.name)}" for group in number.groups)
+        for t, (threshold, value) in enumerate(marks if number.nearest and source.keys else ()):
+            upper = ">" if threshold.relation in (">", "<=") else ">="
+            passes = {">": "above", ">=": "above", "<": "below", "<=": "below"}.get(threshold.relation)
+            for side, relation in (("below", "<=" if upper == ">" else "<"), ("above", upper)):
+                chosen = f"isfinite(m{i}) AND m{i} {relation} {value!r} AND {source.shown}"
+                distance, odd = f"abs(m{i} - {value!r})", "false"
+                if passes is not None and len(number.groups) > 1:
+                    odd = f"NOT ({number.groups[0 if passes == side else 1].condition})"
+                row = f"{{'odd': {odd}, 'distance': {distance}, {keys}, 'value': m{i}, 'group': CASE {group} END}}"
+                found[f"{side}{i}_{t}"] = _Side(chosen, distance, odd, row, SPARE * number.nearest)
+    return found
+
+
+def _narrowed(ask: Ask, source: Source, numbers: Sequence[Number], sides: Mapping[str, _Side]) -> dict[str, _Side]:
+    """Each side without the rows that are further away than the last one that a sample of all would show.
+
+    They could not be among the nearest, and ordering ten million rows takes longer than to leave them out.
+    """
+    if source.sampled == "true" or not sides:
+        return dict(sides)
+    items = ", ".join(f"{side.nearest} AS {alias}" for alias, side in sides.items())
+    row = ask(f"SELECT {items} FROM ({_measured(source, numbers)}) AS measured WHERE {source.sampled}").to_pylist()[0]
+    found = {}
+    for alias, side in sides.items():
+        last = (row[alias] or [{}])[-1]
+        if len(row[alias] or ()) == side.most and not last["odd"]:
+            near = f"{side.chosen} AND {side.distance} <= {last['distance']!r} AND NOT ({side.odd})"
+            side = replace(side, chosen=near)
+        found[alias] = side
+    return found
 
 
 def _closed(edges: Sequence[float]) -> list[float]:

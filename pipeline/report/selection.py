@@ -25,6 +25,8 @@ ADDRESSES = ("offset",)
 
 Key = tuple[str, str]
 """uid and caption_id of a pair."""
+Fate = tuple[str, int]
+"""A selection, and how many of its rules a pair passed."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class PoolReport:
 def pool_report(
     ask: Ask, pool: Pool, generations: Mapping[str, Generation], segments: int, tiles: int, examples: int
 ) -> PoolReport:
-    """Everything about one pool, in three passes over its pairs.
+    """Everything about one pool, in a few passes over its pairs.
 
     `tiles`: rows to look at on each side of a threshold; `examples`: of what each rule dropped, and of what is kept.
     """
@@ -111,7 +113,8 @@ def pool_report(
     of_rules = {(f.node, rule, m.title): _rule_number(f, rule, m, tiles) for f in funnels for rule, m in f.compared}
     counted = histograms(ask, source, [*of_columns, *of_rules.values()])
     charts = dict(zip(of_rules, counted[len(of_columns) :], strict=True))
-    chosen, flagged = _examples(ask, source, funnels, flags, groups, examples)
+    chosen = _examples(ask, source, funnels, examples)
+    flagged = _counted_flags(ask, source, flags, groups)
     selections = tuple(_selection(funnel, charts, chosen) for funnel in funnels)
     return PoolReport(pool.node, selections, _ordered(counted[: len(of_columns)], pool.node), flagged, has_images)
 
@@ -167,7 +170,7 @@ def _funnel(ask: Ask, generation: Generation, columns: Mapping[tuple[str, str], 
 
 
 def _selection(
-    funnel: _Funnel, charts: Mapping[tuple[str, str, str], Histogram], chosen: Mapping[tuple[str, int], tuple[Key, ...]]
+    funnel: _Funnel, charts: Mapping[tuple[str, str, str], Histogram], chosen: Mapping[Fate, tuple[Key, ...]]
 ) -> Selection:
     rules = []
     for place, (rule, pairs_in, dropped, left) in enumerate(funnel.steps):
@@ -227,43 +230,44 @@ def _rule_number(funnel: _Funnel, rule: str, measure: Measure, tiles: int) -> Nu
     return Number(measure.title, measure.sql, f"{fate} >= {place}", groups, measure.thresholds, tiles)
 
 
-def _examples(
-    ask: Ask,
-    source: Source,
-    funnels: Sequence[_Funnel],
-    flags: Sequence[Column],
-    groups: Sequence[Group],
-    most: int,
-) -> tuple[dict[tuple[str, int], tuple[Key, ...]], tuple[Flag, ...]]:
-    """Pairs of every fate to look at (uids are hashes: the smallest ones are a fair sample), and the flags counted."""
-    items = []
+def _examples(ask: Ask, source: Source, funnels: Sequence[_Funnel], most: int) -> dict[Fate, tuple[Key, ...]]:
+    """Pairs of every fate to look at: uids are hashes, so that the smallest are a fair sample."""
     fates = [(funnel.node, place) for funnel in funnels for place in range(len(funnel.steps) + 1)]
-    for i, (node, place) in enumerate(fates):
-        items.append(
-            f"min({{'uid': uid, 'caption_id': caption_id}}, {2 * most}) "
-            f"FILTER ({_fate(node)} = {place} AND {source.shown}) AS e{i}"
-        )
-    values = {True: "IS TRUE", False: "IS FALSE", None: "IS NULL"}
-    for f, flag in enumerate(flags):
-        for g, group in enumerate(groups):
-            for v, test in enumerate(values.values()):
-                column = name(f"{flag.node}.{flag.name}")
-                items.append(f"count(*) FILTER ({column} {test} AND {group.condition}) AS f{f}_{g}_{v}")
-    if not items:
-        return {}, ()
-    row = ask(f"SELECT {', '.join(items)} FROM ({source.rows}) AS source").to_pylist()[0]
-    examples = {}
-    for i, fate in enumerate(fates):
-        images = {found["uid"]: (found["uid"], found["caption_id"]) for found in reversed(row[f"e{i}"] or [])}
-        examples[fate] = tuple(sorted(images.values())[:most])
-    counted = tuple(
-        Flag(
-            flag.name if sum(other.name == flag.name for other in flags) == 1 else f"{flag.node}.{flag.name}",
-            {
-                group.name: {value: row[f"f{f}_{g}_{v}"] for v, value in enumerate(values)}
-                for g, group in enumerate(groups)
-            },
-        )
+    found = _smallest(ask, source, fates, 2 * most, source.sampled)  # captions of one image count once
+    rare = [fate for fate in fates if len(found[fate]) < 2 * most]
+    if source.sampled != "true":
+        found |= _smallest(ask, source, rare, 2 * most, "true")
+    images = {fate: {uid: (uid, caption_id) for uid, caption_id in reversed(pairs)} for fate, pairs in found.items()}
+    return {fate: tuple(sorted(images[fate].values())[:most]) for fate in fates}
+
+
+def _smallest(ask: Ask, source: Source, fates: Sequence[Fate], most: int, where: str) -> dict[Fate, list[Key]]:
+    """The pairs of each fate that have the smallest uids, in their order."""
+    if not fates:
+        return {}
+    pair = "{'uid': uid, 'caption_id': caption_id}"
+    items = [
+        f"min({pair}, {most}) FILTER ({_fate(node)} = {place} AND {source.shown}) AS e{i}"
+        for i, (node, place) in enumerate(fates)
+    ]
+    row = ask(f"SELECT {', '.join(items)} FROM ({source.rows}) AS source WHERE {where}").to_pylist()[0]
+    return {fate: [(one["uid"], one["caption_id"]) for one in row[f"e{i}"] or []] for i, fate in enumerate(fates)}
+
+
+def _counted_flags(ask: Ask, source: Source, flags: Sequence[Column], groups: Sequence[Group]) -> tuple[Flag, ...]:
+    if not flags:
+        return ()
+    tests = {True: "IS TRUE", False: "IS FALSE", None: "IS NULL"}
+    items = [
+        f"count(*) FILTER ({name(f'{flag.node}.{flag.name}')} {test} AND {group.condition}) AS f{f}_{g}_{t}"
         for f, flag in enumerate(flags)
-    )
-    return examples, counted
+        for g, group in enumerate(groups)
+        for t, test in enumerate(tests.values())
+    ]
+    row = ask(f"SELECT {', '.join(items)} FROM ({source.rows}) AS source").to_pylist()[0]
+    found = []
+    for f, flag in enumerate(flags):
+        alone = sum(other.name == flag.name for other in flags) == 1
+        counts = {group.name: {v: row[f"f{f}_{g}_{t}"] for t, v in enumerate(tests)} for g, group in enumerate(groups)}
+        found.append(Flag(flag.name if alone else f"{flag.node}.{flag.name}", counts))
+    return tuple(found)

@@ -137,3 +137,17 @@ def test_the_axis_of_many_rows_is_decided_by_a_sample_and_the_counts_are_not(
     assert sum(found.counts["rows"]) + found.below + found.above == 4000
     assert found.spread.quantiles[2] == pytest.approx(0, abs=0.2)
     assert found.spread.low == values.min()
+
+
+def test_the_nearest_of_many_rows_are_found_though_a_sample_narrows_them(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.report.numbers.SAMPLED", 400)
+    values = np.random.default_rng(4).normal(size=4000).round(4)
+    number = rule("x", Threshold("r", ">=", 0.5), dropped="x < 0.5 OR x = 0.51")
+    rare = rule("x", Threshold("r", ">=", 3.1), dropped="x < 3.1")
+    found = counted(connection, pairs(list(values)), [number, rare], keys=KEYS, shown="has")
+    below, above = np.sort(values[values < 0.5])[::-1], np.sort(values[(values >= 0.5) & (values != 0.51)])
+    assert [near.value for near in found[0].sides[0].below] == list(below[:3])
+    assert [near.value for near in found[0].sides[0].above] == list(above[:3])
+    assert [near.value for near in found[1].sides[0].above] == list(np.sort(values[values >= 3.1])[:3])
