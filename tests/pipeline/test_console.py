@@ -149,17 +149,12 @@ def test_no_statement_leaves_the_file(file: Path, tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
-        ("SELECT sum(a.range * b.range) FROM range(10000000) a, range(10000000) b", "took longer than 2 s"),
-        (
-            "WITH RECURSIVE x AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM x) SELECT count(*) FROM x",
-            "took longer|emory",
-        ),
+        ("SELECT sum(a.range * b.range) FROM range(10000000) a, range(10000000) b", "took longer than 1 s"),
         ("SELECT length(repeat('x', 4000000000) || repeat('y', 4000000000))", "emory|took longer"),
-        ("SELECT list(range) FROM range(2000000000)", "emory|took longer"),
     ],
 )
 def test_a_query_that_takes_too_much_is_ended_and_the_next_is_answered(file: Path, query: str, expected: str) -> None:
-    with open_catalogue(str(file), memory_mb=256, timeout_s=2) as console:
+    with open_catalogue(str(file), memory_mb=256, timeout_s=1) as console:
         with pytest.raises(SluiceError, match=expected):
             console.ask(query)
         console._timeout_s = 30

@@ -295,7 +295,7 @@ def test_a_domain_stays_away(root: Path) -> None:
     assert not [url for url in asked if "cats." in url]
 
 
-@pytest.mark.parametrize("node", ["urls", "pool", "scores", "kept"])
+@pytest.mark.parametrize("node", ["urls", "pool"])
 def test_a_repair_brings_nothing_back(root: Path, node: str) -> None:
     take_down(root, uids(*GONE))
     store = Store(str(root))
@@ -443,7 +443,7 @@ def killed_at(at: int, after: bool, root: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    "step", [pytest.param(1, marks=pytest.mark.chaos, id="every-step"), pytest.param(25, id="some")]
+    "step", [pytest.param(1, marks=pytest.mark.chaos, id="every-step"), pytest.param(41, id="some")]
 )
 @pytest.mark.parametrize("after", [False, True])
 def test_a_takedown_killed_at_any_write_is_finished_by_the_next(
