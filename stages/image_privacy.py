@@ -118,7 +118,7 @@ def _libfacedetection() -> Detector:
 
     def detect(image_hwc: Pixels) -> list[Seen]:
         height, width = image_hwc.shape[:2]
-        return [(*box, percent / 100) for *box, percent in detectRGB(width, height, image_hwc.tobytes())]
+        return [(x, y, w, h, per / 100) for x, y, w, h, per in detectRGB(width, height, image_hwc.tobytes())]
 
     return detect
 

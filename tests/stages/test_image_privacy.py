@@ -127,7 +127,8 @@ def test_the_detector_takes_one_thread_and_leaves_the_environment() -> None:
 
 def red_cells() -> bytes:
     """A model with YuNet's outputs that takes every cell of 8 px for a face that is red, and no larger one."""
-    nodes, weights = [], {}
+    nodes: list[bytes] = []
+    weights: dict[str, np.ndarray] = {}
     for stride in (8, 16, 32):
         for name, width in (("cls", 1), ("obj", 1), ("bbox", 4), ("kps", 10)):
             kernel = np.zeros((width, 3, stride, stride), np.float32)

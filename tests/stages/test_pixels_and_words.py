@@ -83,7 +83,7 @@ def test_the_whole_way_from_a_pool_to_private_shards(tmp_path: Path, monkeypatch
         for node, grain in (("kept", "caption"), ("pool", "image"), ("looks", "image"), ("looks", "caption"))
     }
     numbers = dict(zip(*(tables["pool", "image"][name].to_pylist() for name in ("uid", "n")), strict=True))
-    dropped = {}
+    dropped: dict[int, list[str | None]] = {}
     for row in tables["kept", "caption"].to_pylist():
         dropped.setdefault(numbers[row["uid"]], []).append(row["dropped_by"])
     # number n has the caption n mod 5, and those divisible by 5 the next one as well; every fourth has two faces
