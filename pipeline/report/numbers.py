@@ -218,7 +218,7 @@ def _counted(
             continue
         for g, group in enumerate(number.groups):
             # Of the negative value: DuckDB's bins hold their upper end, and these hold their lower one.
-            bins = f"[{', '.join(repr(-edge) for edge in reversed(_closed(axis.edges)))}]::DOUBLE[]"
+            bins = f"[{', '.join(_double(-edge) for edge in reversed(_closed(axis.edges)))}]"
             items.append(f"histogram(-m{i}, {bins}) FILTER (isfinite(m{i}) AND {group.condition}) AS bins{i}_{g}")
     sides = _narrowed(ask, source, numbers, _sides(source, numbers, placed))
     items += [f"{side.nearest} AS {alias}" for alias, side in sides.items()]
@@ -263,8 +263,8 @@ def _sides(
             upper = ">" if threshold.relation in (">", "<=") else ">="
             passes = {">": "above", ">=": "above", "<": "below", "<=": "below"}.get(threshold.relation)
             for side, relation in (("below", "<=" if upper == ">" else "<"), ("above", upper)):
-                chosen = f"isfinite(m{i}) AND m{i} {relation} {value!r} AND {source.shown}"
-                distance, odd = f"abs(m{i} - {value!r})", "false"
+                chosen = f"isfinite(m{i}) AND m{i} {relation} {_double(value)} AND {source.shown}"
+                distance, odd = f"abs(m{i} - {_double(value)})", "false"
                 if passes is not None and len(number.groups) > 1:
                     odd = f"NOT ({number.groups[0 if passes == side else 1].condition})"
                 row = f"{{'odd': {odd}, 'distance': {distance}, {keys}, 'value': m{i}, 'group': CASE {group} END}}"
@@ -285,10 +285,15 @@ def _narrowed(ask: Ask, source: Source, numbers: Sequence[Number], sides: Mappin
     for alias, side in sides.items():
         last = (row[alias] or [{}])[-1]
         if len(row[alias] or ()) == side.most and not last["odd"]:
-            near = f"{side.chosen} AND {side.distance} <= {last['distance']!r} AND NOT ({side.odd})"
+            near = f"{side.chosen} AND {side.distance} <= {_double(last['distance'])} AND NOT ({side.odd})"
             side = replace(side, chosen=near)
         found[alias] = side
     return found
+
+
+def _double(value: float) -> str:
+    """The very same number in SQL; a bare literal would become a decimal first."""
+    return f"'{value!r}'::DOUBLE"
 
 
 def _closed(edges: Sequence[float]) -> list[float]:
