@@ -7,8 +7,6 @@ copies, and what is left goes on (the star clustering of Aslam et al. 2004). A c
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from stages.dedup.uids import Halves
 
@@ -18,19 +16,19 @@ Ids = npt.NDArray[np.int64]
 def numbered(a: Halves, b: Halves) -> tuple[Ids, Ids, Halves]:
     """The uids of both ends as numbers, in order of the uids; and the uid of each number."""
     leading, trailing = (np.concatenate(ends) for ends in zip(a, b, strict=True))
-    coded = pc.dictionary_encode(pa.array(leading))
-    code, heads = np.asarray(coded.indices), np.asarray(coded.dictionary)
+    order = np.argsort(leading)  # a hash table of as many random numbers takes half as long again
+    heads = leading[order]
+    fresh = np.ones(len(heads), dtype=bool)
+    fresh[1:] = heads[1:] != heads[:-1]
+    ids = np.empty(len(heads), np.int64)
+    ids[order] = np.cumsum(fresh) - 1
+    heads = heads[fresh]
     tails = np.zeros(len(heads), np.uint64)
-    tails[code] = trailing
-    if not np.array_equal(tails[code], trailing):  # two uids with the same first half: one pair in 2**64
-        both = np.stack([leading, trailing], axis=1)
-        distinct, code = np.unique(both, axis=0, return_inverse=True)
-        heads, tails, code = distinct[:, 0], distinct[:, 1], code.ravel()
-    order = np.argsort(heads, kind="stable")
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    ids = place[code]
-    return ids[: len(a[0])], ids[len(a[0]) :], (heads[order], tails[order])
+    tails[ids] = trailing
+    if not np.array_equal(tails[ids], trailing):  # two uids with the same first half: one pair in 2**64
+        distinct, both = np.unique(np.stack([leading, trailing], axis=1), axis=0, return_inverse=True)
+        heads, tails, ids = distinct[:, 0], distinct[:, 1], both.ravel()
+    return ids[: len(a[0])], ids[len(a[0]) :], (heads, tails)
 
 
 def stars(first: Ids, second: Ids, strength: npt.NDArray[np.float32], count: int) -> Ids:
