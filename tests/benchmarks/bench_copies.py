@@ -66,6 +66,9 @@ class Found:
     joined: int
     """Images that are in the group of another one."""
     rightly: int
+    altered: int
+    """Of those that were joined, the ones with other bytes than the one that stays."""
+    altered_rightly: int
     alike: int
     alike_joined: Counter[str]
     """Look-alikes in the group of another picture, by what was changed."""
@@ -75,7 +78,10 @@ class Found:
 
 
 def measure(pages: int = PAGES, mix: str = "web", seed: int = SEED) -> list[Figure]:
-    found = run(pages, mix, seed)
+    return figures_of(run(pages, mix, seed))
+
+
+def figures_of(found: Found) -> list[Figure]:
     planted, together = found.planted.total(), found.together.total()
     figures = [
         Figure("copies found, all kinds", together / planted, "of 1", at_least=0.97, note=f"of {planted:,}"),
@@ -85,6 +91,12 @@ def measure(pages: int = PAGES, mix: str = "web", seed: int = SEED) -> list[Figu
             "of 1",
             at_least=0.99,
             note=f"of {found.joined:,} images in the group of another one",
+        ),
+        Figure(
+            "right among those with other bytes",
+            found.altered_rightly / max(1, found.altered),
+            "of 1",
+            note=f"of {found.altered:,}",
         ),
     ]
     for kind in COPY_KINDS:
@@ -96,7 +108,7 @@ def measure(pages: int = PAGES, mix: str = "web", seed: int = SEED) -> list[Figu
     figures += [
         Figure("look-alikes that stay apart", 1 - lost.total() / max(1, found.alike), "of 1", at_least=0.97, note=by),
         Figure("candidates that were looked at", found.looked / found.images, "an image", note=f"{found.looked:,}"),
-        Figure("embedding, search, comparison", found.seconds, "s", note=f"{found.images:,} images, two cores"),
+        Figure("embedding, search, comparison", found.seconds, "s", note=f"{found.images:,} images"),
     ]
     return figures
 
@@ -129,7 +141,7 @@ def judged(key: pa.Table, root: str, seconds: float = 0.0) -> Found:
     """The groups and edges of a run against the key of its web."""
     with Catalog(root) as catalog:
         rows = catalog.sql(
-            "SELECT DISTINCT uid, url, duplicate_group FROM samples WHERE status = 'success'"
+            "SELECT DISTINCT uid, url, sha256, duplicate_group FROM samples WHERE status = 'success'"
         ).to_pylist()
     store = Store(root)
     generation = store.newest("copies")
@@ -149,13 +161,16 @@ def judged(key: pa.Table, root: str, seconds: float = 0.0) -> Found:
         if a in picture and picture[a] == picture.get(b)
         for uid in (a, b)
     }
-    joined = rightly = 0
+    bytes_of = {row["uid"]: row["sha256"] for row in rows}
+    joined = rightly = altered = altered_rightly = 0
     for members in groups.values():
         main, others = _kept(members, picture)
         joined += len(others)
         for uid in others:
             right = picture.get(uid) == picture.get(main)
             rightly += right
+            altered += bytes_of[uid] != bytes_of[main]
+            altered_rightly += right and bytes_of[uid] != bytes_of[main]
             if not right and page_of[uid]["kind"] == Kind.LOOK_ALIKE:
                 counts["alike"][page_of[uid]["changed"]] += 1
         within = Counter(picture.get(uid) for uid in members)
@@ -171,6 +186,8 @@ def judged(key: pa.Table, root: str, seconds: float = 0.0) -> Found:
         counts["together"],
         joined,
         rightly,
+        altered,
+        altered_rightly,
         sum(page["kind"] == Kind.LOOK_ALIKE for page in page_of.values()),
         counts["alike"],
         edges["agreement"].length() - edges["agreement"].null_count,

@@ -77,6 +77,25 @@ def test_one_disc_of_another_colour_on_an_unchanged_ground_is_no_recolouring(col
     assert agreement(scenes[0], scenes[0]).copy
 
 
+def test_one_disc_that_alone_became_lighter_is_no_recolouring() -> None:
+    scenes = []
+    for disc in ((140, 140, 140), (185, 185, 185)):  # three times the contrast about 120, which would keep the ground
+        image = Image.new("RGB", (300, 200), (120, 120, 120))
+        image.paste(disc, (100, 80, 140, 120))
+        scenes.append(sight(encoded(image)))
+    assert not agreement(*scenes).copy
+
+
+@pytest.mark.parametrize(("levels", "copy"), [(12, True), (45, False)])
+def test_a_few_pixels_that_are_a_little_lighter_are_another_thing(levels: int, copy: bool) -> None:
+    rng = np.random.default_rng(7)
+    blobs = Image.fromarray(rng.integers(30, 200, (9, 12, 3), dtype=np.uint8))
+    one = np.asarray(blobs.resize((240, 180), Image.Resampling.BICUBIC))
+    other = one.copy()
+    other[60:66, 100:106] = np.minimum(other[60:66, 100:106].astype(int) + levels, 255)
+    assert agreement(*(sight(encoded(Image.fromarray(image))) for image in (one, other))).copy is copy
+
+
 def test_empty_images_of_different_colours_are_no_copies() -> None:
     white, grey = (sight(encoded(Image.new("RGB", (64, 64), (level,) * 3))) for level in (250, 120))
     assert agreement(white, white).copy
