@@ -57,8 +57,9 @@ def command(
     """Erase images from everything under ROOT, and keep them away.
 
     Their bytes leave the pools and the shards; caption, EXIF, embeddings, scores and the URL but for its host leave
-    every table, where the row stays with the status `taken_down`. No later run fetches them, nor keeps the same bytes under another URL. What
-    had them is listed: selections, shards with member and offset, checkpoints and indexes, which must be made anew.
+    every table, where the row stays with the status `taken_down`. No later run fetches them, nor keeps the same bytes
+    under another URL. What had them is listed: selections, shards with member and offset, checkpoints and indexes,
+    which must be made anew.
     """
     from pipeline import upkeep
     from pipeline.store import Store
