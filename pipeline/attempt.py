@@ -93,7 +93,7 @@ class Attempt:
         self._supersedes = tuple(parts)
 
     def rewrite(self, kind: str, change: Callable[[BinaryIO, BinaryIO], T]) -> T:
-        """Replace a file that is still spooled by what `change` (old bytes, new file) writes; returns what it returns."""
+        """Replace a file that is still spooled by what `change` (old bytes, new file) writes; gives what it gives."""
         old = next(spool for spool in self._open if spool.kind == kind)
         old.close()
         new = self._spool(kind, old.path, old.exclusive, old.hashed)
