@@ -24,8 +24,9 @@ SMALLEST_CROP = 0.57
 """Of the area: the least that counts, a little below the 60 % that are to be found."""
 SAME_ASPECT = 0.06
 """The logarithm of how much wider one may be than the other: a crop may be as much."""
-FOUND = 0.55
-"""The least correlation of a crop with the place where it was found."""
+WHOLE_FOUND, CROP_FOUND = 0.55, 0.75
+"""The least correlation of two whole images, and of a crop with the place where it was found: of a hundred places, one
+fits by chance better than the only place of a whole image."""
 BEHIND = 0.15
 """Places whose correlation is further behind the best one are not tried."""
 TRIES = 3
@@ -62,14 +63,14 @@ def places(a: Detail, b: Detail, sides: tuple[tuple[int, int], tuple[int, int]])
     whole_likeness = 0.0
     if abs(np.log(aspect)) < SAME_ASPECT:
         whole_likeness = 1.0 if plain else _likeness(*lines)
-        if whole_likeness >= FOUND:
+        if whole_likeness >= WHOLE_FOUND:
             yield Place(whole_likeness, False, stretch(sides[0], sides[1]))
     if plain:
         return
     found = _crops(*lines, False) + _crops(*lines[::-1], True)
     found.sort(key=lambda crop: -crop[0])
     for likeness, swapped, warp in found[:TRIES]:
-        if likeness < max(FOUND, found[0][0] - BEHIND) or likeness <= whole_likeness:
+        if likeness < max(CROP_FOUND, found[0][0] - BEHIND) or likeness <= whole_likeness:
             return
         whole, piece = lines[::-1] if swapped else lines
         aligned = _aligned(whole, piece, warp)
