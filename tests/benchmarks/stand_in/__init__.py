@@ -1,0 +1,5 @@
+"""A small dual encoder that scores pairs of the small local web, until the trainer of this repo makes a better one.
+
+It learns from scenes and captions of seeds of its own: `training` says how. What comes out is a folder like any other
+model's, which `stages.embed` takes as `weights`. `python -m tests.benchmarks.stand_in` trains it and says where it is.
+"""

@@ -1,0 +1,197 @@
+"""What the stand-in learns from: rendered scenes, what stands in every cell of them, and captions, true and false."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from infra.miniweb.captions import Caption, Look, Relation, caption
+from infra.miniweb.plan import EASY
+from infra.miniweb.render import jpeg
+from infra.miniweb.scenes import (
+    CELLS,
+    CHANGES,
+    COLOURS,
+    MANY,
+    PATTERNS,
+    PLACES,
+    SHAPES,
+    SIDES,
+    SIZES,
+    TEXTURES,
+    Group,
+    Scene,
+    draw_scene,
+    in_order,
+)
+
+Pixels = npt.NDArray[np.uint8]
+CLASSES = {
+    "shape": len(SHAPES) + 1,
+    "row": 3,
+    "column": 3,
+    "colour": len(COLOURS),
+    "count": MANY,
+    "size": len(SIZES),
+    "texture": len(TEXTURES),
+}
+"""What can be asked of a cell, and how many answers there are; the last shape is that there is nothing."""
+GROUNDS = {"colour": len(COLOURS), "pattern": len(PATTERNS)}
+"""The same for a background."""
+CLAIMS = {
+    "named": 2,
+    "colour": len(COLOURS),
+    "count": MANY + 1,
+    "size": len(SIZES) + 1,
+    "texture": len(TEXTURES) + 1,
+    "row": 4,
+    "column": 4,
+    "role": 5,
+}
+"""What can be asked of a caption about a shape; the last answer is that it does not say, but for the first two."""
+ROLES = (("to the left of", False), ("to the left of", True), ("above", False), ("above", True))
+"""In a relation: which, and whether it is the other that stands so."""
+UNASKED = -1
+STORED_SIDE = 256
+"""Of the longer side in px, as the pool has it."""
+CROWD = 9
+"""Scenes that a crowded one is put together from: nearly all cells are taken, and four times as much is learned of each
+image as of a lone one."""
+TRIES = 4
+
+
+def lone(number: int) -> Scene:
+    """A scene as the web has them, of a seed that no web has."""
+    return draw_scene(f"stand-in/{number}", SIDES["small"])
+
+
+def crowded(number: int) -> Scene:
+    """A scene with the groups of several, no caption of which would be short."""
+    scene = draw_scene(f"stand-in/crowded/{number}", SIDES["small"])
+    others = (draw_scene(f"stand-in/crowded/{number}/{more}", SIDES["small"]) for more in range(CROWD - 1))
+    groups = [*scene.groups, *(group for other in others for group in other.groups if group.colour != scene.colour)]
+    return replace(scene, groups=in_order(list({group.cell: group for group in groups}.values())))
+
+
+def pixels(scene: Scene, side: int) -> Pixels:
+    """uint8 (side, side, 3) of the scene as its page publishes it and a pool stores it."""
+    image = Image.open(io.BytesIO(jpeg(scene))).convert("RGB")
+    image.thumbnail((STORED_SIDE, STORED_SIDE), Image.Resampling.BICUBIC)
+    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
+
+
+def rendered(path: Path, scenes: Sequence[Scene], side: int, processes: int) -> Pixels:
+    """uint8 (scenes, side, side, 3), rendered once and kept in a file."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}.npy")
+        with ProcessPoolExecutor(processes, get_context("spawn")) if processes > 1 else nullcontext() as workers:
+            paint = partial(pixels, side=side)
+            found = map(paint, scenes) if workers is None else workers.map(paint, scenes, chunksize=64)
+            file = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (len(scenes), side, side, 3))
+            for row, image in enumerate(found):
+                file[row] = image
+            file.flush()
+        unfinished.replace(path)
+    kept: Pixels = np.load(path, mmap_mode="r")
+    return kept
+
+
+def cells(scene: Scene) -> npt.NDArray[np.int64]:
+    """(cells, `CLASSES`): what every cell holds; where it is empty, nothing more is asked."""
+    found = np.full((CELLS, len(CLASSES)), UNASKED)
+    found[:, 0] = len(SHAPES)
+    found[:, 1], found[:, 2] = np.divmod(np.arange(CELLS), 3)
+    for group in scene.groups:
+        found[group.cell] = (
+            SHAPES.index(group.shape),
+            group.row,
+            group.column,
+            COLOURS.index(group.colour),
+            group.count - 1,
+            SIZES.index(group.size),
+            TEXTURES.index(group.texture),
+        )
+    return found
+
+
+def ground(scene: Scene) -> npt.NDArray[np.int64]:
+    """(`GROUNDS`,): the background."""
+    return np.array([COLOURS.index(scene.colour), PATTERNS.index(scene.pattern)])
+
+
+def claimed(told: Caption) -> npt.NDArray[np.int64]:
+    """(shapes, `CLAIMS`): what a caption says of every shape; where it does not name it, nothing more is asked."""
+    found = np.full((len(SHAPES), len(CLAIMS)), UNASKED)
+    found[:, 0] = 0
+    for look, role in _looks(told):
+        row, column = next(
+            ((y, x) for y, line in enumerate(PLACES) for x, place in enumerate(line) if place == look.place), (3, 3)
+        )
+        found[SHAPES.index(look.shape)] = (
+            1,
+            UNASKED if look.colour is None else COLOURS.index(look.colour),
+            MANY if look.count is None else look.count - 1,
+            len(SIZES) if look.size is None else SIZES.index(look.size),
+            len(TEXTURES) if look.texture is None else TEXTURES.index(look.texture),
+            row,
+            column,
+            role,
+        )
+    return found
+
+
+def _looks(told: Caption) -> Iterator[tuple[Look, int]]:
+    """Every group that a caption tells of, and its place in `ROLES`; their number where it has none."""
+    for claim in told.claims:
+        match claim:
+            case Look():
+                yield claim, len(ROLES)
+            case Relation(one, relation, other):
+                yield one, ROLES.index((relation, False))
+                yield other, ROLES.index((relation, True))
+
+
+def false_caption(scene: Scene, dice: random.Random) -> Caption:
+    """True of the scene with one attribute changed, and not of the scene: what a mismatch is made of."""
+    names = dice.sample([name for name in CHANGES if name != "colour"], k=len(CHANGES) - 1)
+    names = ["colour", *names] if dice.random() < EASY else [*names, "colour"]
+    while True:
+        for name in names:
+            for _ in range(TRIES):
+                changed = CHANGES[name](scene, dice)
+                told = caption(changed, dice) if changed else None
+                if told and not told.true_of(scene):
+                    return told
+
+
+def truth(captions: Sequence[Caption], scenes: Sequence[Scene]) -> npt.NDArray[np.bool_]:
+    """(captions, scenes): which is true of which. Most are told apart by what they name, before claims are compared."""
+    named_cn = np.array([_names(look for look, _ in _looks(told)) for told in captions], np.float32)
+    there_sn = np.array([_names(scene.groups) for scene in scenes], np.float32)
+    found: npt.NDArray[np.bool_] = named_cn @ there_sn.T == named_cn.sum(1)[:, None]
+    for one, other in zip(*np.nonzero(found), strict=True):
+        found[one, other] = captions[one].true_of(scenes[other])
+    return found
+
+
+def _names(things: Iterable[Look | Group]) -> npt.NDArray[np.bool_]:
+    """(shapes · colours,): what is named."""
+    found = np.zeros((len(SHAPES), len(COLOURS)), bool)
+    for thing in things:
+        if thing.colour is not None:
+            found[SHAPES.index(thing.shape), COLOURS.index(thing.colour)] = True
+    flat: npt.NDArray[np.bool_] = found.ravel()
+    return flat
