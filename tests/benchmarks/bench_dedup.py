@@ -255,7 +255,9 @@ def figures(sizes: Sequence[int]) -> Iterator[Figure]:
         with tempfile.TemporaryDirectory(prefix="dedup-") as folder:
             one = found[rows] = measured(Path(folder), rows)
         cells = f"{one['cells']:,} cells, the largest about {one['largest_cell']:,}; {one['cut_off']:,} rows cut off"
-        yield Figure(f"{rows:,}: all edges and groups", one["copies_s"], "s", note=f"{cells}; CPU s: {one['phases']}")
+        yield Figure(
+            f"{rows:,}: all edges and groups", one["copies_s"], "s", note=f"{cells}; seconds of tasks: {one['phases']}"
+        )
         yield Figure(
             f"{rows:,}: recall",
             one["recall"],
@@ -267,7 +269,7 @@ def figures(sizes: Sequence[int]) -> Iterator[Figure]:
         yield Figure(f"{rows:,}: driver", one["driver"], "MiB")
         yield Figure(f"{rows:,}: groups by a tighter threshold", one["groups_s"], "s")
         yield Figure(f"{rows:,}: the index written", one["index_s"], "s")
-        query = f"{1000 * one['query']:.0f} ms a query, the file's sha256 known"
+        query = f"{1000 * one['query']:.0f} ms a query"
         yield Figure(f"{rows:,}: the ten nearest that the index finds", one["searched"], "", note=query)
     for small, large in pairwise(sizes):
         exponent = log10(found[large]["copies_s"] / found[small]["copies_s"]) / log10(large / small)
