@@ -159,6 +159,38 @@ def test_tighter_groups_search_nothing(store: Store) -> None:
     }
 
 
+def test_the_golden_edges_and_groups_hold_or_the_revision_is_raised(store: Store) -> None:
+    assert (NearDuplicates.revision, Groups.revision) == (2, 1)
+    _, edges, work, records = run(store, {"000-0": items_of(5, 10)})
+    copies = seal_node(store, "copies", records, ["pool"])
+    stage = Groups(perceptual_bits=3)
+    (record,) = stage.assemble(Inline(store, "strict", stage, [work.inputs["pool"], copies]))
+    strict = store.read_table(record, "image").to_pylist()
+    (record,) = records
+    loose = store.read_table(record, "image").to_pylist()
+    shown = {uid_of(number): number for number in range(10)}
+    assert [(shown[row["uid_a"]], shown[row["uid_b"]], *list(row.values())[2:]) for row in edges.to_pylist()] == GOLDEN
+    copy = {shown[row["uid"]]: (shown[row["duplicate_group"]], row["similarity"]) for row in loose if row["similarity"]}
+    assert copy == GOLDEN_GROUPS
+    assert {shown[row["uid"]] for row in strict if row["similarity"]} == {4, 6, 8, 9}
+
+
+NEAR = pytest.approx(0.99977, abs=1e-4)
+GOLDEN: list[tuple[object, ...]] = [
+    (2, 7, "cosine", None, NEAR, None, None, "000-0"),
+    (8, 4, "phash", 3, None, None, None, "000-0"),
+    (9, 6, "sha256", None, None, None, None, "000-0"),
+]
+GOLDEN_GROUPS: dict[int, tuple[int, object]] = {
+    2: (2, 1),
+    7: (2, NEAR),
+    8: (8, 1),
+    4: (8, 0.953125),
+    9: (9, 1),
+    6: (9, 1),
+}
+
+
 @pytest.mark.parametrize(
     ("what", "said"),
     [
