@@ -78,8 +78,8 @@ def distinct_pairs(codes: npt.NDArray[np.uint64], within: int) -> Pairs:
 
     Cut 64 bits into B blocks: two codes that differ in at most k bits agree in some B - k whole blocks. So each choice
     of B - k blocks is one sort, and only neighbours in it are compared. B is what costs least for the number of codes:
-    more blocks are more sorts with fewer chance meetings. FAISS's binary indexes take longer by far, on one core within 6
-    bits: 100,000 random codes 0.6 s here, 35 s by IndexBinaryFlat, 7 s by IndexBinaryMultiHash at its best; a million
+    more blocks are more sorts with fewer chance meetings. FAISS's binary indexes take longer by far, on one core within
+    6 bits: 100,000 random codes 0.6 s here, 35 s by IndexBinaryFlat, 7 s by IndexBinaryMultiHash at its best; a million
     20 s here, 43 minutes by IndexBinaryFlat.
     """
     blocks = min(range(within + 1, within + 5), key=lambda b: _cost(len(codes), b, within))

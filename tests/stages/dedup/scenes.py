@@ -12,7 +12,6 @@ from pipeline.stage import OBSERVED, Batch, Device, Grain, PartStage, PoolPart, 
 from stages.kit.vectors import vector_type, vectors
 from tests.stages.dedup.copies import Pair, scene_pairs
 
-
 KINDS = ("reencoded", "resized", "trimmed", "recoloured", "greyscale", "other colour", "other count", "other scene")
 
 
