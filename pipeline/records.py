@@ -31,16 +31,28 @@ SECONDS = "seconds"
 
 
 class Stored(BaseModel):
-    """A frozen value that is stored as JSON."""
+    """A frozen value that is stored as JSON, which ends with a checksum of what stands before it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def to_json(self) -> bytes:
-        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False).encode()
+        return _sealed(json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False).encode())
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
-        return cls.model_validate_json(data)
+        """Raises `ValueError` for other bytes than `to_json` gave: a digit that rots is a number, too."""
+        body = data.rpartition(CHECKSUM)[0] + END
+        if _sealed(body) != data:
+            raise ValueError("its checksum does not fit")
+        return cls.model_validate_json(body)
+
+
+CHECKSUM, END = b',\n "checksum": "', b"\n}"
+
+
+def _sealed(body: bytes) -> bytes:
+    seal = blake2b(body, digest_size=16).hexdigest().encode()
+    return body.removesuffix(END) + CHECKSUM + seal + b'"' + END
 
 
 class File(Stored):

@@ -194,6 +194,19 @@ def test_a_final_file_is_created_once_by_whoever_is_first(store: Store) -> None:
     assert store.record("shards", "k3") is None
 
 
+def test_a_record_of_which_any_bit_has_flipped_is_none(store: Store) -> None:
+    record = commit(store).model_copy(update={"notes": {"seconds": 1.25}})
+    sound = record.to_json()
+    assert Record.from_json(sound) == record
+    for place in range(len(sound)):
+        rotten = bytearray(sound)
+        rotten[place] ^= 1
+        with pytest.raises(ValueError, match="checksum"):
+            Record.from_json(bytes(rotten))
+    with pytest.raises(ValueError, match="checksum"):
+        Record.from_json(b"{}")
+
+
 def test_records_come_in_the_order_asked_for(store: Store) -> None:
     records = [commit(store, part=f"000-{n:05d}", key=f"k{n}") for n in range(6)]
     keys = [f"k{n}" for n in (3, 1, 99, 5)]
