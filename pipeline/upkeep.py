@@ -261,7 +261,7 @@ def _copy_members(
     ]
     mask = pa.array(whole)
     for field in (field for field in stage.adds if field.name not in stage.remembered):
-        column = image.column(field.name)
+        column = image.column(field.name).cast(field.type)  # Parquet has no seconds and gives milliseconds
         lost_value = pa.scalar(LOST if field.name == "status" else None, field.type)
         image = image.set_column(image.column_names.index(field.name), field, pc.if_else(mask, column, lost_value))
     return image, sum(status == LOST for status in image.column("status").to_pylist())

@@ -174,6 +174,7 @@ class Fetch(PoolStage):
             pa.field("nbytes", pa.int64(), metadata=OBSERVED),
             ("stored_sha256", pa.string()),
             pa.field("seconds", pa.float64(), metadata=OBSERVED),
+            pa.field("fetched_at", pa.timestamp("s"), metadata=OBSERVED),  # of a unit that Parquet does not have
         ]
     )
     retryable = frozenset({"http_503", "lost", "quarantined"})
