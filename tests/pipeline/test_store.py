@@ -201,7 +201,7 @@ def test_a_record_of_which_any_bit_has_flipped_is_none(store: Store) -> None:
     for place in range(len(sound)):
         rotten = bytearray(sound)
         rotten[place] ^= 1
-        with pytest.raises(ValueError, match="checksum|validation error"):
+        with pytest.raises(ValueError, match=r"checksum|validation error"):
             Record.from_json(bytes(rotten))
 
 
