@@ -16,7 +16,7 @@ from transformers.models.efficientnet.image_processing_pil_efficientnet import E
 
 SIDE = 192
 """Px. Images are squeezed into a square: their nine cells are then always the same nine squares, and six halvings leave
-one number of each. A small shape of 8 px, as at half the side, was not told from another."""
+one number of each. At half the side the smallest shapes have 8 px, which may be too few to tell them apart."""
 TRUNK = 256
 """Numbers that the trunk finds for each of 3 x 3 cells."""
 WIDTH = 512
