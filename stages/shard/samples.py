@@ -19,7 +19,7 @@ from pipeline.attempt import Attempt
 from pipeline.content import covered
 from pipeline.errors import SluiceError, did_you_mean
 from pipeline.records import Record
-from pipeline.stage import KEYS, OBSERVED
+from pipeline.stage import CAPTIONS, KEYS, OBSERVED
 from stages.kit.exchange import PLACE
 
 SAMPLES = pa.schema(
@@ -101,7 +101,7 @@ class Part:
                 wanted = name not in PLUMBING and _is_plain(schema.field(name).type)
                 if chosen is not None:
                     wanted = name in chosen or f"{node}.{name}" in chosen
-                if wanted and name not in KEYS["caption"].names:
+                if wanted and name not in (*KEYS["caption"].names, CAPTIONS.name):  # of that name the list is
                     shown = name if name not in found else f"{node}.{name}"
                     found[shown] = _values(file.read([name]).column(0).take(places))
         return found
@@ -165,10 +165,15 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
-    """Values as JSON has them: the shortest float that is the same, null for NaN and infinity, text for times."""
+    """Values as JSON has them: the shortest float that is the same, null for NaN and infinity, text for times.
+
+    Unsigned 64 bits, which are hashes, are 16 hex digits: the integers of most readers end at 2^63.
+    """
     kind = column.type
     if pa.types.is_float16(kind) or pa.types.is_float32(kind):
         return [None if text is None else _finite(float(text)) for text in column.cast(pa.string()).to_pylist()]
+    if pa.types.is_uint64(kind):
+        return [None if value is None else f"{value:016x}" for value in column.to_pylist()]
     if pa.types.is_temporal(kind):
         column = column.cast(pa.string())
     return [_finite(value) for value in column.to_pylist()]
@@ -214,6 +219,7 @@ def samples(
         facts = {name: values[row] for name, values in of_image.items()}
         if blur is not None and boxes is not None:
             facts[blur.rpartition(".")[2]] = [[round(share, 5) for share in box] for box in boxes[row]]
+            facts["blurred_sha256"] = None  # until the image is blurred: every sample has the same keys
         document = {"uid": image["uid"], "caption": told, "captions": captions, **facts}
         yield {
             **image,

@@ -61,11 +61,13 @@ class WebDataset(Job):
     """One sample per image with a kept pair: `{uid}.jpg`, `{uid}.txt` (its best kept caption), `{uid}.json`.
 
     The JSON holds uid, url, caption, captions (all kept ones with source and scores) and what the tables in `from` say
-    of the image. Only covered columns enter it: what changes from run to run would change the bytes.
+    of the image; every sample's has the same keys. Only covered columns enter it: what changes from run to run would
+    change the bytes.
     """
 
     promise: ClassVar[Promise] = "pure"
     seeded: ClassVar[bool] = True
+    revision: ClassVar[int] = 2
 
     samples_per_shard: int = Field(default=10_000, ge=1)
     """Every shard but the last holds so many."""
@@ -79,7 +81,7 @@ class WebDataset(Job):
     """The caption column whose words are written, such as `masked_caption`; where that is null, the caption is left."""
     blur: str | None = None
     """An image column of boxes to be blurred, such as `face_boxes`: relative x0, y0, x1, y1 each. Other images keep
-    their bytes. The JSON has the boxes, and of what was blurred the `blurred_sha256` of the image as it is here."""
+    their bytes. The JSON has the boxes and `blurred_sha256`, of the image as it is here: null where no box is."""
 
     def needs(self) -> frozenset[str]:
         named = {*(self.json_columns or ()), self.best_by, self.blur, self.text} - {None, "caption"}

@@ -16,7 +16,7 @@ import webdataset
 from pipeline.attempt import Attempt
 from pipeline.errors import SluiceError
 from pipeline.records import Generation, Record, digest
-from pipeline.stage import OBSERVED, PIXELS, Column, Task
+from pipeline.stage import CAPTIONS, OBSERVED, PIXELS, Column, Task
 from pipeline.store import Store
 from stages.kit import exchange
 from stages.shard import WebDataset
@@ -28,11 +28,13 @@ IMAGE = pa.schema(
         ("url", pa.string()),
         ("license", pa.string()),
         ("caption", pa.string()),
+        CAPTIONS,
         pa.field("source_file", pa.string(), metadata=OBSERVED),
         ("key", pa.string()),
         ("status", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("phash", pa.uint64()),
         ("sha256", pa.string()),
         pa.field("stored_sha256", pa.string(), metadata=OBSERVED),
         pa.field("offset", pa.int64(), metadata=OBSERVED),
@@ -75,10 +77,12 @@ class World:
                         "url": f"http://a/{n}",
                         "license": "CC0",
                         "caption": f"{n} a",
+                        "captions": 2,
                         "key": uid,
                         "status": "http_404" if failed else "success",
                         "width": n,
                         "height": 7,
+                        "phash": (1 << 64) - 1 - n,
                         "sha256": f"{n}",
                         **({} if failed else where),
                         "source_file": name,
@@ -183,6 +187,7 @@ def test_every_kept_image_is_there_once_with_its_own_bytes_text_and_facts(world:
         "license": "CC0",
         "width": 55,
         "height": 7,
+        "phash": "ffffffffffffffc8",
         "sha256": "55",
     }
     assert [len(json.loads(members["json"])["captions"]) for _, members in samples] == [2, 2, 2, 1]
@@ -303,8 +308,8 @@ def test_the_bytes_are_what_they_were(world: World) -> None:
     """Golden: a change here needs a new `revision`."""
     pool = world.pool({"000-00000": range(5)})
     assert world.shards(pool, kept_where(world, pool), samples_per_shard=3).sums == [
-        "890bf12b369f146506edbc18031d77304446fbb6402d5bfa376e29e21e370238",
-        "4304948ed035051ef6670101bd1bd93f6f490b64511c504d5d05c8803e264e51",
+        "f8de3ba01fd3d5a32f5749bb4c28ddb9dce3a89a175c1deff44cb7d1d19c147c",
+        "1561aa92e67c03e87fc8c5aa1f0835f185f7fafc195ef0674f0e8f02feb48351",
     ]
 
 
