@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rich.console import Console
@@ -59,7 +60,16 @@ def _number(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, int):
         return str(value)
-    return json.dumps(value, default=str, ensure_ascii=False)
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    return json.dumps(value, default=_json, ensure_ascii=False)
+
+
+def _json(value: object) -> object:
+    """What JSON has no type for: HUGEINT and DECIMAL are numbers, dates and the like are text."""
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    return str(value)
 
 
 def new_grid(*headers: str, title: str | None = None) -> Table:
@@ -266,10 +276,10 @@ def write(rows: pa.Table, form: str, sink: BinaryIO) -> None:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(rows.column_names)
         for row in rows.to_pylist():
-            writer.writerow([json.dumps(v, default=str) if isinstance(v, list | dict) else v for v in row.values()])
+            writer.writerow([json.dumps(v, default=_json) if isinstance(v, list | dict) else v for v in row.values()])
     else:
         for row in rows.to_pylist():
-            text.write(json.dumps(row, default=str, ensure_ascii=False) + "\n")
+            text.write(json.dumps(row, default=_json, ensure_ascii=False) + "\n")
     text.flush()
     text.detach()
 

@@ -107,6 +107,14 @@ def test_sql_prints_tables_csv_json_and_parquet(root: str, tmp_path: Path) -> No
     assert "needs --out FILE" in sluice("sql", root, query, "--format", "parquet").output
 
 
+def test_sums_and_decimals_are_numbers(root: str) -> None:
+    query = "SELECT sum(n) AS total, 2.50::DECIMAL(9, 2) AS price, [sum(n)] AS listed FROM pool"
+    assert sluice("sql", root, query).output.split()[-3:] == ["780", "2.50", "[780]"]
+    shown = json.loads(sluice("sql", root, query, "--format", "json").output)
+    assert shown == {"total": 780, "price": 2.5, "listed": [780]}
+    assert sluice("sql", root, query, "--format", "csv").output.splitlines()[1] == "780,2.50,[780]"
+
+
 def test_sql_without_a_query_lists_the_views(root: str) -> None:
     shown = sluice("sql", root).output
     assert all(view in shown for view in ("urls", "pool", "scores", "samples", "runs"))
