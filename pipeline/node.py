@@ -7,19 +7,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.attempt import Attempt
 from pipeline.dag import Dag, Node
 from pipeline.errors import SluiceError
 from pipeline.identity import Resources, find_resources, generation_key, node_identity, resource_fields, work_key
 from pipeline.partwork import PartWork, PoolWork
-from pipeline.records import Generation, Record, in_order
+from pipeline.records import SUPERSEDED, Generation, Record, in_order
 from pipeline.stage import Column, NodeRef, PartStage, Stage, TableStage, Task
 from pipeline.store import Store
 from pipeline.worker import Call
 
+READERS = 16
 LATER = "-later"
 """Among the inputs of a retry, where nodes have names: the parts of later input that took over some of its rows."""
 REPAIRS = "repairs"
@@ -272,7 +277,7 @@ def seal(prepared: Prepared, store: Store, records: Sequence[Record]) -> Generat
     Raises `SluiceError` where a record's statuses do not add up to its input rows, or a file has another size.
     """
     name = prepared.node.name
-    records = _covering_retries(records)
+    records = _without_replaced(prepared, store, _covering_retries(records))
     generation = Generation(
         node=name,
         number=0,
@@ -324,6 +329,53 @@ def _covering_retries(records: Sequence[Record]) -> list[Record]:
         supersedes = (*record.supersedes, *sorted(tries))
         covering.append(record.model_copy(update={"supersedes": supersedes}) if tries else record)
     return covering
+
+
+def _without_replaced(prepared: Prepared, store: Store, records: Sequence[Record]) -> list[Record]:
+    """The records of a table stage say which of their rows no longer count; their funnels are of those that do.
+
+    A part's record is made before the retry that replaces some of its rows. Only the tables of such parts are read.
+    """
+    stage = prepared.stages[0]
+    if not isinstance(stage, TableStage) or not prepared.inputs:
+        return list(records)
+    replacing: dict[str, list[Record]] = {}
+    for record in records:
+        for part in record.supersedes:
+            replacing.setdefault(part, []).append(record)
+    if not replacing:
+        return list(records)
+
+    def noted(record: Record) -> Record:
+        kind = next((kind for kind in ("image", "caption") if record.file(kind)), None)
+        later = [other for other in replacing.get(record.part, ()) if kind and other.file(kind)]
+        if kind is None or not later:
+            return record
+        rows = store.read_table(record, kind)
+        uids = pa.chunked_array([c for r in later for c in store.read_table(r, kind, ["uid"]).column("uid").chunks])
+        gone = pc.is_in(rows.column("uid"), value_set=uids.unique())
+        return _noted(record, stage, rows.filter(gone), rows.filter(pc.invert(gone)))
+
+    with ThreadPoolExecutor(READERS) as readers:
+        return list(readers.map(noted, records))
+
+
+def _noted(record: Record, stage: TableStage, gone: pa.Table, live: pa.Table) -> Record:
+    by_row = sum(record.statuses.values()) == gone.num_rows + live.num_rows  # else it counts images, and has captions
+    count = gone.num_rows if by_row else pc.count_distinct(gone.column("uid")).as_py()
+    said = stage.ended(gone) if by_row else {}
+    statuses = {status: min(said.get(status, 0), had) for status, had in record.statuses.items()}
+    for status, had in sorted(record.statuses.items(), key=lambda item: -item[1]):
+        statuses[status] += min(count - sum(statuses.values()), had - statuses[status])
+    notes = {**record.notes, SUPERSEDED: {status: number for status, number in statuses.items() if number}}
+    if record.notes.get("funnel"):
+        dropped, left = Counter(live.column("dropped_by").to_pylist()), live.num_rows
+        steps = []
+        for name in (step["rule"] for step in record.notes["funnel"]):
+            steps.append({"rule": name, "rows": left, "dropped": dropped[name], "left": left - dropped[name]})
+            left -= dropped[name]
+        notes["funnel"] = steps
+    return record.model_copy(update={"notes": notes})
 
 
 def _check_every_row(prepared: Prepared, records: Sequence[Record]) -> None:

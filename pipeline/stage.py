@@ -301,6 +301,13 @@ class TableStage(Stage):
     def outputs(self, inputs: Sequence[Column]) -> Mapping[str, pa.Schema]:
         """Grain -> schema of the table that it writes, keys included."""
 
+    def ended(self, rows: pa.Table) -> Mapping[str, int]:
+        """By which statuses it counted these rows of its table; asked for those that a retry or later input replaced.
+
+        Of those of which it does not say so, the most frequent status of their part is taken.
+        """
+        return {}
+
     @abstractmethod
     def assemble(self, work: Work) -> list[Record]:
         """Map the phases; the records that make the generation. Cheap but for `work.map`: a plan calls it too."""

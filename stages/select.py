@@ -64,6 +64,10 @@ class Select(TableStage):
     def outputs(self, inputs: Sequence[Column]) -> Mapping[str, pa.Schema]:
         return {"caption": VERDICTS}
 
+    def ended(self, rows: pa.Table) -> Mapping[str, int]:
+        kept = rows.column("kept").combine_chunks().true_count
+        return {"kept": kept, "dropped": rows.num_rows - kept}
+
     def assemble(self, work: Work) -> list[Record]:
         tasks = _part_tasks(work.inputs, work.columns)
         if Rules(self.rules).local or not tasks:

@@ -94,6 +94,9 @@ class BalanceClusters(TableStage):
         grain = resolve(self.embedding, inputs).grain
         return {grain: pa.schema([*KEYS[grain], *ADDED])}
 
+    def ended(self, rows: pa.Table) -> Mapping[str, int]:
+        return {"not_counted": rows.num_rows}
+
     def assemble(self, work: Work) -> list[Record]:
         column = resolve(self.embedding, work.columns)
         among = None if self.among is None else resolve(self.among, work.columns)

@@ -73,6 +73,9 @@ class BalanceConcepts(TableStage):
     def outputs(self, inputs: Sequence[Column]) -> Mapping[str, pa.Schema]:
         return {"caption": pa.schema([*KEYS["caption"], *ADDED])}
 
+    def ended(self, rows: pa.Table) -> Mapping[str, int]:
+        return {"not_counted": rows.num_rows}
+
     def assemble(self, work: Work) -> list[Record]:
         text = resolve("caption", work.columns)
         among = None if self.among is None else resolve(self.among, work.columns)

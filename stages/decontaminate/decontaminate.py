@@ -134,6 +134,10 @@ class Decontaminate(TableStage):
     def outputs(self, inputs: Sequence[Column]) -> Mapping[str, pa.Schema]:
         return {"image": IMAGE}
 
+    def ended(self, rows: pa.Table) -> Mapping[str, int]:
+        found = rows.num_rows - rows.column("leaks_from").null_count
+        return {"leak": found, "no_image": rows.num_rows - found}  # what is tried again had none
+
     def assemble(self, work: Work) -> list[Record]:
         columns = {name: resolve(name, work.columns) for name in sorted(self.needs())}
         nodes = {column.node for column in columns.values()}

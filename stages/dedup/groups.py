@@ -50,6 +50,9 @@ class Groups(TableStage):
     def outputs(self, inputs: Sequence[Column]) -> Mapping[str, pa.Schema]:
         return {"image": IMAGE}
 
+    def ended(self, rows: pa.Table) -> Mapping[str, int]:
+        return {"kept": rows.num_rows}  # each stands alone
+
     def assemble(self, work: Work) -> list[Record]:
         layout = layout_of(work.inputs)
         edges = _edges_of(work.inputs)

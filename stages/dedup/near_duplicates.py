@@ -108,6 +108,9 @@ class NearDuplicates(TableStage):
     def _image(self) -> pa.Schema:
         return pa.schema([*IMAGE, search.CELL_SIMILARITY]) if self.cell_similarity else IMAGE
 
+    def ended(self, rows: pa.Table) -> Mapping[str, int]:
+        return {"kept": rows.num_rows}  # each stands alone
+
     def assemble(self, work: Work) -> list[Record]:
         layout = layout_of(work.inputs)
         rows = sum(record.rows.get("image", 0) for record in work.inputs[layout.pool].records)

@@ -8,11 +8,12 @@ from typing import ClassVar
 import pyarrow as pa
 import pytest
 
-from pipeline import Dag, SluiceError, run
+from pipeline import Catalog, Dag, SluiceError, run
 from pipeline.node import prepare
 from pipeline.plan import survey
 from pipeline.records import Generation
 from pipeline.run import Result
+from pipeline.show import funnel
 from pipeline.stage import Device, PoolPart
 from pipeline.store import Store
 from tests import toys
@@ -342,3 +343,35 @@ def test_retried_rows_outlive_a_run_on_less_input(tmp_path: Path) -> None:
     back, calls = go(tmp_path / "root", f"pool.answers={answers}")
     assert "pool" not in calls
     assert back.generations["pool"].statuses == retried.generations["pool"].statuses == {"success": 40}
+
+
+TABLES = """
+dag: tables
+nodes:
+  urls: {steps: [{tests.toys.Numbers: {rows: 40, parts: 4, captions: 2}}]}
+  pool: {from: urls, steps: [{tests.toys.Fetch: {fails: 10}}]}
+  leaks: {from: pool, steps: [{stages.decontaminate.Decontaminate: {sets: {}}}]}
+  few: {from: pool, steps: [{stages.select.Select: {rules: [{fetched: "status = 'success'"}, {odd: "n % 2 = 1"}]}}]}
+  best: {from: pool, steps: [{stages.select.Select: {rules: [{fetched: "status = 'success'"},
+         {odd: "n % 2 = 1"}, {half: "row_number() OVER (ORDER BY uid, caption_id) <= 20"}]}}]}
+"""
+
+
+def test_after_a_retry_table_stages_and_funnels_count_each_row_once(tmp_path: Path) -> None:
+    root, answers = tmp_path / "root", f"pool.answers={tmp_path / 'up'}"
+    go(root, answers, text=TABLES)
+    (tmp_path / "up").touch()
+    result, _ = go(root, answers, text=TABLES, retry=["pool"])
+    with Catalog(str(root)) as catalog:
+        for name in ("leaks", "few", "best"):
+            assert sum(result.generations[name].statuses.values()) == catalog.sql(f"FROM {name}").num_rows
+        for name in ("few", "best"):
+            drops = catalog.funnel(name).to_pylist()
+            steps = [(row["rule"], row["pairs_in"], row["dropped"]) for row in drops]
+            assert funnel(result.generations[name]) == steps
+            assert result.generations[name].statuses["kept"] == drops[-1]["pairs_left"]
+    assert result.generations["few"].statuses == {"kept": 40, "dropped": 40}
+    assert result.generations["leaks"].statuses == {"not_compared": 40}
+    again, calls = go(root, answers, text=TABLES)
+    assert calls == {}
+    assert again.run == result.run

@@ -19,7 +19,9 @@ from pipeline import cli, contact_sheet
 from pipeline.catalog import Catalog
 from pipeline.errors import SluiceError
 from pipeline.rules import Rules
+from pipeline.show import funnel
 from pipeline.store import Store
+from pipeline.upkeep import generations_of
 from pipeline.verdicts import AFTER, BEFORE, Tally, priorities, steps
 from pipeline.what_if import edited, what_if
 from tests.pipeline.seeing import LOOSER, Runs, uid
@@ -52,6 +54,19 @@ def really(runs: Runs, rules: dict[str, str], tmp_path: Path) -> Verdicts:
 
 
 # -- the funnel --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", ["0001", "0002", "0003", "0004"])
+def test_the_status_of_every_run_counts_what_its_views_count(runs: Runs, run: str) -> None:
+    store = Store(runs.root)
+    generations = generations_of(store, next(one for one in store.runs() if one.id == run))
+    with Catalog(runs.root, run) as catalog:
+        drops = [tuple(row.values())[1:4] for row in catalog.funnel("kept").to_pylist()]
+        for node in ("pool", "scores", "beside", "depth", "kept"):
+            assert sum(generations[node].statuses.values()) == catalog.sql(f"FROM {node}").num_rows
+    assert funnel(generations["kept"]) == drops
+    assert generations["kept"].statuses["kept"] == drops[-1][1] - drops[-1][2]
+
 
 CHANGES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "another condition": ({"even": "n % 3 = 0"}, {}),
