@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import yaml
 
@@ -13,11 +14,11 @@ SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 1_000_000_0
 NAMES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B")
 
 
-def card(facts: Facts, options: Options, pattern: str) -> str:
-    """Markdown with YAML before it; `pattern` says which files are the data."""
+def card(facts: Facts, options: Options, pattern: str, features: list[dict[str, Any]] | None = None) -> str:
+    """Markdown with YAML before it; `pattern` says which files are the data, `features` what is in them."""
     name = options.name or f"{facts.dag}-{facts.node}"
     sections = [
-        _head(facts, options, name, pattern),
+        _head(facts, options, name, pattern, features),
         f"# {_inert(name)}\n\n{_summary(facts)}",
         _licence(options),
         _loading(facts, pattern),
@@ -28,7 +29,7 @@ def card(facts: Facts, options: Options, pattern: str) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _head(facts: Facts, options: Options, name: str, pattern: str) -> str:
+def _head(facts: Facts, options: Options, name: str, pattern: str, features: list[dict[str, Any]] | None) -> str:
     known = options.license not in (FILL_IN, "") and "/" not in options.license
     licence = {"license": options.license.lower()} if known else {"license": "other", "license_name": options.license}
     webdataset = pattern.endswith(".tar")
@@ -39,6 +40,7 @@ def _head(facts: Facts, options: Options, name: str, pattern: str) -> str:
         "size_categories": [_size(facts.samples if webdataset and facts.samples is not None else facts.pairs)],
         "tags": ["image-text-pairs", *(["webdataset"] if webdataset else [])],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": pattern}]}],
+        **({"dataset_info": {"config_name": "default", "features": features}} if features else {}),
     }
     return "---\n" + yaml.safe_dump(head, sort_keys=False, allow_unicode=True) + "---"
 
@@ -71,7 +73,7 @@ def _licence(options: Options) -> str:
 def _loading(facts: Facts, pattern: str) -> str:
     lines = ["## How to load it", "", "```python", "from datasets import load_dataset", ""]
     if pattern.endswith(".tar"):
-        lines.append(f'data = load_dataset("webdataset", data_files={{"train": "{pattern}"}}, streaming=True)')
+        lines.append('data = load_dataset("THIS FOLDER", split="train", streaming=True)  # or its name on the hub')
         braces = f"data/{_braces(facts)}"
     else:
         lines.append(f'data = load_dataset("parquet", data_files={{"train": "{pattern}"}})  # URLs, no pixels')
@@ -111,7 +113,7 @@ _COUNTS = ("pairs_in", "dropped", "pairs_left")
 def _sources(facts: Facts) -> str:
     rows = [(source.node, source.path, f"`{source.digest[:16]}…`") for source in facts.sources]
     parts = [_table(("node", "input file", "digest"), rows)] if rows else []
-    parts += [f"`{node}` read {count:,} rows." for node, count in facts.input_rows.items()]
+    parts += [f"`{node}` read {rows:,} rows: {images:,} images." for node, (rows, images) in facts.input_rows.items()]
     for node, statuses in facts.statuses.items():
         ordered = sorted(statuses.items(), key=lambda item: (-item[1], item[0]))
         parts.append(f"How the images of `{node}` ended:")

@@ -31,14 +31,16 @@ BESIDE = ("url", "original_width", "original_height", "width", "height", "sha256
 def write(selection: Selection, target: Target, options: Options) -> list[str]:
     """Embeddings of every kept pair that has them; remarks on those that have none."""
     remedy = "add stages.embed's stages to the DAG, or name a column of vectors with --column"
+    columns = _columns(options)
     vectors = {
-        folder: selection.demand(options.columns.get(folder, column), remedy) for folder, column in EMBEDDINGS.items()
+        folder: selection.demand(columns.get(folder, column), f"{remedy} {folder}=[NODE.]COLUMN")
+        for folder, column in EMBEDDINGS.items()
     }
     for folder, column in vectors.items():
         if not (pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type)):
             raise SluiceError(f"{column.node}.{column.name} is {column.type}; {folder} needs lists of floats")
     beside = {name: found for name in BESIDE if (found := selection.column(name)) is not None}
-    asked = {name: selection.demand(c, remedy) for name, c in options.columns.items() if name not in EMBEDDINGS}
+    asked = {name: selection.demand(c, remedy) for name, c in columns.items() if name not in EMBEDDINGS}
     captions = {"caption": selection.demand("caption", remedy)}
     whole = " AND ".join(f"{folder} IS NOT NULL" for folder in vectors)
     with selection.kept({**captions, **beside, **asked, **vectors}, target.spool_folder) as kept:
@@ -48,6 +50,15 @@ def write(selection: Selection, target: Target, options: Options) -> list[str]:
         left_out = kept.count() - total
         _write(kept, vectors, whole, total, target, options.rows_per_file)
     return [f"{left_out:,} kept pairs lack an embedding and were left out"] if left_out else []
+
+
+def _columns(options: Options) -> dict[str, str]:
+    """What was asked for; `image_embedding=` and `text_embedding=` mean the folders of these."""
+    folders = {column: folder for folder, column in EMBEDDINGS.items()}
+    for column, folder in folders.items():
+        if {column, folder} <= options.columns.keys():
+            raise SluiceError(f"--column {column}=… and {folder}=… are one; leave one of them out")
+    return {folders.get(name, name): asked for name, asked in options.columns.items()}
 
 
 def _write(kept: Kept, vectors: dict[str, Column], whole: str, total: int, target: Target, rows_per_file: int) -> None:

@@ -92,7 +92,8 @@ def write(selection: Selection, target: Target, options: Options) -> list[str]:
     }
     target.write("croissant.json", json.dumps(document, indent=1, ensure_ascii=False).encode())
     asked = {"license": options.license, "creator": options.creator, "url": options.url, "published": options.published}
-    return [f"croissant.json lacks {name}: give --{name}" for name, value in asked.items() if value == FILL_IN]
+    lacking = [f"croissant.json lacks {name}: give --{name}" for name, value in asked.items() if value == FILL_IN]
+    return [*facts.remarks("croissant.json"), *lacking]
 
 
 def _description(facts: Facts) -> str:

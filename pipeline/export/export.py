@@ -41,7 +41,9 @@ def export(
     """
     if form not in FORMATS:
         raise SluiceError(f"--format {form!r} is none{did_you_mean(form, FORMATS)}")
+    options = options or Options()
+    options.check(form)
     with Selection(root, node, run) as selection, Target(out) as target:
         target.begin({"format": form, **Facts.of(selection).identity()})
-        remarks = FORMATS[form](selection, target, options or Options())
+        remarks = FORMATS[form](selection, target, options)
         return Exported(target.finish(), remarks)

@@ -30,8 +30,8 @@ class Facts:
     node: str
     hash: str
     sources: tuple[Source, ...]
-    input_rows: Mapping[str, int]
-    """Rows of every node that reads input files."""
+    input_rows: Mapping[str, tuple[int, int]]
+    """Rows that every node without inputs read, and the images that it made of them."""
     statuses: Mapping[str, Mapping[str, int]]
     """Images by status, of every pool."""
     rules: tuple[tuple[str, str], ...]
@@ -42,7 +42,9 @@ class Facts:
     samples: int | None
     """In the shards."""
     shards: tuple[tuple[str, int, str], ...]
-    """(place, bytes, SHA-256)."""
+    """(place, bytes, SHA-256). A place on a disk begins with the root's name: what is above it is nobody's business."""
+    local: bool
+    """The root is a folder."""
     text: str
     """The DAG."""
     taken_down: int
@@ -68,7 +70,11 @@ class Facts:
             node=selection.node,
             hash=selection.hash,
             sources=tuple(sources),
-            input_rows={node: generations[node].images for node in named if not generations[node].inputs},
+            input_rows={
+                node: (sum(generations[node].statuses.values()), generations[node].images)
+                for node in named
+                if not generations[node].inputs
+            },
             statuses={node: generations[node].statuses for node in pools},
             rules=tuple(_rules(selection)),
             funnel=tuple(selection.funnel().to_pylist()),
@@ -76,9 +82,10 @@ class Facts:
             pairs=selection.generation.statuses.get("kept", 0),
             samples=sum(record.rows["samples"] for record, _ in shards) if shards else None,
             shards=tuple(
-                (selection.store.url(selection.store.place(record, file)), file.bytes, file.sha256)
+                (_place(selection, selection.store.place(record, file)), file.bytes, file.sha256)
                 for record, file in shards
             ),
+            local=selection.store.local,
             text=selection.run.text,
             taken_down=len(tombstones(selection.store)),
         )
@@ -86,6 +93,18 @@ class Facts:
     def identity(self) -> dict[str, str]:
         """Which selection this is."""
         return {"dag": self.dag, "run": self.run, "node": self.node, "selection": self.hash}
+
+    def remarks(self, name: str) -> list[str]:
+        """That places in the file `name` hold only beside the root, where they do."""
+        if not (self.local and self.shards):
+            return []
+        top = self.shards[0][0].partition("/")[0]
+        return [f"{name} names shards below {top}/, which is not copied: publish {top}/shards beside it"]
+
+
+def _place(selection: Selection, path: str) -> str:
+    store = selection.store
+    return f"{posixpath.basename(store.path)}/{path}" if store.local else store.url(path)
 
 
 def _rules(selection: Selection) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from pipeline.errors import SluiceError
 from pipeline.export.card import card
 from pipeline.export.datacomp import write_tables
 from pipeline.export.facts import Facts
+from pipeline.export.features import features
 from pipeline.export.options import FILL_IN, Options
 from pipeline.export.selection import Selection
 from pipeline.export.target import Target
@@ -29,10 +30,15 @@ def write(selection: Selection, target: Target, options: Options) -> list[str]:
     else:
         pairs(selection, target, options, FOLDER + "/{:08d}.parquet", options.rows_per_file)
         pattern = f"{FOLDER}/*.parquet"
-    target.write("README.md", card(Facts.of(selection), options, pattern).encode())
-    if options.license != FILL_IN:
-        return []
-    return [f"README.md says {FILL_IN!r} for the licence, which only you can know: give --license"]
+    facts = Facts.of(selection)
+    listed = features(selection) if options.copy_shards else None
+    target.write("README.md", card(facts, options, pattern, listed).encode())
+    remarks = [] if options.copy_shards else facts.remarks("README.md")
+    if options.copy_shards and listed is None:
+        remarks.append("README.md lists no features, for a type in the shards' JSON is unknown; readers will guess")
+    if options.license == FILL_IN:
+        remarks.append(f"README.md says {FILL_IN!r} for the licence, which only you can know: give --license")
+    return remarks
 
 
 def _copied(selection: Selection, target: Target) -> str:

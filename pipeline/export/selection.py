@@ -86,6 +86,13 @@ class Selection:
         node, _, short = asked.rpartition(".")
         return next((c for c in self._columns if c.name == short and node in ("", c.node)), None)
 
+    def in_shards(self, key: str) -> Column | None:
+        """What a key in the shards' JSON was made from: the first of that name among what the shards were made from."""
+        inputs = self.generations[self.shards_node].inputs if self.shards_node else {}
+        node, _, short = key.rpartition(".")
+        found = [c for c in self._columns if c.name == short and c.node in inputs and node in ("", c.node)]
+        return min(found, key=lambda column: list(inputs).index(column.node), default=None)
+
     def demand(self, asked: str, remedy: str) -> Column:
         """Raises `SluiceError` where there is no such column."""
         found = self.column(asked)
@@ -106,6 +113,12 @@ class Selection:
         `one_per_image`: of an image's captions the one in the shards, else the first by `caption_id`. More than memory
         holds is spilled to `folder`.
         """
+        seen: dict[str, str] = {}
+        for label in columns:
+            if label.lower() in seen:
+                one = seen[label.lower()]
+                raise SluiceError(f"--column {label}=…: SQL cannot tell it from the column {one}; give another name")
+            seen[label.lower()] = label
         return Kept(self, columns, folder, one_per_image)
 
     def judged(self, columns: Mapping[str, Column]) -> Iterator[pa.Table]:

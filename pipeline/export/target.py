@@ -27,7 +27,12 @@ class Target:
         self._files: dict[str, File] = {}
         self._identity: Mapping[str, Any] = {}
         if self.store.local:
-            Path(self.store.path).mkdir(parents=True, exist_ok=True)
+            try:
+                Path(self.store.path).mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                raise SluiceError(f"--out {out} is a file, or below one; name a folder of its own") from None
+            except OSError as error:
+                raise SluiceError(f"--out {out}: {error.strerror}; name a folder that you may write to") from None
         self._folder = tempfile.TemporaryDirectory(prefix=".export-", dir=self.store.path if self.store.local else None)
 
     def __enter__(self) -> Self:

@@ -31,6 +31,7 @@ from tests import s3 as moto
 from tests.takedowns import go, members, picture, uid_of, url_of
 
 KEPT = [n for n in range(40) if n % 10 != 9 and n % 4 != 3]
+BESIDE = "{} names shards below root/, which is not copied: publish root/shards beside it"
 SCORE = Options(columns={"clip_l14_similarity_score": "clip_l14_score"}, rows_per_file=10)
 
 
@@ -141,7 +142,8 @@ def test_a_card_says_what_the_hub_and_people_need(root: str, tmp_path: Path) -> 
     assert "| downloaded | `status = 'success'` | 80 | 8 | 72 |" in card
     assert "| bright | `n % 4 <> 3` | 72 | 16 | 56 |" in card
     assert "| success | 36 |" in card
-    assert 'load_dataset("webdataset", data_files={"train": "data/*.tar"}' in card
+    assert 'load_dataset("THIS FOLDER", split="train", streaming=True)' in card
+    assert "`urls` read 40 rows: 40 images." in card
     assert f"--train-data 'data/{{00000000..00000003}}.tar' --train-num-samples {len(KEPT)} " in card
 
 
@@ -168,7 +170,8 @@ def test_open_clips_pipeline_reads_the_copied_shards(root: str, tmp_path: Path) 
 
 
 def test_without_a_copy_the_card_names_the_shards_and_the_table_has_no_pixels(root: str, tmp_path: Path) -> None:
-    export(root, "kept", "hf", str(tmp_path / "out"), options=Options(license="CC-BY-4.0"))
+    done = export(root, "kept", "hf", str(tmp_path / "out"), options=Options(license="CC-BY-4.0"))
+    assert done.remarks == [BESIDE.format("README.md")]
     files = bytes_of(tmp_path / "out")
     assert sorted(files) == ["README.md", "data/00000000.parquet", "export.begun.json", "export.json"]
     rows = pq.read_table(io.BytesIO(files["data/00000000.parquet"]))
@@ -177,7 +180,8 @@ def test_without_a_copy_the_card_names_the_shards_and_the_table_has_no_pixels(ro
     assert keys == sorted(keys)
     card = files["README.md"].decode()
     assert front_matter(card)["license"] == "cc-by-4.0"
-    assert f"{root}/shards/data/" in card
+    assert "--train-data 'root/shards/data/" in card
+    assert root not in card
 
 
 def test_a_caption_or_rule_cannot_break_out_of_the_card(tmp_path: Path) -> None:
@@ -187,6 +191,29 @@ def test_a_caption_or_rule_cannot_break_out_of_the_card(tmp_path: Path) -> None:
     card = (tmp_path / "out/README.md").read_text()
     (row,) = [line for line in card.splitlines() if line.startswith("| sly |")]
     assert "`n >= 0 OR '\\|</td><script>x</script>' = 'y'`" in row
+
+
+def test_the_card_lists_the_features_so_that_no_reader_guesses(root: str, tmp_path: Path) -> None:
+    export(root, "shards", "hf", str(tmp_path / "out"), options=Options(copy_shards=True))
+    info = front_matter((tmp_path / "out/README.md").read_text())["dataset_info"]
+    assert info["config_name"] == "default"
+    members = {feature["name"]: feature for feature in info["features"]}
+    assert {name: kind.get("dtype") for name, kind in members.items()} == {
+        "jpg": "image", "txt": "string", "json": None, "__key__": "string", "__url__": "string"
+    }  # fmt: skip
+    assert members["json"]["struct"] == [
+        {"name": "uid", "dtype": "string"},
+        {"name": "caption", "dtype": "string"},
+        {
+            "name": "captions",
+            "list": [{"name": name, "dtype": "string"} for name in ("caption_id", "text", "source")],
+        },
+        {"name": "url", "dtype": "string"},
+        {"name": "n", "dtype": "int64"},
+        {"name": "source_row", "dtype": "int64"},
+        *({"name": name, "dtype": "int32"} for name in ("width", "height", "original_width", "original_height")),
+        {"name": "sha256", "dtype": "string"},
+    ]
 
 
 # -- Croissant ---------------------------------------------------------------------------------------------------------
@@ -201,7 +228,8 @@ REQUIRED = {
 def test_croissant_has_what_the_specification_demands_and_every_reference_is_defined(root: str, tmp_path: Path) -> None:
     options = Options(license="https://spdx.org/licenses/CC-BY-4.0.html", published="2026-11-21")
     done = export(root, "kept", "croissant", str(tmp_path / "out"), options=options)
-    assert done.remarks == [f"croissant.json lacks {name}: give --{name}" for name in ("creator", "url")]
+    lacking = [f"croissant.json lacks {name}: give --{name}" for name in ("creator", "url")]
+    assert done.remarks == [BESIDE.format("croissant.json"), *lacking]
     document = json.loads((tmp_path / "out/croissant.json").read_text())
     assert document.keys() >= REQUIRED
     assert document["@type"] == "sc:Dataset"
@@ -226,7 +254,8 @@ def test_croissant_has_what_the_specification_demands_and_every_reference_is_def
     assert {"pairs.parquet", "images", "pairs/uid", "samples/image", "00000000.tar"} <= defined
     for entry in document["distribution"]:
         if entry["@type"] == "cr:FileObject":
-            data = (tmp_path / "out" / entry["contentUrl"]).read_bytes()  # the shards' places are absolute
+            above = Path(root).parent if entry["@id"].endswith(".tar") else tmp_path / "out"
+            data = (above / entry["contentUrl"]).read_bytes()
             assert (sha256(data).hexdigest(), f"{len(data)} B") == (entry["sha256"], entry["contentSize"])
     columns = pq.read_schema(tmp_path / "out/pairs.parquet").names
     (pairs,) = [entry for entry in document["recordSet"] if entry["@id"] == "pairs"]
@@ -293,7 +322,7 @@ def test_what_was_taken_down_is_in_no_export_and_the_hash_says_so(root: str, tmp
     with pytest.raises(SluiceError, match="holds another export"):
         export(copy, "kept", "datacomp", str(tmp_path / "before"))
     for form in FORMATS:
-        done = export(copy, "kept", form, str(tmp_path / form), options=Options(copy_shards=True))
+        done = export(copy, "kept", form, str(tmp_path / form), options=Options(copy_shards=form == "hf"))
         assert done.files
         for data in bytes_of(tmp_path / form).values():
             assert uid_of(4).encode() not in data
@@ -341,9 +370,44 @@ def test_the_command(root: str, tmp_path: Path) -> None:
             "no column 'image_embeding'; did you mean 'image_embedding'?",
         ),
         (("--node", "kept", "--format", "hf", "--run", "7"), "has no run '7'"),
+        (("--node", "kept", "--format", "hf", "--column", "uid=url"), "the export has a uid of its own; give another"),
+        (("--node", "kept", "--format", "hf", "--column", "URL=n"), "SQL cannot tell it from the column url; give"),
+        (
+            ("--node", "kept", "--format", "clip-retrieval", "--column", "image_embedding=image_embeding"),
+            "no column 'image_embeding'; did you mean 'image_embedding'?",
+        ),
+        (
+            ("--node", "kept", "--format", "datacomp", "--license", "cc0-1.0"),
+            "--license means nothing to --format datacomp, only to hf, croissant; leave it out",
+        ),
+        (
+            ("--node", "kept", "--format", "croissant", "--url", "notaurl"),
+            "--url 'notaurl' is no URL; write it as https://example.org/data",
+        ),
+        (
+            ("--node", "kept", "--format", "croissant", "--published", "yesterday"),
+            "--published 'yesterday' is no date; write it as 2026-11-21",
+        ),
     ],
 )
 def test_mistakes_are_answered_in_a_line(root: str, tmp_path: Path, arguments: tuple[str, ...], expected: str) -> None:
     code, said = sluice(root, *arguments, "--out", str(tmp_path / "out"))
     assert code == 2
     assert expected in said
+
+
+@pytest.mark.parametrize("below", ["", "/out"])
+def test_a_file_in_the_place_of_the_folder_is_told(root: str, tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    code, said = sluice(root, "--node", "kept", "--format", "datacomp", "--out", f"{tmp_path}/file{below}")
+    assert code == 2
+    assert f"--out {tmp_path}/file{below} is a file, or below one; name a folder of its own" in said
+
+
+def test_embeddings_go_by_both_of_their_names(root: str, tmp_path: Path) -> None:
+    for number, name in enumerate(("text_emb", "text_embedding")):
+        options = Options(columns={name: "image_embedding"})
+        export(root, "kept", "clip-retrieval", str(tmp_path / str(number)), options=options)
+    one, other = (np.load(tmp_path / f"{number}/text_emb/text_emb_0.npy") for number in range(2))
+    assert (one == other).all()
+    assert one[:, 1:].tolist() == [[1, 2, 3]] * len(one)
