@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -23,6 +23,9 @@ from pipeline.runs import ancestors, generations_of, run_of
 from pipeline.stage import KEYS, Column
 from pipeline.steps import Steps, rules_of
 from pipeline.store import Store
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 PAIR_KINDS = ("image", "caption")
 NOT_OF_A_SAMPLE = ("errors", "samples")
@@ -46,7 +49,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Unread:
-    """A vector: its type is told, its numbers are not read."""
+    """A vector: its type is told, its numbers are not. One that is null is None."""
 
     type: str
 
@@ -356,12 +359,12 @@ class _Read:
                 self.schemas.setdefault(file.kind, schema)
             wide = {one.name: Unread(str(one.type)) for one in schema if _is_vector(one.type)}
             columns = [name for name in schema.names if name not in wide]
-            tables = rows_where(table, keys, one_of(uid), columns)
-        for row in (row for rows in tables for row in _with_times_as_text(rows).to_pylist()):
+            tables = list(_with_gaps(table, keys, uid, columns, list(wide)))
+        for row, gaps in tables:
             if file.kind == "errors":
                 self.failures.append(Failure(self.node, record.part, str(row.get("step")), str(row.get("error"))))
             else:
-                self.rows.append((record, file.kind, {**row, **wide}))
+                self.rows.append((record, file.kind, {**row, **wide, **gaps}))
 
     def columns(self) -> list[Column]:
         return [
@@ -388,6 +391,17 @@ class _Read:
         for record, kind, row in self.rows:
             if kind == "image" and record.part in self._gone:
                 yield Replaced(self.node, record.part, self._gone[record.part], row.get("status"))
+
+
+def _with_gaps(
+    found: pq.ParquetFile, keys: Sequence[str], uid: str, columns: Sequence[str], wide: Sequence[str]
+) -> Iterator[tuple[dict[str, Any], dict[str, None]]]:
+    """The sample's rows; of its vectors only which are null."""
+    tables = rows_where(found, keys, one_of(uid), [*columns, *wide])
+    for rows in tables:
+        nulls = {name: rows.column(name).is_null().to_pylist() for name in wide}
+        for number, row in enumerate(_with_times_as_text(rows.select(columns)).to_pylist()):
+            yield row, {name: None for name in wide if nulls[name][number]}
 
 
 def _with_times_as_text(rows: pa.Table) -> pa.Table:
