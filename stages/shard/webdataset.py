@@ -108,10 +108,16 @@ class WebDataset(Job):
     def assemble(self, work: Work) -> list[Record]:
         pool = _pool(work.inputs)
         groups = _groups(work.inputs, pool)
-        counts = [record.notes["samples"] for record in work.map("count", groups, self.count, final=False)]
+        counted = work.map("count", groups, self.count, final=False)
+        counts = [record.notes["samples"] for record in counted]
         total = sum(counts)
         if not total:
-            raise SluiceError("no pair is kept, so there is nothing to write; loosen the rules of the selection")
+            name = "".join(f"{record.node}: " for record in counted[:1])
+            selection = next(c.node for c in work.columns if (c.name, c.grain) == ("kept", "caption"))
+            raise SluiceError(
+                f"{name}{selection} keeps no pair, so there is nothing to write; loosen its rules: "
+                f"`sluice what-if ROOT --node {selection} --rule NAME=CONDITION` shows what others would keep"
+            )
         shards = -(-total // self.samples_per_shard)
         bits = (shards - 1).bit_length()
         starts = np.cumsum([0, *counts[:-1]]).tolist()

@@ -385,7 +385,8 @@ def test_a_kept_pair_without_an_image_is_told_with_the_rule_that_is_missing(worl
 
 def test_an_empty_selection_is_told(world: World) -> None:
     pool = world.pool(PARTS)
-    with pytest.raises(SluiceError, match="no pair is kept"):
+    told = "shards: kept keeps no pair, so there is nothing to write; .*`sluice what-if ROOT --node kept --rule"
+    with pytest.raises(SluiceError, match=told):
         world.shards(pool, kept_where(world, pool, lambda caption: False))
 
 
