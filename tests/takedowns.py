@@ -236,6 +236,46 @@ class Trained(Job):
         attempt.count({"trained": 1})
 
 
+class Indexed(Job):
+    """An index like those of vectors: a centre of all, then a file of bytes and the uids of its rows for each part."""
+
+    promise = "pure"
+
+    def assemble(self, work: Work) -> list[Record]:
+        (scores,) = work.inputs.values()
+        parts = [Task(record.part, inputs={"scores": (record,)}) for record in scores.records]
+        sampled = tuple(work.map("sample", parts, self.sample, final=False))
+        (centre,) = work.map("train", [Task("all", inputs={"sampled": sampled})], self.train, final=False)
+        files = [Task(r.part, inputs={"scores": (r,), "centre": (centre,)}) for r in scores.records]
+        return work.map("files", files, self.build)
+
+    def sample(self, task: Task, attempt: Attempt) -> None:
+        attempt.write("sample", self.rows(task, attempt))
+
+    def train(self, task: Task, attempt: Attempt) -> None:
+        tables = [attempt.read(record, "sample") for record in task.inputs["sampled"]]
+        attempt.write_bytes("trained", "trained.faiss", b"".join(map(vector_bytes, tables)))
+
+    def build(self, task: Task, attempt: Attempt) -> None:
+        rows = self.rows(task, attempt)
+        attempt.write_bytes("index", "index.faiss", vector_bytes(rows))
+        attempt.write("ids", rows.select(["uid"]))
+        attempt.count({"indexed": rows.num_rows})
+
+    def rows(self, task: Task, attempt: Attempt) -> pa.Table:
+        table = attempt.store.read_table(task.inputs["scores"][0], "image", ["uid", "image_embedding"])
+        return table.filter(table.column("image_embedding").is_valid())
+
+
+def vector_bytes(table: pa.Table) -> bytes:
+    return np.array(table.column("image_embedding").to_pylist(), np.float16).tobytes()
+
+
+def vector_of(number: int) -> bytes:
+    """The embedding of a picture as an index has it."""
+    return np.array([8 + number % 30, 1, 2, 3], np.float16).tobytes()
+
+
 def go(root: str | Path, *overrides: str, retry: tuple[str, ...] = ()) -> tuple[dict[str, Generation], list[str]]:
     """Run the world in this process: its generations, and the URLs that were asked for."""
     ASKED.clear()

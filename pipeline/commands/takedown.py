@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pipeline.takedown.erasure import Erased, Found
 
 PLACES_SHOWN = 20
+WIDTH = 1000
+"""Characters of a line that are shown."""
 
 
 @example(
@@ -59,7 +61,9 @@ def command(
     Their bytes leave the pools and the shards; caption, EXIF, embeddings, scores and the URL but for its host leave
     every table, where the row stays with the status `taken_down`. No later run fetches them, nor keeps the same bytes
     under another URL. What had them is listed: selections, shards with member and offset, checkpoints and indexes,
-    which must be made anew.
+    which must be made anew; an index is deleted, and the next run makes it.
+
+    A copy that a later run refuses for its bytes keeps its URL in the list of URLs: --urls erases it there.
     """
     from pipeline import upkeep
     from pipeline.store import Store
@@ -85,6 +89,9 @@ def command(
     with _bars() as progress:
         found = erasure.search(store, asked, bool(every_kind) if copies is None else copies, progress)
     _say_found(store, found)
+    if erasure.is_done(store, found):
+        out.print("all of it was taken down before; nothing is left to do", highlight=False)
+        return
     if not yes:
         out.print("nothing was changed; add --yes to take them down", highlight=False)
         return
@@ -112,6 +119,8 @@ def _bars() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _list(store: Store, asked_nothing: bool) -> None:
+    from pipeline.show import plain
+    from pipeline.takedown.matching import counted
     from pipeline.takedown.tombstones import tombstones, unfinished
 
     if asked_nothing:
@@ -119,18 +128,19 @@ def _list(store: Store, asked_nothing: bool) -> None:
     left = {tombstone.id for tombstone in unfinished(store)}
     grid = Table("takedown", "when", "asked", "images", "reason", "", box=None, pad_edge=False, header_style="bold")
     for one in tombstones(store):
-        asked = ", ".join(f"{count:,} {kind}" for kind, count in one.asked.items())
         state = "interrupted: --resume finishes it" if one.id in left else "erased"
-        grid.add_row(one.id, one.when, asked, f"{one.images:,}", one.reason, state)
+        grid.add_row(one.id, one.when, counted(one.asked), f"{one.images:,}", plain(one.reason), state)
     if grid.row_count:
         out.print(grid)
     else:
-        out.print(f"nothing was taken down in {store.root}", highlight=False)
+        out.print(plain(f"nothing was taken down in {store.root}", WIDTH))
 
 
 def _say_found(store: Store, found: Found) -> None:
-    asked = ", ".join(f"{count:,} {kind}" for kind, count in found.asked.counts().items())
-    out.print(f"{asked} asked for: {found.images:,} images of {store.root}", highlight=False)
+    from pipeline.show import plain
+
+    images = f"{found.images:,} image{'' if found.images == 1 else 's'}"
+    out.print(plain(f"{found.asked} asked for: {images} of {store.root}", WIDTH))
     if not found.seen.num_rows:
         return
     rows = found.seen.to_pylist()
@@ -139,14 +149,14 @@ def _say_found(store: Store, found: Found) -> None:
     for row in rows:
         groups.setdefault((row["what"], row["node"], row["generation"], row["runs"]), set()).add(row["uid"])
     for (what, node, generation, runs), seen in groups.items():
-        images = "" if what == "made_from" else f"{len(seen):,}"
-        grid.add_row(what.replace("_", " "), node, str(generation), runs, images)
+        count = "" if what == "made_from" else f"{len(seen):,}"
+        grid.add_row(what.replace("_", " "), node, str(generation), runs, count)
     out.print(grid)
     places = [row for row in rows if row["what"] in ("shard", "adopted")]
     for row in places[:PLACES_SHOWN]:
         adopted = " (adopted: erase it there yourself)" if row["what"] == "adopted" else ""
         line = f"{row['shard']} {row['member'] or row['uid']} at byte {row['offset']}{adopted}"
-        out.print(line, highlight=False, soft_wrap=True)
+        out.print(plain(line, WIDTH), soft_wrap=True)
     if len(places) > PLACES_SHOWN:
         out.print(f"… and {len(places) - PLACES_SHOWN:,} more places; the tombstone keeps them all", highlight=False)
 

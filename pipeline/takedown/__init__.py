@@ -6,6 +6,7 @@
 
 In a table the row stays, with `uid` and the status `taken_down`; all else that it said is null: caption, EXIF, digests,
 embeddings, scores. Its URL is cut to the host. Where the row stood in the input (`source_file`, `source_row`) stays, so
-that it can be taken out there as well. `content_hash` says what the work gave, and stays: nothing is computed again
-because of a takedown.
+that it can be taken out there as well. An index, or whatever else has their rows beside a file from which nothing can
+be cut, is deleted, and the next run makes it anew. `content_hash` says what the work gave, and stays: nothing is
+computed again because of a takedown but for those.
 """

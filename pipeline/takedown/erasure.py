@@ -4,7 +4,8 @@ In this order, so that it may be killed at any moment and the next command finis
 
 1. The tombstone is put. From here on no run begins, and no part that is fetched keeps one of these images.
 2. Records that hold something of them get others in their place, which hold nothing. The newest generation of a node
-   becomes a new one; older ones, which runs still name, are replaced under their numbers.
+   becomes a new one; older ones, which runs still name, are replaced under their numbers. Records with files from
+   which nothing can be cut, such as an index, leave their generations, and the next run makes them anew.
 3. Commits that no generation names any more are deleted where they held them, and then every file that nothing names.
 4. `<id>.done` is put.
 """
@@ -15,7 +16,7 @@ import io
 import json
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -29,9 +30,18 @@ from pipeline.records import File, Generation, Record, in_order
 from pipeline.run import LEASES, is_dead
 from pipeline.store import Store
 from pipeline.takedown.matching import Asked, Progress, every_record, find, locate
-from pipeline.takedown.records import rewritten
+from pipeline.takedown.records import changes, rewritten, spoilt
 from pipeline.takedown.seen import seen
-from pipeline.takedown.tombstones import FOLDER, Entries, Tombstone, entries_of, tombstones, unfinished
+from pipeline.takedown.tombstones import (
+    FOLDER,
+    TAKEN_DOWN,
+    Entries,
+    Tombstone,
+    entries_of,
+    standing,
+    tombstones,
+    unfinished,
+)
 
 RESERVED = ("runs", "resources", FOLDER)
 """Folders of a root that belong to no node."""
@@ -75,6 +85,19 @@ def search(store: Store, asked: Asked, copies: bool, progress: Progress) -> Foun
     entries = find(store, records, asked, copies, progress)
     located = locate(store, records, entries.uids, progress)
     return Found(asked, entries, located, seen(store, _generations(store), located))
+
+
+def is_done(store: Store, found: Found) -> bool:
+    """Whether earlier takedowns cover all that a request means, and nothing of it is left."""
+    before, asked = standing(store).table().to_pylist(), found.entries.table().to_pylist()
+    if not asked or not {(e["kind"], e["value"]) for e in asked} <= {(e["kind"], e["value"]) for e in before}:
+        return False
+    for node in store.nodes():
+        records = every_record(store, node)
+        named = {record.work_key for generation in _generations_of(store, node) for record in generation.records}
+        if named & spoilt(records, found.located) or any(changes(store, r, found.located) for r in records):
+            return False
+    return True
 
 
 def take_down(store: Store, found: Found, reason: str, progress: Progress) -> Erased:
@@ -157,7 +180,7 @@ def erase(store: Store, tombstone: Tombstone, progress: Progress) -> Erased:
         written = _Counter(progress, sum(map(len, holding.values())))
         for node, keys in holding.items():
             if keys:
-                _replace(store, node, located, written)
+                _replace(store, node, located, spoilt(records[node], located), written)
         _forget(store, records, located)
         deleted = sum(_sweep(store, name) for name in store.names("") if name not in RESERVED)
         _remember(store)
@@ -192,17 +215,24 @@ def _generations_of(store: Store, node: str) -> list[Generation]:
     return [generation for generation in found if generation is not None]
 
 
-def _replace(store: Store, node: str, located: Mapping[str, pa.Array], written: Callable[[], None]) -> None:
-    """Other records in the place of those that hold something: a new generation; the old ones under their numbers."""
+def _replace(
+    store: Store, node: str, located: Mapping[str, pa.Array], anew: Set[str], written: Callable[[], None]
+) -> None:
+    """Other records in the place of those that hold something: a new generation; the old ones under their numbers.
+
+    Those to be made `anew` are left out, and then the generation has no key by which a run could reuse it.
+    """
     newest = store.newest_number(node)
     for old in reversed(_generations_of(store, node)):
-        changed = rewritten(store, old, located, written)
-        if not changed:
+        left = old.model_copy(update={"records": tuple(r for r in old.records if r.work_key not in anew)})
+        changed = rewritten(store, left, located, written)
+        less = len(left.records) < len(old.records)
+        if not changed and not less:
             continue
-        records = tuple(in_order([changed.get(record.work_key, record) for record in old.records]))
+        records = tuple(in_order([changed.get(record.work_key, record) for record in left.records]))
+        new = left.model_copy(update={"records": records, "key": TAKEN_DOWN if less else old.key})
         if old.number == newest:
-            store.seal(old.model_copy(update={"number": 0, "records": records}))
-        new = old.model_copy(update={"records": records})
+            store.seal(new.model_copy(update={"number": 0}))
         store.put(f"{node}/generations/{old.number:04d}.json", new.to_json())
 
 
@@ -217,15 +247,19 @@ def _forget(store: Store, records: Mapping[str, Sequence[Record]], located: Mapp
     for node, found in records.items():
         named = {record.work_key for generation in _generations_of(store, node) for record in generation.records}
         left += [record for record in found if record.work_key not in named]
+    below: dict[str, Record] = {}
     growing = True
     while growing:
         growing = False
         for record in left:
             made_from = {known for inputs in record.inputs.values() for known in inputs}
-            if record.work_key in located or made_from & hashes:
-                growing = growing or record.content_hash not in hashes
+            if record.work_key not in located and record.work_key not in below and made_from & hashes:
+                growing = True
                 hashes.add(record.content_hash)
-                store.delete(f"{record.node}/commits/{record.work_key}.json")
+                below[record.work_key] = record
+    holding = [record for record in left if record.work_key in located]
+    for record in [*reversed(below.values()), *holding]:  # what tells of the others goes last
+        store.delete(f"{record.node}/commits/{record.work_key}.json")
 
 
 def _sweep(store: Store, node: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -31,7 +31,7 @@ FORMS = {
     "uids": (re.compile(r"[0-9a-f]{32}"), "32 hex digits"),
     "sha256s": (re.compile(r"[0-9a-f]{64}"), "64 hex digits"),
     "urls": (re.compile(r"https?://[^\s/?#]+\S*"), "'https://example.org/x.jpg'"),
-    "domains": (re.compile(r"[^\s/:?#@]+\.[^\s/:?#@.]+\.?|\[?[0-9a-fA-F:.]+\]?"), "'example.org'"),
+    "domains": (re.compile(r"localhost|[^\s/:?#@]+\.[^\s/:?#@.]+\.?|\[?[0-9a-fA-F:.]+\]?"), "'example.org'"),
 }
 Progress = Callable[[str, int, int], None]
 """Phase, tables done, tables in all."""
@@ -54,6 +54,10 @@ class Asked:
         """
         return cls(**{kind: tuple(_lines(path, kind)) for kind, path in files.items() if path is not None})
 
+    def __str__(self) -> str:
+        """How many of each kind: `1 uid, 2 urls`."""
+        return counted(self.counts())
+
     def counts(self) -> dict[str, int]:
         every = {"uids": self.uids, "urls": self.urls, "domains": self.domains, "sha256s": self.sha256s}
         return {kind: len(values) for kind, values in every.items() if values}
@@ -64,6 +68,11 @@ class Asked:
         spelled = [*self.urls, *(scheme + end for end in ends for scheme in ("http", "https"))]
         uids = [*self.uids, *(blake2b(url.encode(), digest_size=16).hexdigest() for url in spelled)]
         return _entries(uids, self.sha256s, frozenset(canonical_host(domain) for domain in self.domains))
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Counts by kind in words: `1 uid, 2 urls`."""
+    return ", ".join(f"{count:,} {kind[:-1] if count == 1 else kind}" for kind, count in counts.items())
 
 
 def _lines(path: str, kind: str) -> Iterator[str]:

@@ -22,6 +22,28 @@ from pipeline.takedown.tombstones import TAKEN_DOWN, Entries, standing
 
 SHARD, SAMPLES, SIZES = "shard", "samples", "sizes"
 """The kinds of file of which final samples consist: a tar, the table of what is in it, how many are in each tar."""
+PLAIN = (".parquet", ".tar", ".json")
+"""Endings of files from which an image can be cut; whatever else was made from it holds it in another form."""
+
+
+def opaque(record: Record) -> bool:
+    """Whether a record has a file from which nothing can be cut, such as an index of vectors."""
+    return any(not file.path.endswith(PLAIN) for file in record.files)
+
+
+def spoilt(records: Sequence[Record], located: Mapping[str, pa.Array]) -> set[str]:
+    """The work keys of a node's records that cannot be without some images unless they are made anew.
+
+    Their tables have the images' rows, or those of an earlier phase that they were made from.
+    """
+    holding = {record.work_key for record in records if record.work_key in located}
+    growing = True
+    while growing:
+        hashes = {record.content_hash for record in records if record.work_key in holding}
+        below = {r.work_key for r in records if any(hashes.intersection(known) for known in r.inputs.values())}
+        growing = not below <= holding
+        holding |= below
+    return {record.work_key for record in records if record.work_key in holding and opaque(record)}
 
 
 def rewritten(
@@ -36,12 +58,12 @@ def rewritten(
     done: dict[str, Record] = {}
     for folder, records in _folders(generation).items():
         gone = sorted({uid for r in records if r.work_key in located for uid in located[r.work_key].to_pylist()})
-        if gone and any(_changes(store, record, located) for record in records):
+        if gone and any(changes(store, record, located) for record in records):
             target = posixpath.join(posixpath.dirname(folder), digest([folder, gone])[:12])
             done |= _moved_shards(store, records, located, target, written)
     for record in generation.records:
         uids = located.get(record.work_key)
-        if uids is not None and record.work_key not in done and _changes(store, record, located):
+        if uids is not None and record.work_key not in done and changes(store, record, located):
             done[record.work_key] = _erased(store, record, uids, _replaced(generation, record, located))
             written()
     return done
@@ -63,7 +85,7 @@ def _withheld(store: Store, record: Record, covered: Entries) -> Record:
     image = store.read_table(record, "image") if record.file("image") else pa.table({"uid": pa.array([], pa.string())})
     gone = covered.named(image) | covered.alike(image)
     uids = image.column("uid").filter(pa.array(gone)).combine_chunks()
-    if not len(uids) or not _changes(store, record, {record.work_key: uids}):
+    if not len(uids) or not changes(store, record, {record.work_key: uids}):
         return record
     made = _erased(store, record, uids, pa.array([], pa.string()))
     store.delete(f"{record.node}/commits/{record.work_key}.json")
@@ -79,7 +101,7 @@ def _replaced(generation: Generation, record: Record, located: Mapping[str, pa.A
     return pa.concat_arrays([pa.array([], pa.string()), *later])
 
 
-def _changes(store: Store, record: Record, located: Mapping[str, pa.Array]) -> bool:
+def changes(store: Store, record: Record, located: Mapping[str, pa.Array]) -> bool:
     """Whether anything of the located images is left in a record. Their rows stay, so that uids alone do not tell."""
     uids = located.get(record.work_key)
     if uids is None:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from pipeline.records import Generation, Record
 from pipeline.store import Store
 from pipeline.takedown.matching import columns_of
-from pipeline.takedown.records import SAMPLES, SHARD
+from pipeline.takedown.records import SAMPLES, SHARD, opaque
 
 SEEN = pa.schema(
     [
@@ -25,8 +25,6 @@ SEEN = pa.schema(
         ("offset", pa.int64()),  # bytes from the begin of the shard to the image's
     ]
 )
-PLAIN = (".parquet", ".tar", ".json")
-"""Endings of files from which an image can be cut; whatever else was made from it holds it in another form."""
 
 
 def seen(store: Store, generations: Sequence[Generation], located: Mapping[str, pa.Array]) -> pa.Table:
@@ -43,7 +41,7 @@ def seen(store: Store, generations: Sequence[Generation], located: Mapping[str, 
         rows += [{"runs": ids, "node": generation.node, "generation": generation.number, **row} for row in found]
         if any(row["what"] != "adopted" for row in found) or _has_them(store, generation, located):
             had.add((generation.node, generation.content_hash))
-    for generation in _made_from(generations, had):
+    for generation in _made_from(generations, had, located):
         ids = " ".join(runs.get((generation.node, generation.number), []))
         rows.append({"what": "made_from", "runs": ids, "node": generation.node, "generation": generation.number})
     return pa.Table.from_pylist(rows, schema=SEEN)
@@ -89,16 +87,19 @@ def _has_them(store: Store, generation: Generation, located: Mapping[str, pa.Arr
     return any(record.file(SHARD) is None and _verdicts(store, record) is None for record in holding)
 
 
-def _made_from(generations: Sequence[Generation], had: set[tuple[str, str]]) -> list[Generation]:
-    """The generations with files that nothing can be cut from, below those that had the images."""
-    known, found = set(had), []
+def _made_from(
+    generations: Sequence[Generation], had: set[tuple[str, str]], located: Mapping[str, pa.Array]
+) -> list[Generation]:
+    """The generations with files that nothing can be cut from, which say that they hold them or are below such."""
+    found = [g for g in generations if any(opaque(r) and r.work_key in located for r in g.records)]
+    known = had | {(generation.node, generation.content_hash) for generation in found}
     growing = True
     while growing:
         growing = False
         for generation in generations:
             key = (generation.node, generation.content_hash)
-            opaque = any(not file.path.endswith(PLAIN) for record in generation.records for file in record.files)
-            if key not in known and opaque and known & set(generation.inputs.items()):
+            made = any(opaque(record) for record in generation.records)
+            if key not in known and made and known & set(generation.inputs.items()):
                 known.add(key)
                 found.append(generation)
                 growing = True

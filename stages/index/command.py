@@ -15,6 +15,7 @@ from pipeline.errors import SluiceError
 from pipeline.judge import name
 from pipeline.lookup import Lookup
 from pipeline.store import Store
+from pipeline.takedown.tombstones import TAKEN_DOWN
 from pipeline.upkeep import generations_of
 from stages.index.lookup import embedding_of, index_of, nearest, without
 from stages.index.queries import Encoders, of_uid
@@ -63,6 +64,8 @@ def neighbours(
             query_d = encoders.of_text(text)
         else:
             uid, _ = Lookup(store, generations).resolve(str(uid))
+            if described(catalog, [uid]).get(uid, {}).get("status") == TAKEN_DOWN:
+                raise SluiceError(f"--uid: {uid} was taken down, and its embedding with it; name another image")
             query_d = of_uid(catalog, source, column, uid)
         found = without(nearest(store, index, query_d, count + (uid is not None), probes), uid, count)
         rows = described(catalog, [one.uid for one in found])

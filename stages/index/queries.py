@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.catalog import Catalog
 from pipeline.dag import Dag
@@ -40,10 +40,17 @@ class Encoders:
         if stage.needs() != {PIXELS}:
             others = ", ".join(sorted(stage.needs() - {PIXELS})) or "no pixels"
             raise SluiceError(f"--image: {self._made} from {others}, which a file does not have; search by --uid")
+        expected = "name a JPEG, PNG, WebP or GIF"
         try:
-            picture = decode(Path(file).read_bytes())
+            data = Path(file).read_bytes()
+        except OSError as error:
+            raise SluiceError(f"--image {file}: {error.strerror}; {expected}") from None
+        try:
+            picture = decode(data)
+        except UnidentifiedImageError:
+            raise SluiceError(f"--image {file}: is no picture; {expected}") from None
         except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise SluiceError(f"--image {file}: {error}; name a JPEG, PNG, WebP or GIF") from None
+            raise SluiceError(f"--image {file}: {error}; {expected}") from None
         return self._vector(self.node, stage, RowBatch(pa.table({"uid": ["query"]}), [picture]), self.column)
 
     def of_text(self, text: str) -> Vector:

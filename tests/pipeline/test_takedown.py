@@ -28,7 +28,7 @@ from pipeline.takedown.matching import Asked
 from pipeline.takedown.tombstones import check_finished, tombstones, unfinished
 from tests import s3 as moto
 from tests.inline import Inline
-from tests.takedowns import adoptable, go, members, picture, table, uid_of, url_of
+from tests.takedowns import TEXT, adoptable, go, members, picture, table, uid_of, url_of, vector_of
 
 GONE = (4, 10, 16, 21)
 """4, 16 and 21 are kept; 34 has the bytes of 4, and 10 the host cats.example.org."""
@@ -391,6 +391,70 @@ def test_an_adopted_tar_is_its_owners_to_erase_and_is_never_read_there_again(tmp
     assert executor.calls["pool"] == ["000-00000", "000-00000"]
 
 
+INDEXED = TEXT + "  index: {from: scores, steps: [tests.takedowns.Indexed]}\n"
+
+
+def index(root: Path) -> Inline:
+    """Run the world with an index; says what was done."""
+    executor = Inline(Store(str(root)))
+    run(Dag.parse(INDEXED), str(root), executor=executor)
+    return executor
+
+
+def has_no_vector(root: Path, *numbers: int) -> None:
+    for path in root.rglob("*"):
+        data = path.read_bytes() if path.is_file() else b""
+        assert not any(vector_of(number) in data for number in numbers), path
+
+
+def test_an_index_that_has_them_is_listed_deleted_and_made_anew(root: Path) -> None:
+    index(root)
+    with pytest.raises(AssertionError):
+        has_no_vector(root, 4)
+    found = take_down(root, uids(4))
+    assert {row["what"] for row in found.seen.to_pylist() if row["node"] == "index"} == {"made_from"}
+    has_no_vector(root, 4)
+    is_clean(root, 4, 34)
+    for one in Store(str(root)).runs():
+        with Catalog(str(root), one.id) as catalog:
+            assert catalog.sql("SELECT count(*) AS n FROM samples").to_pylist() == [{"n": 80}]
+    assert index(root).calls["index"].count("all") == 1, "it was trained anew"
+    has_no_vector(root, 4)
+    is_clean(root, 4, 34)
+    made = newest(Store(str(root)), "index")
+    assert made.statuses == {"indexed": 34}
+    assert vector_of(5) in b"".join(path.read_bytes() for path in root.glob("index/data/*index.faiss"))
+    assert index(root).calls == {}
+    again = erasure.search(Store(str(root)), uids(4), True, quiet)
+    assert erasure.is_done(Store(str(root)), again)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_an_index_is_deleted_wherever_a_takedown_was_killed(tmp_path: Path, root: Path, after: bool) -> None:
+    index(root)
+    at, step = 1, 29
+    while True:
+        copy = Path(shutil.copytree(root, tmp_path / str(at)))
+        dead = killed_at(at, after, copy)
+        store = Store(str(copy))
+        for name in store.names(LEASES):
+            store.put(f"{LEASES}/{name}", DEAD)
+        if tombstones(store):
+            erasure.finish(store, quiet)
+        else:
+            take_down(copy, uids(*GONE))
+        has_no_vector(copy, *GONE)
+        index(copy)
+        has_no_vector(copy, *GONE)
+        is_clean(copy, *GONE, *COPIES)
+        assert newest(store, "index").statuses == {"indexed": 31}
+        shutil.rmtree(copy)
+        if not dead:
+            break
+        at += step
+    assert at > 60
+
+
 # -- killed ------------------------------------------------------------------------------------------------------------
 
 
@@ -522,6 +586,41 @@ def test_the_command_says_first_and_does_it_when_told(root: Path, tmp_path: Path
     code, said = sluice("takedown", str(root))
     assert "request 4711" in said
     assert "erased" in said
+
+
+def test_a_reason_moves_no_terminal(root: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "gone.txt"
+    gone.write_text(f"{uid_of(4)}\n")
+    code, said = sluice("takedown", str(root), "--uids", str(gone), "--reason", "ticket [/4711] \x1b[2J", "--yes")
+    assert code == 0
+    code, said = sluice("takedown", str(root))
+    assert code == 0
+    assert "ticket [/4711] �[2J" in said
+    assert "1 uid " in said
+
+
+def test_the_same_takedown_again_writes_nothing(root: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "gone.txt"
+    gone.write_text(f"{uid_of(4)}\n")
+    arguments = ("takedown", str(root), "--uids", str(gone), "--yes")
+    assert "1 uid asked for: 2 images of" in sluice(*arguments)[1]
+    for _ in range(2):
+        before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        code, said = sluice(*arguments)
+        assert (code, "all of it was taken down before; nothing is left to do" in said) == (0, True)
+        assert before == {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        go(root, "kept.rules=[{all: \"status = 'success'\"}]")
+    gone.write_text(f"{uid_of(4)}\n{uid_of(5)}\n")
+    assert "takedown 0002 is done" in sluice(*arguments)[1]
+
+
+def test_a_domain_without_a_dot_is_localhost_only(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("LOCALHOST\n")
+    assert Asked.read(domains=str(path)).domains == ("localhost",)
+    path.write_text("org\n")
+    with pytest.raises(SluiceError, match=r"line 1: 'org'; expected 'example.org'"):
+        Asked.read(domains=str(path))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`sluice neighbours` over a small gallery: by a picture, by words, by an image of the run; and its damage mended."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,12 +164,32 @@ def test_what_cannot_be_asked_is_refused_with_a_remedy(root: str, tmp_path: Path
         (["--uid", uid_of(11)], "3 indexes (by_colour, by_number, index); name one with --node"),
         (["--uid", "abc", *index], "no sample 'abc' among the 30 rows"),
         (["--uid", uid_of(7), *index], f"{uid_of(7)} has no image_embedding; its image was not downloaded"),
-        (["--image", str(text), *index], "name a JPEG, PNG, WebP or GIF"),
-        (["--image", "/nowhere.png", *index], "No such file"),
+        (["--image", str(text), *index], f"--image {text}: is no picture; name a JPEG, PNG, WebP or GIF"),
+        (["--image", "/nowhere.png", *index], "--image /nowhere.png: No such file or directory; name a JPEG"),
         (["--image", str(text), "--node", "by_number"], "from n, which a file does not have; search by --uid"),
         (["--text", "red", "--node", "by_colour"], "which knows no words; search by --image or --uid"),
     ):
         assert said in refused(root, *arguments)
+
+
+def test_an_image_that_was_taken_down_is_said_to_be_and_is_found_no_more(root: str, tmp_path: Path) -> None:
+    copy, gone = str(shutil.copytree(root, tmp_path / "root")), tmp_path / "gone.txt"
+    gone.write_text(f"{uid_of(11)}\n")
+    for tar in Path(copy).glob("pool/data/*.tar"):
+        tar.write_bytes(bytes(10240))  # the gallery's are no whole tars
+    before = index_files(copy)
+    done = CliRunner().invoke(main, ["takedown", copy, "--uids", str(gone), "--no-copies", "--yes"])
+    assert done.exit_code == 0, done.output
+    assert "made from  index" in done.output
+    left = index_files(copy)
+    assert 0 < len(left) < len(before), "the file without it stays"
+    assert f"--uid: {uid_of(11)} was taken down" in refused(copy, "--uid", uid_of(11), "--node", "index")
+    run(Dag.parse(next(Store(copy).runs()).text), copy, executor=Inline(Store(copy)))
+    assert len(index_files(copy)) == len(before)
+    assert not {*index_files(copy).values()} & {data for path, data in before.items() if path not in left}
+    found = asked(copy, "--uid", uid_of(10), "--node", "index", "-k", "30")
+    assert len(found) == 23, "25 were downloaded"
+    assert uid_of(11) not in {row["uid"] for row in found}
 
 
 def test_words_need_a_node_that_embeds_captions_by_the_same_model(tmp_path: Path, weights: Path) -> None:
