@@ -1,0 +1,326 @@
+"""What a training does, in one short YAML: model, objectives, data, phases, optimizer.
+
+recipe = Recipe.load("clip-vit-b32", tiny=True, overrides=["samples=2000"])
+model = recipe.model.build()
+
+A recipe says nothing of where it runs: the number of processes, the device and the folders of the data come with the
+command. Batch, samples and warmup are counted in samples of all processes together.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be: one line that names the value, what was expected and the remedy."""
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Component(Part):
+    """A class by its import path and its parameters: `models.objectives.contrastive.InfoNCE: {}` in YAML."""
+
+    path: str
+    parameters: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_yaml(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"path": value}
+        if isinstance(value, dict) and len(value) == 1 and "path" not in value:
+            ((path, parameters),) = value.items()
+            return {"path": path, "parameters": parameters or {}}
+        return value
+
+    @model_validator(mode="after")
+    def _exists(self) -> Self:
+        known = set(inspect.signature(self.load()).parameters)
+        for name in self.parameters:
+            if name not in known and "kwargs" not in known:
+                raise ValueError(f"{self.path} has no parameter {name!r}{_nearest(name, known)}")
+        return self
+
+    def load(self) -> Any:
+        """The class. Raises `ValueError` with the nearest name where there is none."""
+        module, _, name = self.path.rpartition(".")
+        try:
+            found = importlib.import_module(module)
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"{self.path!r} cannot be imported: {error}; expected package.module.Class") from None
+        if not hasattr(found, name):
+            raise ValueError(f"{module} has no {name!r}{_nearest(name, vars(found))}")
+        return getattr(found, name)
+
+    def build(self, **given: Any) -> Any:
+        """An instance of it, with its parameters and what only the caller knows."""
+        return self.load()(**{**self.parameters, **given})
+
+
+class Term(Part):
+    """An objective and its weight in the loss: `models.objectives.contrastive.InfoNCE: {weight: 0.5}` in YAML."""
+
+    objective: Component
+    weight: float = Field(default=1, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_yaml(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"objective": value}
+        if isinstance(value, dict) and len(value) == 1 and "objective" not in value:
+            ((path, parameters),) = value.items()
+            parameters = dict(parameters or {})
+            return {"weight": parameters.pop("weight", 1), "objective": {path: parameters}}
+        return value
+
+
+class Images(Part):
+    """How an image becomes the model's input."""
+
+    side: int = Field(default=224, ge=8)
+    """px, height and width."""
+    crop: tuple[Share, Share] = (0.9, 1.0)
+    """Smallest and largest share of the area that a random crop takes while training."""
+    flip: float = Field(default=0, ge=0, le=1)
+    """Chance of a mirrored image; 0 where captions say left and right."""
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    deviation: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+
+class Texts(Part):
+    """How a caption becomes the model's input."""
+
+    tokenizer: str | None = None
+    """A folder or a hub id; by default one is trained on the captions of the data."""
+    vocabulary: int = Field(default=49_408, ge=300)
+    """Tokens of a trained one, at most."""
+    context: int = Field(default=77, ge=4)
+    """Tokens of a text, with its first and last; what is longer is cut."""
+
+
+class Data(Part):
+    """Which samples, and what becomes of them."""
+
+    kind: Literal["pairs"] = "pairs"
+    captions: int = Field(default=1, ge=1)
+    """How many of its captions a sample is seen with at once; drawn anew each time where it has more."""
+    images: Images = Images()
+    texts: Texts = Texts()
+    mixture: dict[str, float] = {"shards": 1}
+    """Sets of shards by name, and the share of the samples that each gives; the command says where they lie."""
+
+
+class Phase(Part):
+    """A stretch of the training."""
+
+    name: str = "train"
+    share: Share = 1
+    """Of the recipe's samples."""
+    rates: dict[str, float] = {".*": 1}
+    """Regular expression searched in a parameter's name -> factor of the learning rate; the first match counts. 0 freezes,
+    and so does no match."""
+    patch_dropout: float = Field(default=0, ge=0, lt=1)
+    """Share of the patches that the image tower does not see (FLIP, Li et al. 2023)."""
+
+
+class Optimizer(Part):
+    """AdamW (Loshchilov & Hutter 2019). Gains, biases and scalars do not decay."""
+
+    learning_rate: float = Field(gt=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    epsilon: float = 1e-6
+    weight_decay: float = Field(default=0.2, ge=0)
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Largest norm of the gradient; by default it is left as it is."""
+
+
+class Schedule(Part):
+    """The learning rate over each phase: linear warmup, then `cosine` to `floor`, `wsd` (constant, then linear to
+    `floor` over the last `decay`), or `constant`."""
+
+    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup: int = Field(default=0, ge=0)
+    """Samples."""
+    decay: Share = 0.1
+    floor: float = Field(default=0, ge=0, le=1)
+    """Share of the learning rate."""
+
+
+class Guard(Part):
+    """What is done about a loss that is no number, or jumps."""
+
+    spike: float = Field(default=8, gt=1)
+    """Standard deviations above the running mean that count as a jump."""
+    then: Literal["stop", "skip"] = "stop"
+    """`skip`: go back to the newest checkpoint and leave out the batch that did it."""
+
+
+class Parallel(Part):
+    """How the work is laid over processes; none of it changes what is computed."""
+
+    mode: Literal["ddp", "fsdp"] = "ddp"
+    micro_batch: int | None = Field(default=None, ge=1)
+    """Samples that a process works on at once; more than that are accumulated."""
+    checkpoint_activations: bool = False
+    compile: bool = False
+
+
+class Recipe(Part):
+    """One system: what it is, what it learns from, and how."""
+
+    name: str
+    about: str
+    """One line: what it is and where it was published."""
+    model: Component
+    objectives: tuple[Term, ...] = Field(min_length=1)
+    data: Data = Data()
+    samples: int = Field(ge=1)
+    """Seen in all, over all phases."""
+    batch: int = Field(ge=1)
+    """Samples of a step, over all processes."""
+    phases: tuple[Phase, ...] = (Phase(),)
+    optimizer: Optimizer
+    schedule: Schedule = Schedule()
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the forward pass; weights and optimizer are float32."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay a step of an exponential moving average of the weights, which is then what is exported."""
+    guard: Guard = Guard()
+    parallel: Parallel = Parallel()
+    checkpoint_every: int | None = Field(default=None, ge=1)
+    """Samples; by default a tenth of all."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        total = sum(phase.share for phase in self.phases)
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"phases: their shares add up to {total:g}; expected 1")
+        for phase in self.phases:
+            for pattern in phase.rates:
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ValueError(
+                        f"phases.{phase.name}.rates: {pattern!r} is no regular expression: {error}"
+                    ) from None
+        if self.samples < self.batch:
+            raise ValueError(f"samples = {self.samples}: less than one batch of {self.batch}; lower `batch`")
+        return self
+
+    @classmethod
+    def load(cls, source: str | Path, tiny: bool = False, overrides: Sequence[str] = ()) -> Recipe:
+        """A file, or a recipe that sluice ships; `tiny` lays its overlay over it, then come the overrides `key.key=value`.
+
+        Raises `RecipeError`.
+        """
+        path = Path(source)
+        if path.is_file():
+            text, name = path.read_text(encoding="utf-8"), path.stem
+        elif str(source) in shipped():
+            text, name = (package_files("models.recipes") / f"{source}.yaml").read_text(encoding="utf-8"), str(source)
+        else:
+            raise RecipeError(
+                f"no recipe file {str(source)!r}, and sluice ships none of that name"
+                f"{_nearest(str(source), shipped())}; `sluice recipes` lists them"
+            )
+        return cls.parse(text, name, tiny, overrides)
+
+    @classmethod
+    def parse(cls, text: str, name: str, tiny: bool = False, overrides: Sequence[str] = ()) -> Recipe:
+        """From YAML text. Raises `RecipeError`."""
+        try:
+            document = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"recipe {name}: no YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(document, dict):
+            raise RecipeError(
+                f"recipe {name}: expected keys such as `model` and `objectives`, found {type(document).__name__}"
+            )
+        overlay = document.pop("tiny", None)
+        if tiny:
+            if overlay is None:
+                raise RecipeError(f"recipe {name} has no `tiny` overlay; add one, or leave --tiny out")
+            document = laid_over(document, overlay)
+        for override in overrides:
+            document = laid_over(document, _override(override))
+        try:
+            return cls.model_validate({"name": name, **document})
+        except ValidationError as error:
+            raise RecipeError(f"recipe {name}: {_first(error)}") from None
+
+    def phase_at(self, samples: int) -> tuple[int, Phase]:
+        """The number of the phase, and the phase, in which the sample after `samples` is seen."""
+        end = 0.0
+        for number, phase in enumerate(self.phases):
+            end += phase.share * self.samples
+            if samples < round(end):
+                return number, phase
+        return len(self.phases) - 1, self.phases[-1]
+
+
+def shipped() -> list[str]:
+    """The names of the recipes that sluice ships."""
+    return sorted(
+        item.name.removesuffix(".yaml")
+        for item in package_files("models.recipes").iterdir()
+        if item.name.endswith(".yaml")
+    )
+
+
+def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings are merged key by key, all else is replaced."""
+    merged = dict(below)
+    for key, value in above.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = laid_over(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _override(text: str) -> dict[str, Any]:
+    place, equals, value = text.partition("=")
+    if not equals or not place:
+        raise RecipeError(f"{text!r} is no setting; expected key.key=value, such as optimizer.learning_rate=1e-3")
+    found: Any = yaml.safe_load(value)
+    for key in reversed(place.split(".")):
+        found = {key: found}
+    return dict(found)
+
+
+def _nearest(name: str, known: Any) -> str:
+    near = get_close_matches(name, [other for other in known if not other.startswith("_")], n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _first(error: ValidationError) -> str:
+    """The first thing that is wrong, in a line."""
+    found = error.errors()[0]
+    place = ".".join(str(step) for step in found["loc"])
+    if found["type"] == "extra_forbidden":
+        fields: Any = Recipe.model_fields
+        for step in found["loc"][:-1]:
+            inner = fields[step].annotation if step in fields else None
+            fields = getattr(inner, "model_fields", {})
+        return f"unknown key {place!r}{_nearest(str(found['loc'][-1]), fields)}"
+    message = found["msg"].removeprefix("Value error, ")
+    given = found["input"]
+    shown = f" = {given!r}" if isinstance(given, (str, int, float)) else ""
+    return f"{place}{shown}: {message}" if place else message

@@ -1,0 +1,1 @@
+"""One YAML per system: `models.recipe` reads them, `sluice recipes` lists them."""

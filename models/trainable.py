@@ -1,0 +1,64 @@
+"""What the loop in `models.train` trains: a model that turns a batch into features, and objectives over features.
+
+A model never computes a loss and an objective never sees an image, so that every objective is the same function of the
+features on one process and on many, with the whole batch at once or with cached features (GradCache).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import nn
+
+Batch = Mapping[str, torch.Tensor]
+"""What a collator made of some samples: `pixel_values` (n, 3, side, side), `input_ids` (n, length), …; row i of every
+tensor belongs to sample i."""
+Features = dict[str, torch.Tensor]
+"""What a model made of a batch: `image` (n, d), `text` (n, d), …; row i of every tensor belongs to sample i."""
+Scalars = Mapping[str, torch.Tensor]
+"""Learned numbers that objectives use and towers do not: `logit_scale` (its logarithm), `logit_bias`."""
+
+
+class Loss(NamedTuple):
+    """A loss as a sum and what it is the sum over, so that means stay exact over micro-batches and processes."""
+
+    total: torch.Tensor
+    """() with gradient: the sum over the rows (or tokens) of this process."""
+    count: torch.Tensor
+    """(): how many rows (or tokens) that were."""
+
+
+class Trainable(nn.Module, ABC):
+    """A model with what a training needs to know of it. `encode` never reads what `scalars` returns."""
+
+    @abstractmethod
+    def encode(self, batch: Batch) -> Features: ...
+
+    def forward(self, batch: Batch) -> Features:
+        """`encode`, by the call on which wrappers hang their hooks."""
+        return self.encode(batch)
+
+    def scalars(self) -> Scalars:
+        return {}
+
+    def after_step(self) -> None:
+        """What holds the parameters in bounds, such as `logit_scale` at most ln 100."""
+
+    @abstractmethod
+    def export(self, folder: Path) -> None:
+        """Write config and safetensors as transformers' `from_pretrained` loads them."""
+
+
+class Objective(nn.Module, ABC):
+    """One term of the loss, a function of features and scalars; may have parameters and buffers of its own."""
+
+    joint: ClassVar[bool] = False
+    """Whether it compares the rows of the whole global batch, so that it must see all features at once."""
+
+    @abstractmethod
+    def forward(self, features: Features, scalars: Scalars) -> Loss:
+        """This process's share. Where torch.distributed runs, a joint objective gathers the others' rows itself."""
