@@ -133,8 +133,8 @@ class Phase(Part):
     share: Share = 1
     """Of the recipe's samples."""
     rates: dict[str, float] = {".*": 1}
-    """Regular expression searched in a parameter's name -> factor of the learning rate; the first match counts. 0 freezes,
-    and so does no match."""
+    """Regular expression searched in a parameter's name -> factor of the learning rate; the first match counts.
+    0 freezes, and so does no match."""
     patch_dropout: float = Field(default=0, ge=0, lt=1)
     """Share of the patches that the image tower does not see (FLIP, Li et al. 2023)."""
 
@@ -226,7 +226,7 @@ class Recipe(Part):
 
     @classmethod
     def load(cls, source: str | Path, tiny: bool = False, overrides: Sequence[str] = ()) -> Recipe:
-        """A file, or a recipe that sluice ships; `tiny` lays its overlay over it, then come the overrides `key.key=value`.
+        """A file, or a recipe that sluice ships; over it its overlay, if `tiny`, then the overrides `key.key=value`.
 
         Raises `RecipeError`.
         """
