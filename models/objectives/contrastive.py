@@ -1,0 +1,84 @@
+"""Images and their texts near each other, and far from those of the others: the losses of CLIP and of SigLIP.
+
+InfoNCE()(model(batch), model.scalars())     # on every process, with its own rows
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from models.objectives.ranks import gathered, rank, ring
+from models.trainable import Features, Loss, Objective, Scalars
+
+
+class InfoNCE(Objective):
+    """½ (CE of an image among all texts + CE of a text among all images), Radford et al. 2021, figure 3.
+
+    Logits are cosines times exp(`logit_scale`). Each process compares its own rows with those of all: `local loss` and
+    gather with gradient, in the words of open_clip. Memory: two matrices of own x all rows.
+    """
+
+    joint = True
+
+    def __init__(self, left: str = "image", right: str = "text", temperature: float | None = None) -> None:
+        """`left`, `right`: names of features (n, d) of unit rows. `temperature`: a fixed one, not the model's own."""
+        super().__init__()
+        self.left, self.right, self.temperature = left, right, temperature
+
+    def forward(self, features: Features, scalars: Scalars) -> Loss:
+        left_md, right_md = _rows(features, self.left), _rows(features, self.right)
+        with torch.autocast(left_md.device.type, enabled=False):
+            scale = scalars["logit_scale"].exp() if self.temperature is None else 1 / self.temperature
+            target_m = torch.arange(len(left_md), device=left_md.device) + rank() * len(left_md)
+            total = sum(
+                functional.cross_entropy(scale * rows_md @ gathered(others_md).T, target_m, reduction="sum")
+                for rows_md, others_md in ((left_md, right_md), (right_md, left_md))
+            )
+        return Loss(total / 2, left_md.new_tensor(len(left_md)))
+
+
+class Sigmoid(Objective):
+    """Is this the text of that image? Asked of every pair alone (Zhai et al. 2023, equation 1 and section 3.3).
+
+    Σ_ij −log σ(z_ij (exp(`logit_scale`) · cosine_ij + `logit_bias`)), z = 1 where the text is the image's and −1 where
+    it is not, over the number of images. Texts go round the processes, so that memory is own x own rows. A sample may
+    have several texts, all of which are its own.
+    """
+
+    joint = True
+
+    def forward(self, features: Features, scalars: Scalars) -> Loss:
+        images_md, texts = _rows(features, "image"), features["text"]
+        with torch.autocast(images_md.device.type, enabled=False):
+            scale, bias = scalars["logit_scale"].exp(), scalars["logit_bias"]
+            texts_mkd = texts if texts.ndim == 3 else texts[:, None]
+            total = images_md.new_zeros(())
+            for owner, others_mkd in ring(texts_mkd):
+                own = owner == rank()
+                # Its logits are computed again in the backward pass instead of kept.
+                total = total + checkpoint(
+                    _unlikely, images_md, others_mkd, scale, bias, own, use_reentrant=False, preserve_rng_state=False
+                )
+        return Loss(total, images_md.new_tensor(len(images_md)))
+
+
+def _unlikely(
+    images_md: torch.Tensor, texts_mkd: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, own: bool
+) -> torch.Tensor:
+    """(): −log of how likely the pairs of these images and texts are to be what they are."""
+    logits_mmk = torch.einsum("md,nkd->mnk", images_md, texts_mkd) * scale + bias
+    signs_mm = -torch.ones(logits_mmk.shape[:2], dtype=logits_mmk.dtype, device=logits_mmk.device)
+    if own:
+        signs_mm.fill_diagonal_(1)
+    return -functional.logsigmoid(signs_mm[..., None] * logits_mmk).sum()
+
+
+def _rows(features: Features, name: str) -> torch.Tensor:
+    """(m, d). Raises `ValueError` where there is none of that name, or several a sample."""
+    if name not in features:
+        raise ValueError(f"no features {name!r}; this model gives {', '.join(sorted(features))}")
+    if features[name].ndim != 2:
+        raise ValueError(f"{name} is {tuple(features[name].shape)}; this objective takes one row a sample")
+    return features[name]

@@ -1,0 +1,100 @@
+"""Dual encoders from a config, from a folder, or from towers of different folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+
+import models.without_torchvision  # isort: skip  # noqa: F401
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
+
+JOINED = "vision-text-dual-encoder"
+TOWERS = ("vision", "text")
+
+
+def dual_encoder(config: Mapping[str, Any] | None, pretrained: str | Mapping[str, str] | None, tokenizer: Any) -> Any:
+    """transformers' model in float32. Raises `ValueError` where the two say too little, too much, or what is unknown.
+
+    `config`: keys of transformers' config, `model_type` among them. `pretrained`: a folder or a hub id, of the whole
+    or of the towers `vision` and `text`. `tokenizer`: its vocabulary and special tokens become the text tower's.
+    """
+    if isinstance(pretrained, str):
+        if config is not None:
+            raise ValueError(f"config beside pretrained = {pretrained!r}, which has its own; leave one out")
+        model = _loaded(pretrained)
+        _fits(tokenizer, model.config)
+        return model
+    said = dict(config or {})
+    towers = {name: _tower(name, place) for name, place in (pretrained or {}).items()}
+    for name, tower in towers.items():
+        said[f"{name}_config"] = tower.config.to_dict()
+    kind = said.pop("model_type", JOINED if towers else None)
+    if towers and kind != JOINED:
+        raise ValueError(f"towers of their own are joined by model_type {JOINED}, not by {kind!r}")
+    if "text" not in towers:
+        said["text_config"] = _with_tokens(dict(said.get("text_config", {})), tokenizer)
+    _known(kind, said)
+    model = AutoModel.from_config(AutoConfig.for_model(kind, **said), dtype=torch.float32)
+    for name, tower in towers.items():
+        getattr(model, f"{name}_model").load_state_dict(tower.state_dict())
+    _fits(tokenizer, model.config)
+    return model
+
+
+def _loaded(place: str) -> Any:
+    try:
+        model, found = AutoModel.from_pretrained(
+            place, dtype=torch.float32, use_safetensors=True, output_loading_info=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"pretrained = {place!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    if absent := sorted(found["missing_keys"]):  # transformers would go on with random numbers in their place
+        raise ValueError(f"pretrained = {place!r} lacks {len(absent)} tensors, {absent[0]} among them")
+    return model
+
+
+def _tower(name: str, place: str) -> Any:
+    if name not in TOWERS:
+        raise ValueError(f"pretrained.{name}: no such tower; expected {' or '.join(TOWERS)}")
+    model = _loaded(place)
+    return getattr(model, f"{name}_model", model)
+
+
+def _with_tokens(text: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+    if tokenizer is None:
+        return text
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    return text | {"vocab_size": len(tokenizer)} | {name: token for name, token in special.items() if token is not None}
+
+
+def _fits(tokenizer: Any, config: Any) -> None:
+    text = config.text_config
+    if config.model_type == "clip" and text.eos_token_id == 2:
+        raise ValueError("eos_token_id = 2: transformers' CLIP would pool at the largest token; give eos another id")
+    if tokenizer is not None and len(tokenizer) > text.vocab_size:
+        raise ValueError(f"a tokenizer of {len(tokenizer)} tokens; the text tower knows {text.vocab_size}")
+
+
+def _known(kind: Any, said: Mapping[str, Any]) -> None:
+    """transformers keeps keys that it does not know without a word: a typo would train another model."""
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(f"model_type = {kind!r} is not known to transformers{_nearest(kind, CONFIG_MAPPING.keys())}")
+    usual = CONFIG_MAPPING[kind]()
+    for key, value in said.items():
+        if not hasattr(usual, key):
+            raise ValueError(f"config of {kind} has no {key!r}{_nearest(key, usual.to_dict())}")
+        if key.endswith("_config"):
+            inner = getattr(usual, key)
+            if isinstance(value, Mapping) and value.get("model_type", inner.model_type) != inner.model_type:
+                inner = CONFIG_MAPPING[value["model_type"]]()
+            for name in value:
+                if not hasattr(inner, name):
+                    raise ValueError(f"{key} of {kind} has no {name!r}{_nearest(name, inner.to_dict())}")
+
+
+def _nearest(name: Any, known: Any) -> str:
+    near = get_close_matches(str(name), known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,165 @@
+"""An image tower and a text tower to be trained: any dual encoder that transformers builds or loads.
+
+model = TwoTowers({"model_type": "clip", "projection_dim": 512, ...}, tokenizer=tokenizer)
+loss = InfoNCE()(model({"pixel_values": ..., "input_ids": ..., "attention_mask": ...}), model.scalars())
+model.export(Path("model"))                  # transformers' AutoModel loads it
+
+Known kinds: clip, metaclip_2, siglip, siglip2, align, chinese_clip, and vision-text-dual-encoder, which joins any two
+towers. Their own losses are not used: those see the rows of one process only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from models.towers.build import dual_encoder
+from models.towers.dual_encoder import WHOLE_CONTEXT
+from models.towers.patch_dropout import PatchDropout
+from models.trainable import Batch, Features, Scalars, Trainable
+
+SIGMOID = {"siglip": (10.0, -10.0), "siglip2": (10.0, -10.0)}
+"""Scale and bias that SigLIP starts with (Zhai et al. 2023, section 3.2); transformers starts with 1 and 0."""
+IDLE = {"align": ("text_model.pooler",), "chinese_clip": ("text_model.pooler",)}
+"""Modules whose output nobody reads: without gradients, which DistributedDataParallel would wait for."""
+
+
+class TwoTowers(Trainable):
+    """Unit rows `image` (n, d) and `text` (n, d), or (n, k, d) where the batch has k texts a sample."""
+
+    def __init__(
+        self,
+        config: Mapping[str, Any] | None = None,
+        pretrained: str | Mapping[str, str] | None = None,
+        scale: float | None = None,
+        bias: float | None = None,
+        scale_limit: float | None = 100,
+        tokenizer: Any = None,
+    ) -> None:
+        """`config`: as transformers writes it, with its `model_type`; what it leaves out is that class's default.
+
+        `pretrained`: a folder or a hub id; or one for the tower `vision`, for `text`, or for both, whose configs then
+        come from there. `scale`, `bias`: what cosines are multiplied with and what is added, at the start; by default
+        what the kind was published with. `scale_limit`: the largest scale (Radford et al. 2021, section 2.5).
+        `tokenizer`: gives the text tower its vocabulary and its special tokens. Raises `ValueError`.
+        """
+        super().__init__()
+        self.model = dual_encoder(config, pretrained, tokenizer)
+        self.tokenizer = tokenizer
+        self.kind: str = self.model.config.model_type
+        self._scale_limit = scale_limit
+        self._idle = {name: self._without(name) for name in IDLE.get(self.kind, ())}
+        self._patches: PatchDropout | None = None
+        usual = SIGMOID.get(self.kind, (None, None)) if pretrained is None else (None, None)
+        self._begin(scale or usual[0], usual[1] if bias is None else bias)
+
+    def _begin(self, scale: float | None, bias: float | None) -> None:
+        with torch.no_grad():
+            if scale is not None and self.kind == "align":
+                self.model.temperature.fill_(1 / scale)
+            elif scale is not None:
+                self.model.logit_scale.fill_(math.log(scale))
+            if bias is not None and hasattr(self.model, "logit_bias"):
+                self.model.logit_bias.fill_(bias)
+            elif bias is not None:  # its class has none: exported beside the weights it knows, and in its config
+                self.model.logit_bias = nn.Parameter(torch.tensor(float(bias)))
+
+    def encode(self, batch: Batch) -> Features:
+        features: Features = {}
+        if "pixel_values" in batch:
+            if self._patches is not None:
+                self._patches.positions_n = batch.get("position")
+            features["image"] = _unit(self.model.get_image_features(pixel_values=batch["pixel_values"]))
+        if "input_ids" in batch:
+            features["text"] = self._texts(batch)
+        return features
+
+    def _texts(self, batch: Batch) -> torch.Tensor:
+        tokens = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+        texts, length = tokens["input_ids"].shape[:-1], tokens["input_ids"].shape[-1]
+        if length > self.context:
+            raise ValueError(f"texts of {length} tokens; the text tower has {self.context} places; lower texts.context")
+        tokens = {name: value.flatten(0, -2) for name, value in tokens.items()}
+        if self.kind in WHOLE_CONTEXT:  # it reads the last place, and padding is not masked
+            whole = functional.pad(tokens["input_ids"], (0, self.context - length), value=self._padding)
+            tokens = {"input_ids": whole}
+        return _unit(self.model.get_text_features(**tokens)).unflatten(0, texts)
+
+    @property
+    def context(self) -> int:
+        """Tokens of a text that the text tower has places for."""
+        return int(self.model.config.text_config.max_position_embeddings)
+
+    @property
+    def _padding(self) -> int:
+        said = self.model.config.text_config.pad_token_id
+        return 0 if said is None else int(said)
+
+    def scalars(self) -> Scalars:
+        if self.kind == "align":
+            return {"logit_scale": -self.model.temperature.log()}
+        found = {"logit_scale": self.model.logit_scale}
+        return found | {"logit_bias": self.model.logit_bias} if hasattr(self.model, "logit_bias") else found
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        if self._scale_limit is None:
+            return
+        if self.kind == "align":
+            self.model.temperature.clamp_(min=1 / self._scale_limit)
+        else:
+            self.model.logit_scale.clamp_(max=math.log(self._scale_limit))
+
+    @property
+    def patch_dropout(self) -> float:
+        """Share of the patches that the image tower does not see while it trains; set anew for every phase."""
+        return 0.0 if self._patches is None else self._patches.share
+
+    @patch_dropout.setter
+    def patch_dropout(self, share: float) -> None:
+        if self._patches is None:
+            if share == 0:
+                return
+            self._patches = PatchDropout(getattr(self.model.vision_model, "embeddings", self.model.vision_model))
+        self._patches.share = share
+
+    def train(self, mode: bool = True) -> TwoTowers:
+        """A tower that is frozen stays as in evaluation: without dropout, its running means as they are."""
+        super().train(mode)
+        for tower in (self.model.vision_model, self.model.text_model):
+            if not any(parameter.requires_grad for parameter in tower.parameters()):
+                tower.eval()
+        return self
+
+    def export(self, folder: Path) -> None:
+        """Config and safetensors, and the tokenizer where one was given."""
+        for name, module in self._idle.items():
+            self.model.set_submodule(name, module)
+        if (bias := getattr(self.model, "logit_bias", None)) is not None and self.kind not in SIGMOID:
+            self.model.config.logit_bias = float(bias)
+        self.model.save_pretrained(folder)
+        for name in self._idle:
+            self._without(name)
+        if self.tokenizer is not None:
+            if self.kind in WHOLE_CONTEXT:
+                self.tokenizer.model_input_names = ["input_ids"]
+            self.tokenizer.save_pretrained(folder)
+
+    def _without(self, name: str) -> nn.Module:
+        """Takes a module out of the model, so that it is neither trained nor waited for."""
+        module = self.model.get_submodule(name)
+        parent, _, own = name.rpartition(".")
+        setattr(self.model.get_submodule(parent), own, None)
+        return module
+
+
+def _unit(outputs: Any) -> torch.Tensor:
+    """(n, d), of length one; normalised in float32 under autocast, too."""
+    rows = outputs.pooler_output
+    return functional.normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=-1)
