@@ -212,12 +212,12 @@ def _phrase(look: Look, dice: random.Random) -> str:
     if not look.several:
         counted = dice.choice(("one", "a single", "exactly one"))
         text = " ".join([*words, noun])
-        text = _a(text) if look.count is None else f"{counted} {text}"
+        text = with_article(text) if look.count is None else f"{counted} {text}"
     else:
         number = dice.choice(("some", "several", "a few"))
         if look.count is not None:
             number = NUMBERS[look.count] if dice.random() < 0.8 else str(look.count)
-        text = " ".join([number, *words, _plural(noun)])
+        text = " ".join([number, *words, plural(noun)])
     return text if look.place is None else f"{text} {look.place}"
 
 
@@ -228,7 +228,7 @@ def _adjectives(look: Look) -> list[tuple[Words, str | None]]:
 def _the(look: Look, count: int, dice: random.Random) -> str:
     noun = dice.choice(SHAPE_WORDS[look.shape])
     colour = dice.choice(COLOUR_WORDS[look.colour]) if look.colour else ""
-    return f"the {colour} {noun if count == 1 else _plural(noun)}"
+    return f"the {colour} {noun if count == 1 else plural(noun)}"
 
 
 def _maybe_ground(scene: Scene, dice: random.Random) -> tuple[Ground, ...]:
@@ -242,7 +242,7 @@ def _ground(ground: Ground, dice: random.Random) -> str:
     words = [dice.choice(COLOUR_WORDS[ground.colour]), dice.choice(("background", "backdrop"))]
     if ground.pattern is not None:
         words.insert(0, dice.choice(PATTERN_WORDS[ground.pattern]))
-    return _a(" ".join(words))
+    return with_article(" ".join(words))
 
 
 def _behind(ground: Sequence[Ground], dice: random.Random) -> str:
@@ -269,9 +269,9 @@ def _shuffled(groups: Sequence[Group], dice: random.Random) -> list[Group]:
     return dice.sample(groups, k=len(groups))
 
 
-def _plural(noun: str) -> str:
+def plural(noun: str) -> str:
     return PLURALS.get(noun, f"{noun}s")
 
 
-def _a(noun: str) -> str:
+def with_article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
