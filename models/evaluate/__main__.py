@@ -1,0 +1,81 @@
+"""The command of the evaluation, without Ray and without a DAG."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from models.evaluate import TASKS, Metric, evaluate
+from models.evaluate.sets import found_in
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""\b
+Examples:
+  python -m infra.miniweb.sets demo/sets --samples 500
+  python -m models.evaluate demo/model demo/sets
+  python -m models.evaluate demo/model hf://datasets/clip-benchmark/wds_cifar10 --task knn --device cuda
+""",
+)
+@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("sets", metavar="SET...", nargs=-1, required=True)
+@click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), help="Only these, instead of all that fit.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write the rows to this JSON file.")
+@click.option("--device", default="cpu", show_default=True, help="Where the model runs: cpu, cuda, cuda:1.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of the weights and the forward pass.",
+)
+@click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images or texts at once.")
+@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="That decode and resize.")
+@click.option("--seed", default=0, show_default=True, help="Of the folds of a linear probe.")
+def main(model: Path, sets: Sequence[str], tasks: Sequence[Any], out: Path | None, **options: Any) -> None:
+    """Evaluate MODEL, a folder that transformers loads, on every SET.
+
+    A SET is a folder in CLIP_benchmark's WebDataset layout, or a folder of such, local or in any store that fsspec
+    reaches. What it is for, its files say: classes (zero-shot by prompts; with a `train` split also a linear probe and
+    nearest neighbours), retrieval, or the choice of a caption.
+    """
+    try:
+        found = {name: place for folder in sets for name, place in found_in(folder).items()}
+        metrics = evaluate(model, found, tasks=tasks or None, **options)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        rows = [asdict(metric) for metric in metrics]
+        out.write_text(json.dumps({"model": str(model), "metrics": rows}, indent=2) + "\n", encoding="utf-8")
+    Console(width=None if sys.stdout.isatty() else 120).print(table(metrics))
+
+
+def table(metrics: Sequence[Metric]) -> Table:
+    """A line per metric; what no standard error is known of has none."""
+    shown = Table(box=None)
+    for name in ("set", "task", "metric"):
+        shown.add_column(name)
+    for name in ("value", "± s.e.", "chance", "samples"):
+        shown.add_column(name, justify="right")
+    for metric in metrics:
+        about = (metric.value, metric.standard_error, metric.chance)
+        shown.add_row(metric.set, metric.task, metric.metric, *map(_share, about), f"{metric.samples:,}")
+    return shown
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m models.evaluate")

@@ -1,0 +1,146 @@
+"""A model on evaluation sets: which tasks a set is for, and its images and texts as vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Literal, TypeVar, get_args
+
+import numpy as np
+
+from models.data.images import opened
+from models.evaluate import retrieval, selection, zero_shot
+from models.evaluate.metric import Groups, Metric
+from models.evaluate.sets import EvaluationSet, SetError
+from models.towers.dual_encoder import Dtype, DualEncoder, Rows
+from models.towers.preprocess import Pixels
+
+Task = Literal["zeroshot_classification", "zeroshot_retrieval", "image_caption_selection", "linear_probe", "knn"]
+TASKS: tuple[Task, ...] = get_args(Task)
+CHUNK = 512
+"""Images that are decoded and resized while the model works on as many."""
+Answers = list[tuple[str, bytes]]
+
+T = TypeVar("T")
+
+
+def evaluate(
+    model: str | Path | DualEncoder,
+    sets: Mapping[str, str],
+    *,
+    tasks: Sequence[Task] | None = None,
+    device: str = "cpu",
+    dtype: Dtype = "float32",
+    batch: int = 64,
+    threads: int = 2,
+    seed: int = 0,
+) -> list[Metric]:
+    """What a model scores on sets, each a folder by its name, in every task that the set is for, or in `tasks` of them.
+
+    `model`: a folder that transformers loads. `batch`: images or texts at once. `threads`: that decode and resize.
+    `seed`: of the folds in which a linear probe chooses its penalty. Raises `ValueError` for a folder that holds no
+    dual encoder, for a set that cannot be read and for a task that none of the sets is for.
+    """
+    opened = [EvaluationSet.open(name, folder) for name, folder in sets.items()]
+    wanted = {one.name: [task for task in _tasks(one) if tasks is None or task in tasks] for one in opened}
+    for task in tasks or ():
+        if not any(task in chosen for chosen in wanted.values()):
+            raise SetError(f"task {task}: none of the sets {', '.join(sets)} is for it; probes need a `train` split")
+    encoder = model if isinstance(model, DualEncoder) else DualEncoder.load(Path(model), device, dtype)
+    with ThreadPoolExecutor(threads) as pool:
+        return [row for one in opened for row in _on_set(_Reader(encoder, one, batch, pool), wanted[one.name], seed)]
+
+
+def _tasks(one: EvaluationSet) -> list[Task]:
+    """What a set is for."""
+    match one.kind:
+        case "retrieval":
+            return ["zeroshot_retrieval"]
+        case "image_caption_selection":
+            return ["image_caption_selection"]
+        case "multilabel":
+            return ["zeroshot_classification"]
+        case "classification":
+            probes: list[Task] = ["linear_probe", "knn"] if "train" in one.shards else []
+            return ["zeroshot_classification", *probes]
+
+
+def _on_set(reader: _Reader, tasks: Sequence[Task], seed: int) -> Iterator[Metric]:
+    one = reader.set
+    if not tasks:
+        return
+    images_nd, answers = reader.split("test")
+    if one.kind in ("retrieval", "image_caption_selection"):
+        captions = [one.captions(key, answer) for key, answer in answers]
+        texts_md = reader.texts([line for lines in captions for line in lines])
+        owners = np.repeat(np.arange(len(captions)), [len(lines) for lines in captions])
+        score = retrieval.recalls if one.kind == "retrieval" else selection.accuracy
+        yield from score(one.name, images_nd, texts_md, owners)
+        return
+    if "zeroshot_classification" in tasks:
+        if not one.templates:
+            raise SetError(
+                f"set {one.name}: {one.folder} has no zeroshot_classification_templates.txt; write prompts with {{c}}"
+            )
+        classes_cd = zero_shot.class_rows(reader.encoder, one.classes, one.templates, reader.batch)
+        scores_nc = images_nd @ classes_cd.T
+        if one.kind == "multilabel":
+            truth = np.stack([one.labels(key, answer) for key, answer in answers])
+            yield from zero_shot.average_precision(one.name, zero_shot.TASK, scores_nc, truth)
+        else:
+            yield from zero_shot.accuracies(one.name, zero_shot.TASK, scores_nc, reader.labels(answers))
+    if {"linear_probe", "knn"} & set(tasks):
+        from models.evaluate import probes  # with scikit-learn, which takes two seconds to import
+
+        train_nd, train_answers = reader.split("train")
+        known = one.name, train_nd, reader.labels(train_answers), images_nd, reader.labels(answers), len(one.classes)
+        if "linear_probe" in tasks:
+            yield from probes.linear_probe(*known, seed)
+        if "knn" in tasks:
+            yield from probes.nearest_neighbours(*known)
+
+
+class _Reader:
+    """A set through a model."""
+
+    def __init__(self, encoder: DualEncoder, one: EvaluationSet, batch: int, pool: Executor) -> None:
+        self.encoder, self.set, self.batch = encoder, one, batch
+        self._pool = pool
+
+    def split(self, split: str) -> tuple[Rows, Answers]:
+        """float32 (images, width), unit rows, and key and answer of each. Raises `SetError`."""
+        rows: list[Rows] = []
+        answers: Answers = []
+        ahead: list[Future[Pixels]] = []
+        for chunk in _chunks(self.set.samples(split), CHUNK):
+            coming = [self._pool.submit(self._pixels, key, data) for key, data, _ in chunk]
+            answers += [(key, answer) for key, _, answer in chunk]
+            if ahead:
+                rows.append(self._rows(ahead))
+            ahead = coming
+        return np.concatenate([*rows, self._rows(ahead)]), answers
+
+    def _rows(self, coming: Sequence[Future[Pixels]]) -> Rows:
+        return self.encoder.embed_prepared([one.result() for one in coming], self.batch)
+
+    def _pixels(self, key: str, data: bytes) -> Pixels:
+        """As the model wants it, so that no more than that is held of an image."""
+        try:
+            with opened(data) as image:
+                return self.encoder.preprocessing(np.asarray(image.convert("RGB")))
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all of them for damaged files
+            raise SetError(f"set {self.set.name}: the image of sample {key}: {error}; fetch the set again") from None
+
+    def texts(self, texts: Sequence[str]) -> Rows:
+        return self.encoder.embed_texts(texts, self.batch)
+
+    def labels(self, answers: Answers) -> Groups:
+        return np.array([self.set.label(key, answer) for key, answer in answers])
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    rest = iter(items)
+    while chunk := list(islice(rest, size)):
+        yield chunk
