@@ -1,0 +1,140 @@
+"""Images with captions, out of shards.
+
+loader, tokenizer = open_pairs(recipe, {"shards": "root/shards/data/3d2c0b8e1d97"})
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from random import Random
+
+import torch
+
+import models.without_torchvision  # isort: skip  # noqa: F401
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from models.data.images import training_pixels
+from models.data.loader import Collate, Loader
+from models.data.order import Order
+from models.data.shards import Damaged, DataError, Sample, Samples
+from models.data.tokenizer import Encoder, trained
+from models.recipe import Data, Recipe
+from models.trainable import Batch
+
+LEARNT_FROM = 200_000
+"""Samples whose captions a tokenizer is trained on, at most."""
+Row = tuple[torch.Tensor, list[str]]
+"""uint8 (3, side, side), and the captions."""
+
+
+class Pairs(Collate[Row]):
+    """An image and `captions` of its captions: the pairs of contrastive objectives and captioners."""
+
+    def __init__(self, data: Data, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._data = data
+        self._encode = Encoder(tokenizer, data.texts.context)
+
+    def row(self, sample: Sample, dice: Random) -> Row:
+        texts = drawn(captions_of(sample), self._data.captions, dice)
+        return training_pixels(sample, self._data.images, dice), texts
+
+    def batch(self, rows: Sequence[Row]) -> Batch:
+        tokens, mask = self._encode([text for _, texts in rows for text in texts])
+        if self._data.captions > 1:
+            tokens, mask = (each.view(len(rows), self._data.captions, -1) for each in (tokens, mask))
+        return {
+            "pixel_values": torch.stack([pixels for pixels, _ in rows]),
+            "input_ids": tokens,
+            "attention_mask": mask,
+        }
+
+
+def captions_of(sample: Sample) -> list[str]:
+    """All of them: the texts of `captions` in the JSON, as sluice's shards have it, else the txt, else the JSON's
+    `caption`, as img2dataset's have it. Raises `Damaged` where there is none."""
+    said = _json(sample)
+    listed = said.get("captions")
+    found = [one.get("text") for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    if not found and "txt" in sample.members:
+        found = [sample.members["txt"].decode("utf-8", "replace")]
+    texts = [text for text in found or [said.get("caption")] if isinstance(text, str) and text.strip()]
+    if not texts:
+        raise Damaged("no caption", sample.key, "expected a txt, or captions in the json")
+    return texts
+
+
+def _json(sample: Sample) -> dict[str, object]:
+    try:
+        said = json.loads(sample.members.get("json", b"{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def drawn(texts: Sequence[str], count: int, dice: Random) -> list[str]:
+    """`count` of the texts at random: all of them before one comes again."""
+    found: list[str] = []
+    while len(found) < count:
+        found += dice.sample(texts, min(len(texts), count - len(found)))
+    return found
+
+
+def open_sets(recipe: Recipe, folders: Mapping[str, str]) -> dict[str, Samples]:
+    """The sets of the recipe's mixture. Raises `DataError` for one that no folder is given for, or the other way."""
+    wanted = recipe.data.mixture
+    for name in wanted:
+        if name not in folders:
+            raise DataError(f"mixture.{name}: nothing says where it lies; give --data {name}=FOLDER")
+    for name in folders:
+        if name not in wanted:
+            raise DataError(f"--data {name}=…: the recipe's mixture has no such set; it has {', '.join(wanted)}")
+    return {name: Samples.open(folders[name]) for name in wanted}
+
+
+def tokenizer_for(recipe: Recipe, sets: Mapping[str, Samples]) -> PreTrainedTokenizerBase:
+    """The one that the recipe names, else one that is trained on captions as the mixture has them."""
+    texts = recipe.data.texts
+    if texts.tokenizer is not None:
+        try:
+            return AutoTokenizer.from_pretrained(texts.tokenizer, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            told = str(error).strip().splitlines()[0]
+            raise DataError(f"data.texts.tokenizer = {texts.tokenizer!r} cannot be loaded: {told}") from None
+    return trained(_captions(order_of(recipe, sets), sets), texts.vocabulary, texts.context)
+
+
+def _captions(order: Order, sets: Mapping[str, Samples]) -> Iterator[str]:
+    """All captions of the first samples of the order, as many as the sets hold, or `LEARNT_FROM`."""
+    whose, which = order.span(0, min(LEARNT_FROM, sum(len(sets[name]) for name in order.names)))
+    found = False
+    for number, sample in zip(whose.tolist(), which.tolist(), strict=True):
+        try:
+            yield from captions_of(sets[order.names[number]].read(sample))
+            found = True
+        except Damaged:
+            continue  # the loader meets it again, and counts it
+    if not found:
+        raise DataError(f"no sample of {', '.join(order.names)} has a caption; expected txt members")
+
+
+def order_of(recipe: Recipe, sets: Mapping[str, Samples]) -> Order:
+    return Order({name: len(samples) for name, samples in sets.items()}, recipe.data.mixture, recipe.seed)
+
+
+def open_pairs(
+    recipe: Recipe,
+    folders: Mapping[str, str],
+    rank: int = 0,
+    world: int = 1,
+    start: int = 0,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    threads: int | None = None,
+    pin: bool = False,
+) -> tuple[Loader[Row], PreTrainedTokenizerBase]:
+    """The batches of a recipe from `start` (samples seen) on, and the tokenizer, which is `tokenizer` where a training
+    goes on. Raises `DataError`."""
+    sets = open_sets(recipe, folders)
+    tokenizer = tokenizer if tokenizer is not None else tokenizer_for(recipe, sets)
+    collate = Pairs(recipe.data, tokenizer)
+    return Loader(sets, order_of(recipe, sets), collate, recipe.batch, rank, world, start, threads, pin), tokenizer
