@@ -30,7 +30,7 @@ class Loss(NamedTuple):
 
     total: torch.Tensor
     """() with gradient: the sum over the rows (or tokens) of this process."""
-    count: torch.Tensor
+    count: torch.Tensor  # type: ignore[assignment]  # not what tuples call count
     """(): how many rows (or tokens) that were."""
 
 

@@ -22,20 +22,28 @@ class InfoNCE(Objective):
 
     joint = True
 
-    def __init__(self, left: str = "image", right: str = "text", temperature: float | None = None) -> None:
-        """`left`, `right`: names of features (n, d) of unit rows. `temperature`: a fixed one, not the model's own."""
+    def __init__(
+        self, left: str = "image", right: str = "text", temperature: float | None = None, smoothing: float = 0
+    ) -> None:
+        """`left`, `right`: names of features (n, d) of unit rows. `temperature`: a fixed one, not the model's own.
+
+        `smoothing`: share of the target that is spread over all rows (ALIGN, Jia et al. 2021, section 5).
+        """
         super().__init__()
-        self.left, self.right, self.temperature = left, right, temperature
+        self.left, self.right = left, right
+        self.temperature, self.smoothing = temperature, smoothing
 
     def forward(self, features: Features, scalars: Scalars) -> Loss:
         left_md, right_md = _rows(features, self.left), _rows(features, self.right)
         with torch.autocast(left_md.device.type, enabled=False):
             scale = scalars["logit_scale"].exp() if self.temperature is None else 1 / self.temperature
             target_m = torch.arange(len(left_md), device=left_md.device) + rank() * len(left_md)
-            total = sum(
-                functional.cross_entropy(scale * rows_md @ gathered(others_md).T, target_m, reduction="sum")
-                for rows_md, others_md in ((left_md, right_md), (right_md, left_md))
-            )
+            total = left_md.new_zeros(())
+            for rows_md, others_md in ((left_md, right_md), (right_md, left_md)):
+                logits_mn = scale * rows_md @ gathered(others_md).T
+                total = total + functional.cross_entropy(
+                    logits_mn, target_m, reduction="sum", label_smoothing=self.smoothing
+                )
         return Loss(total / 2, left_md.new_tensor(len(left_md)))
 
 
@@ -43,8 +51,8 @@ class Sigmoid(Objective):
     """Is this the text of that image? Asked of every pair alone (Zhai et al. 2023, equation 1 and section 3.3).
 
     Σ_ij −log σ(z_ij (exp(`logit_scale`) · cosine_ij + `logit_bias`)), z = 1 where the text is the image's and −1 where
-    it is not, over the number of images. Texts go round the processes, so that memory is own x own rows. A sample may
-    have several texts, all of which are its own.
+    it is not, over the number of texts. They go round the processes, so that memory is own x own rows. A sample may
+    have several texts, all of which are its own: the multi-positive loss of FLAIR (Xiao et al. 2025, L^mps).
     """
 
     joint = True
@@ -61,7 +69,7 @@ class Sigmoid(Objective):
                 total = total + checkpoint(
                     _unlikely, images_md, others_mkd, scale, bias, own, use_reentrant=False, preserve_rng_state=False
                 )
-        return Loss(total, images_md.new_tensor(len(images_md)))
+        return Loss(total, images_md.new_tensor(texts_mkd.shape[0] * texts_mkd.shape[1]))
 
 
 def _unlikely(

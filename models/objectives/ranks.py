@@ -76,7 +76,8 @@ class _Handed(Function):
 
 
 def _handed(rows: torch.Tensor, steps: int) -> torch.Tensor:
-    rows, coming = rows.contiguous(), torch.empty_like(rows)
+    rows = rows.contiguous()
+    coming = torch.empty_like(rows)
     away, back = ((rank() + way) % world() for way in (steps, -steps))
     sides = [dist.P2POp(dist.isend, rows, away), dist.P2POp(dist.irecv, coming, back)]
     for work in dist.batch_isend_irecv(sides):

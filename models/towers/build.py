@@ -37,7 +37,9 @@ def dual_encoder(config: Mapping[str, Any] | None, pretrained: str | Mapping[str
     if "text" not in towers:
         said["text_config"] = _with_tokens(dict(said.get("text_config", {})), tokenizer)
     _known(kind, said)
-    model = AutoModel.from_config(AutoConfig.for_model(kind, **said), dtype=torch.float32)
+    model = AutoModel.from_config(  # type: ignore[no-untyped-call]
+        AutoConfig.for_model(kind, **said), dtype=torch.float32
+    )
     for name, tower in towers.items():
         getattr(model, f"{name}_model").load_state_dict(tower.state_dict())
     _fits(tokenizer, model.config)

@@ -19,10 +19,10 @@ class PatchDropout:
         """`embeddings` gives (n, tokens, d), patches last. Raises `ValueError` where it knows no `num_patches`."""
         self.share = 0.0
         self.positions_n: torch.Tensor | None = None
-        found = [int(module.num_patches) for module in embeddings.modules() if hasattr(module, "num_patches")]
+        found: list[Any] = [module.num_patches for module in embeddings.modules() if hasattr(module, "num_patches")]
         if not found:
             raise ValueError(f"{type(embeddings).__name__} has no patches to drop; take a ViT, or patch_dropout 0")
-        self._patches = found[0]
+        self._patches = int(found[0])
         embeddings.register_forward_hook(self)
 
     def __call__(self, embeddings: nn.Module, arguments: Any, tokens_nld: torch.Tensor) -> torch.Tensor:

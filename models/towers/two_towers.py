@@ -89,7 +89,8 @@ class TwoTowers(Trainable):
         if self.kind in WHOLE_CONTEXT:  # it reads the last place, and padding is not masked
             whole = functional.pad(tokens["input_ids"], (0, self.context - length), value=self._padding)
             tokens = {"input_ids": whole}
-        return _unit(self.model.get_text_features(**tokens)).unflatten(0, texts)
+        rows = _unit(self.model.get_text_features(**tokens))
+        return rows.reshape(*texts, rows.shape[-1])
 
     @property
     def context(self) -> int:
@@ -129,14 +130,6 @@ class TwoTowers(Trainable):
             self._patches = PatchDropout(getattr(self.model.vision_model, "embeddings", self.model.vision_model))
         self._patches.share = share
 
-    def train(self, mode: bool = True) -> TwoTowers:
-        """A tower that is frozen stays as in evaluation: without dropout, its running means as they are."""
-        super().train(mode)
-        for tower in (self.model.vision_model, self.model.text_model):
-            if not any(parameter.requires_grad for parameter in tower.parameters()):
-                tower.eval()
-        return self
-
     def export(self, folder: Path) -> None:
         """Config and safetensors, and the tokenizer where one was given."""
         for name, module in self._idle.items():
@@ -153,7 +146,7 @@ class TwoTowers(Trainable):
 
     def _without(self, name: str) -> nn.Module:
         """Takes a module out of the model, so that it is neither trained nor waited for."""
-        module = self.model.get_submodule(name)
+        module: nn.Module = self.model.get_submodule(name)
         parent, _, own = name.rpartition(".")
         setattr(self.model.get_submodule(parent), own, None)
         return module

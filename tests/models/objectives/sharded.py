@@ -1,0 +1,83 @@
+"""One step of a toy model, on one process and on several: what the losses and their gradients are.
+
+Images and texts are rows of two matrices times the toy's weights, so that the weights' gradients hold those of every
+row, and an error in any of them shows.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn import functional
+
+from models.objectives.contrastive import InfoNCE, Sigmoid
+from models.trainable import Objective
+
+ROWS, INPUTS, WIDTH, CAPTIONS = 12, 5, 7, 3
+DTYPES = (torch.float32, torch.float64)
+Gradients = dict[str, torch.Tensor]
+CASES: dict[str, Callable[[], Objective]] = {
+    "InfoNCE": InfoNCE,
+    "InfoNCE, smoothed": partial(InfoNCE, smoothing=0.1),
+    "InfoNCE, fixed temperature": partial(InfoNCE, temperature=0.1),
+    "InfoNCE, other features": partial(InfoNCE, left="text", right="other"),
+    "Sigmoid": Sigmoid,
+    "Sigmoid, captions": Sigmoid,
+}
+
+
+def step(case: str, dtype: torch.dtype, rank: int = 0, world: int = 1) -> Gradients:
+    """The mean loss, and the gradient of everything learned, added up over the processes."""
+    torch.manual_seed(0)
+    inputs = {name: torch.randn(ROWS, INPUTS, dtype=dtype) for name in ("image", "text", "other", "position")}
+    if case.endswith("captions"):
+        inputs["text"] = torch.randn(ROWS, CAPTIONS, INPUTS, dtype=dtype)
+    weights = {name: torch.randn(INPUTS, WIDTH, dtype=dtype, requires_grad=True) for name in inputs}
+    learned = {"logit_scale": 1.2, "logit_bias": -2.0}
+    scalars = {name: torch.tensor(value, dtype=dtype, requires_grad=True) for name, value in learned.items()}
+    own = slice(rank * ROWS // world, (rank + 1) * ROWS // world)
+    features = {name: functional.normalize(inputs[name][own] @ weights[name], dim=-1) for name in inputs}
+    loss = CASES[case]()(features, scalars)
+    count = _added(loss.count.clone())
+    (loss.total / count).backward()
+    found = {name: _added(weight.grad) for name, weight in (weights | scalars).items() if weight.grad is not None}
+    return found | {"loss": _added(loss.total.detach()) / count}
+
+
+def together(world: int, folder: Path) -> dict[tuple[str, torch.dtype], Gradients]:
+    """What every case gives on `world` processes, all started once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    processes = [context.Process(target=_worker, args=(rank, world, folder)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * world
+    found: dict[tuple[str, torch.dtype], Gradients] = torch.load(folder / "found.pt")
+    return found
+
+
+def _worker(rank: int, world: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    found = {
+        (case, dtype): step(case, dtype, rank, world) for case in CASES for dtype in (torch.float32, torch.float64)
+    }
+    if rank == 0:
+        torch.save(found, folder / "found.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _added(tensor: torch.Tensor) -> torch.Tensor:
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
