@@ -205,6 +205,8 @@ class Recipe(Part):
     parallel: Parallel = Parallel()
     checkpoint_every: int | None = Field(default=None, ge=1)
     """Samples; by default a tenth of all."""
+    keep: int = Field(default=2, ge=1)
+    """Newest checkpoints that stay, beside the one with the lowest loss."""
     seed: int = 0
 
     @model_validator(mode="after")
@@ -267,12 +269,15 @@ class Recipe(Part):
 
     def phase_at(self, samples: int) -> tuple[int, Phase]:
         """The number of the phase, and the phase, in which the sample after `samples` is seen."""
-        end = 0.0
         for number, phase in enumerate(self.phases):
-            end += phase.share * self.samples
-            if samples < round(end):
+            if samples < self.bounds(number)[1]:
                 return number, phase
         return len(self.phases) - 1, self.phases[-1]
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """The samples at which a phase begins and ends."""
+        ends = [sum(phase.share for phase in self.phases[:count]) * self.samples for count in (number, number + 1)]
+        return round(ends[0]), round(ends[1])
 
 
 def shipped() -> list[str]:

@@ -1,0 +1,221 @@
+"""One loop for all systems, on one process or on many.
+
+trained = train(Recipe.load("clip-vit-b32", tiny=True), {"shards": "root/shards/data"}, "out")
+trained.model                                # out/model, which transformers loads
+
+It goes on from the newest checkpoint in `out`. Where torch.distributed was initialised (torchrun, Ray Train), every
+process calls it with the same arguments.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fsspec.core import url_to_fs
+
+import models.without_torchvision  # isort: skip  # noqa: F401
+from transformers import AutoTokenizer
+
+from models.recipe import Recipe, RecipeError
+from models.train import flops, optimizer, state
+from models.train.accumulate import System
+from models.train.checkpoint import Checkpoint, Checkpoints
+from models.train.finish import export
+from models.train.meter import Row
+from models.train.parallel import Place, compile_blocks, lighten
+from models.train.progress import Board
+from models.train.source import Pairs, Source
+from models.train.trainer import Report, Trainer
+from models.trainable import Trainable
+
+Data = Mapping[str, Any]
+"""Where every set of the recipe's mixture lies: a folder, a pattern, or a list of tars."""
+FREE = frozenset({"about", "samples", "guard", "parallel", "checkpoint_every", "keep"})
+"""What a recipe may say otherwise than when the training began."""
+SOURCES: Mapping[str, Callable[[Recipe, Data, Place, Any], Source]] = {"pairs": Pairs}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What became of a training."""
+
+    model: str | None
+    """The folder with the model; None where it was stopped before the end."""
+    samples: int
+    curve: Sequence[Row]
+    """`samples`, `loss`, `learning_rate`, `samples_per_second` and more; means since the row before."""
+    skipped: Mapping[str, int]
+    """Samples that could not be used, by reason."""
+
+
+def train(
+    recipe: Recipe,
+    data: Data,
+    out: str,
+    *,
+    lineage: Mapping[str, Any] | None = None,
+    resume: bool = True,
+    report: Report | None = None,
+    stop: Callable[[], bool] | None = None,
+    wandb: str | None = None,
+    source: Source | None = None,
+) -> Trained:
+    """Train a recipe, and write checkpoints and the model to `out`, a folder on any fsspec store.
+
+    `lineage`: where the data comes from, for checkpoints, `training.json` and the model card. `resume`: False deletes
+    what `out` holds. `report`: told of every checkpoint, may stop the training. `stop`: asked before every step.
+    `wandb`: a project of Weights & Biases to log to. `source`: instead of the recipe's own.
+
+    Raises `RecipeError` and `DataError` for what cannot be, `TrainingError` for a loss that is no number, or jumps.
+    """
+    place = Place.here()
+    place.share_of(recipe.batch)
+    checkpoints = Checkpoints(out, place, recipe.keep)
+    with ExitStack() as stack:
+        stack.callback(checkpoints.close)
+        stack.enter_context(torch.random.fork_rng([place.device] if place.device.type == "cuda" else []))
+        checkpoints.start(anew=not resume)
+        newest = checkpoints.newest()
+        facts = {"recipe": recipe.model_dump(mode="json"), "lineage": dict(lineage or {}), "code": state.code()}
+        if newest is not None:
+            _same(newest, facts, out)
+        if source is None:
+            tokenizer = _load_tokenizer(out) if newest is not None else None
+            source = SOURCES[recipe.data.kind](recipe, data, place, tokenizer)
+        if place.first and newest is None:
+            _save_tokenizer(source.tokenizer, out)
+
+        system = _system(recipe, source, place)
+        works = _count(recipe, system, source)
+        if recipe.parallel.checkpoint_activations:
+            lighten(system.model)
+        if recipe.parallel.compile:
+            compile_blocks(system.model)
+        place.spread(system.model, recipe.parallel.mode)
+
+        done = newest.samples if newest else 0
+        board = (
+            stack.enter_context(Board(out, recipe.name, recipe.samples, done, facts["recipe"], wandb))
+            if place.first
+            else None
+        )
+        peak = flops.peak(place.device, system.bfloat16)
+        trainer = Trainer(
+            recipe, system, source, checkpoints, board, works=works, peak=peak, facts=facts, report=report, stop=stop
+        )
+        if newest is not None:
+            trainer.restore(newest)
+        trainer.run()
+        skipped = place.added(trainer.skipped)
+        model = None
+        if trainer.samples >= trainer.end:
+            said = {
+                **facts,
+                "samples": trainer.samples,
+                "seconds": trainer.seconds,
+                "samples_per_second": trainer.samples / trainer.seconds if trainer.seconds else None,
+                "processes": place.world,
+                "device": torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else "cpu",
+                "skipped": skipped,
+                "left_out": sorted(trainer.left_out),
+                "curve": trainer.curve,
+            }
+            model = _export(recipe, system, trainer, source, said, out)
+        return Trained(model, trainer.samples, tuple(trainer.curve), skipped)
+
+
+def _build(recipe: Recipe, source: Source) -> Trainable:
+    """The recipe's model, with the tokenizer where it asks for one."""
+    given = {"tokenizer": source.tokenizer} if "tokenizer" in inspect.signature(recipe.model.load()).parameters else {}
+    torch.manual_seed(recipe.seed)
+    model: Trainable = recipe.model.build(**given)
+    return model
+
+
+def _system(recipe: Recipe, source: Source, place: Place) -> System:
+    model = _build(recipe, source).to(place.device)
+    return System(
+        model,
+        [term.objective.build().to(place.device) for term in recipe.objectives],
+        [term.weight for term in recipe.objectives],
+        place,
+        bfloat16=recipe.precision == "bfloat16",
+        seed=recipe.seed,
+        shards=recipe.parallel.mode == "fsdp" and place.world > 1,
+    )
+
+
+def _count(recipe: Recipe, system: System, source: Source) -> list[flops.Work]:
+    """Operations of a sample in each phase."""
+    trained = {name: own for name, own in system.model.named_parameters() if own.requires_grad}
+    with closing(source.open(0)) as loader:
+        batch = {name: column[:2].to(system.place.device) for name, column in next(iter(loader)).items()}
+    batch = {**source.ready(batch), "position": torch.arange(len(next(iter(batch.values()))))}
+    works = []
+    for phase in recipe.phases:
+        optimizer.enter(system.model, trained, phase)
+        if hasattr(system.model, "patch_dropout"):
+            system.model.patch_dropout = phase.patch_dropout  # type: ignore[assignment]
+        works.append(flops.measure(system.model, batch))
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    return works
+
+
+def _export(recipe: Recipe, system: System, trainer: Trainer, source: Source, said: Mapping[str, Any], out: str) -> str:
+    averages = trainer.average.values if trainer.average is not None else {}
+    weights = state.whole(dict(system.model.named_parameters()) | averages | state.buffers(system))
+    folder = None
+    if system.place.first:
+        own = {name: value for name, value in weights.items() if not name.startswith("objectives.")}
+        folder = export(_build(recipe, source), own, source.tokenizer, recipe, said, out)
+    told: str = system.place.told(folder)
+    return told
+
+
+# -- what lies in `out` ------------------------------------------------------------------------------------------------
+
+
+def _same(newest: Checkpoint, facts: Mapping[str, Any], out: str) -> None:
+    """Raise `RecipeError` where a checkpoint is of another training."""
+    for name in ("recipe", "lineage"):
+        then, now = newest.facts[name], json.loads(json.dumps(facts[name]))
+        for key in sorted({*then, *now} - (FREE if name == "recipe" else set())):
+            if then.get(key) != now.get(key):
+                raise RecipeError(
+                    f"{out} holds a training whose {name}.{key} was {_short(then.get(key))}, and now is "
+                    f"{_short(now.get(key))}; take another folder, or begin anew (--restart)"
+                )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def _save_tokenizer(tokenizer: Any, out: str) -> None:
+    """Beside the checkpoints, so that what goes on reads as what began."""
+    if tokenizer is None:
+        return
+    fs, path = url_to_fs(f"{out.rstrip('/')}/tokenizer")
+    with tempfile.TemporaryDirectory(prefix="sluice-tokenizer-") as local:
+        tokenizer.save_pretrained(local)
+        fs.makedirs(path, exist_ok=True)
+        for file in Path(local).iterdir():
+            fs.put_file(str(file), f"{path}/{file.name}")
+
+
+def _load_tokenizer(out: str) -> Any:
+    fs, path = url_to_fs(f"{out.rstrip('/')}/tokenizer")
+    with tempfile.TemporaryDirectory(prefix="sluice-tokenizer-") as local:
+        for file in fs.ls(path, detail=False):
+            fs.get_file(file, f"{local}/{str(file).rpartition('/')[2]}")
+        return AutoTokenizer.from_pretrained(local, local_files_only=True, trust_remote_code=False)

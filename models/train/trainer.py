@@ -1,0 +1,287 @@
+"""One training in progress: steps, checkpoints, what is shown of it, and what happens when a step goes wrong."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+import torch
+from fsspec.core import url_to_fs
+
+from models.recipe import Recipe, RecipeError
+from models.train import optimizer as optimizers
+from models.train import state
+from models.train.accumulate import System, gradients
+from models.train.checkpoint import Checkpoint, Checkpoints
+from models.train.ema import Average, local
+from models.train.flops import MASK, Work
+from models.train.guard import Guard, TrainingError
+from models.train.meter import Meter, Row
+from models.train.progress import Board
+from models.train.schedule import rate
+from models.train.source import Source
+from models.trainable import Batch
+
+ROWS = 200
+"""Of the curve, about."""
+MOST_SKIPPED = 20
+"""Batches that may be left out before it is no accident any more."""
+NAMED = 3
+"""Samples that an error names; the others stand in a file."""
+
+Report = Callable[[int, Row, str], bool | None]
+"""Called on every process after each checkpoint with the samples seen, the newest row of the curve and the checkpoint's
+folder; where it returns True on one, all stop after the next step."""
+
+
+class Trouble(Exception):
+    """A step that must not count."""
+
+    def __init__(self, position: int, what: str) -> None:
+        super().__init__(what)
+        self.position = position
+
+
+class Trainer:
+    """Steps until all samples are seen, or somebody says stop."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        system: System,
+        source: Source,
+        checkpoints: Checkpoints,
+        board: Board | None,
+        *,
+        works: Sequence[Work] = (),
+        peak: float | None = None,
+        facts: Mapping[str, Any] | None = None,
+        report: Report | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> None:
+        """`works`: operations of a sample in each phase; `facts`: what every checkpoint carries along."""
+        self.recipe, self.system, self.place = recipe, system, system.place
+        self.end = recipe.samples // recipe.batch * recipe.batch
+        self.every = recipe.checkpoint_every or max(recipe.batch, recipe.samples // 10)
+        self.samples = 0
+        self.stopping = False
+        self.seconds = 0.0
+        self.curve: list[Row] = []
+        self.skipped: Counter[str] = Counter()
+        self.left_out: set[int] = set()
+        self._source, self._checkpoints, self._board = source, checkpoints, board
+        self._works, self._facts = works, dict(facts or {})
+        self._report, self._stop = report, stop
+        self._rows = self.place.share_of(recipe.batch)
+        self._named = state.parameters(system)
+        self._trained = {
+            name: parameter
+            for name, parameter in self._named.items()
+            if parameter.requires_grad and any(optimizers.factor(phase, name) > 0 for phase in recipe.phases)
+        }
+        for name, parameter in self._named.items():
+            parameter.requires_grad_(name in self._trained)
+        self.optimizer = optimizers.build(self._trained, recipe)
+        self.average = Average(self._trained, recipe.ema) if recipe.ema is not None else None
+        self._guard, self._phase = Guard(), -1
+        self._since = [0.0, 0.0]
+        self._meter = Meter(_weights(system), recipe.batch, peak and peak * self.place.world)
+        self._unsettled: tuple[int, torch.Tensor] | None = None
+        self._asked = False
+        self._kept_at = -1
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Raises `TrainingError` for a loss that is no number, or jumps."""
+        if self.recipe.guard.then == "skip" and self.samples == 0:
+            self._keep()  # something to go back to
+        while self.samples < self.end and not self.stopping:
+            try:
+                self._stretch()
+            except Trouble as trouble:
+                self._recover(trouble)
+        if self._kept_at != self.samples:
+            self._keep()
+        self._tell()
+
+    def _stretch(self) -> None:
+        with closing(self._source.open(self.samples)) as loader:
+            batches = iter(loader)
+            opened = Counter(loader.skipped)  # damaged tars, which are counted again at every start
+            before = self.skipped or opened
+            while self.samples < self.end and not self.stopping:
+                started = time.perf_counter()
+                batch = next(batches)
+                self._meter.waited += time.perf_counter() - started
+                position = self.samples
+                self.samples += self.recipe.batch
+                if position not in self.left_out:
+                    self._enter(position)
+                    figures = self._step(batch, position)
+                    self._settle()  # the step before, whose figures have arrived by now
+                    self._unsettled = position, figures
+                self.skipped = before + (Counter(loader.skipped) - opened)
+                self._look_up(position)
+            self._settle()
+
+    def _look_up(self, position: int) -> None:
+        """Between two steps: show and keep what is due."""
+        keeps = self.samples // self.every > position // self.every or self.samples >= self.end
+        shown = max(self.recipe.batch, self.end // ROWS)
+        if keeps or self.samples // shown > position // shown:
+            self._settle()
+            self._show()
+        elif self._board is not None:
+            self._board.advance(self.samples)
+        if keeps:
+            self._keep()
+
+    def _enter(self, position: int) -> None:
+        number, phase = self.recipe.phase_at(position)
+        if number == self._phase:
+            return
+        self._phase = number
+        optimizers.enter(self.system.model, self._trained, phase)
+        if phase.patch_dropout and not hasattr(self.system.model, "patch_dropout"):
+            raise RecipeError(
+                f"phases.{phase.name}.patch_dropout = {phase.patch_dropout}: "
+                f"{type(self.system.model).__name__} drops no patches; leave it out"
+            )
+        self.system.model.patch_dropout = phase.patch_dropout  # type: ignore[assignment]
+        if self._guard.phase != number:
+            self._guard = Guard(phase=number)
+
+    def _step(self, batch: Batch, position: int) -> torch.Tensor:
+        """float64 (objectives + 5,): losses, norm, tokens, operations, and how many processes want to stop, and have
+        written their checkpoint; the same on all processes."""
+        recipe, device = self.recipe, self.place.device
+        tokens = float(batch[MASK].sum()) if MASK in batch else 0.0
+        operations = self._works[self._phase].of(batch) if self._works else 0.0
+        asked = self._asked or (self._stop is not None and self._stop())
+        first = position + self.place.rank * self._rows
+        here = self._source.ready({name: column.to(device, non_blocking=True) for name, column in batch.items()})
+        here = {**here, "position": torch.arange(first, first + self._rows, device=device)}
+        self.optimizer.zero_grad()
+        losses = gradients(self.system, here, first, recipe.parallel.micro_batch)
+        trained = list(self._trained.values())
+        norm = self.place.norm(trained)
+        if recipe.optimizer.clip_norm is not None:
+            found = [local(parameter.grad) for parameter in trained if parameter.grad is not None]
+            torch._foreach_mul_(found, (recipe.optimizer.clip_norm / (norm + 1e-6)).clamp(max=1))
+        start, end = recipe.bounds(self._phase)
+        share = rate(recipe.schedule, position - start, recipe.batch, end - start)
+        self._rate = optimizers.set_rates(self.optimizer, recipe, self._phase, share)
+        self.optimizer.step()
+        self.system.model.after_step()
+        if self.average is not None:
+            self.average.step(self._trained)
+        counted = torch.tensor([tokens, operations, asked, self._checkpoints.saved], dtype=torch.float64, device=device)
+        return torch.cat([losses, norm.double()[None], self.place.total(counted)])
+
+    def _settle(self) -> None:
+        """Read what a step said. One step late, so that a GPU always has the next one to work on."""
+        if self._unsettled is None:
+            return
+        (position, figures), self._unsettled = self._unsettled, None
+        *losses, norm, tokens, operations, asked, saved = figures.tolist()
+        loss = self._meter.loss(losses)
+        if what := self._guard.trouble(loss, norm, self.recipe.guard.spike):
+            raise Trouble(position, what)
+        self._meter.add(losses, norm, tokens, operations)
+        self._since = [self._since[0] + loss, self._since[1] + 1]
+        self.stopping = self.stopping or asked > 0
+        if saved == self.place.world:
+            self._tell()
+
+    def _recover(self, trouble: Trouble) -> None:
+        """Stop with the names of the samples, or go back and leave them out."""
+        batch = self.recipe.batch
+        keys = self._source.keys(trouble.position, trouble.position + batch)
+        named = ", ".join(keys[:NAMED])
+        what = f"step {trouble.position // batch + 1}: {trouble}; its samples: {named}"
+        if len(keys) > NAMED:
+            path = f"{self._checkpoints.out}/trouble-{trouble.position}.json"
+            what += f" and {len(keys) - NAMED} more, in {path}"
+            if self.place.first:
+                fs, name = url_to_fs(path)
+                fs.pipe_file(name, json.dumps(keys).encode())
+        self._unsettled = None
+        self._tell()
+        newest = self._checkpoints.newest()
+        if self.recipe.guard.then == "stop" or newest is None or len(self.left_out) >= MOST_SKIPPED:
+            back = f"the checkpoint of {newest.samples} samples is kept" if newest else "there is no checkpoint yet"
+            raise TrainingError(
+                f"{what}; {back}; lower optimizer.learning_rate, set optimizer.clip_norm, or guard.then=skip"
+            )
+        self.left_out.add(trouble.position)
+        self.restore(newest)
+        if self._board is not None:
+            self._board.say(f"{what}; back to {newest.samples} samples, and without that step")
+
+    # -- what stays ----------------------------------------------------------------------------------------------------
+
+    def _show(self) -> None:
+        """A row of the curve."""
+        found = self._meter.row(self._rate)
+        if found is None:
+            return
+        row, seconds = found
+        self.seconds += seconds
+        self.curve.append({"samples": self.samples, **row})
+        if self._board is not None:
+            self._board.show(self.samples, row)
+
+    def _keep(self) -> None:
+        """Begin to write a checkpoint."""
+        self._tell()
+        self._kept_at = self.samples
+        loss, steps = self._since
+        self._since = [0.0, 0.0]
+        facts = {
+            **self._facts,
+            "loss": loss / steps if steps else float("inf"),
+            "curve": self.curve,
+            "guard": self._guard.state(),
+            "left_out": sorted(self.left_out),
+            "skipped": self.place.added(self.skipped),
+            "seconds": self.seconds,
+        }
+        self._checkpoints.save(self.samples, state.tensors(self.system, self.optimizer, self.average), facts)
+
+    def _tell(self) -> None:
+        """Wait for the checkpoint that is being written, and tell of it."""
+        checkpoint = self._checkpoints.wait()
+        if checkpoint is None:
+            return
+        if self._board is not None:
+            self._board.kept()
+        if self._report is not None and self.curve:
+            self._asked = bool(self._report(checkpoint.samples, self.curve[-1], checkpoint.folder)) or self._asked
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Be what the training was then, but for the batches that were found bad since."""
+        state.make_room(self.system, self.optimizer, self._checkpoints.names(checkpoint))
+        self._checkpoints.load(checkpoint, state.tensors(self.system, self.optimizer, self.average))
+        facts = checkpoint.facts
+        self.samples = self._kept_at = checkpoint.samples
+        self.curve = list(facts["curve"])
+        self.skipped = Counter(facts["skipped"] if self.place.first else {})
+        self.seconds = facts["seconds"]
+        self.left_out |= set(facts["left_out"])
+        self._guard, self._phase = Guard(**facts["guard"]), -1
+        self._since = [0.0, 0.0]
+        self._meter.row(0.0)
+
+
+def _weights(system: System) -> dict[str, float]:
+    """Of the objectives, by the names of their classes; of several of one class the later ones are numbered."""
+    found: dict[str, float] = {}
+    for objective, weight in zip(system.objectives, system.weights, strict=True):
+        name = type(objective).__name__
+        found[f"{name} {len(found)}" if name in found else name] = weight
+    return found
