@@ -64,3 +64,6 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, features: Features, scalars: Scalars) -> Loss:
         """This process's share. Where torch.distributed runs, a joint objective gathers the others' rows itself."""
+
+    def export(self, folder: Path) -> None:  # most learn nothing
+        """Write what it learned and an evaluation may need, beside the model."""

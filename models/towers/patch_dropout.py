@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.splitmix import mixed
+
 
 class PatchDropout:
     """A hook on a tower's embeddings: behind them only some patches are left, others for every image.
@@ -40,16 +42,4 @@ class PatchDropout:
 def _drawn(positions_n: torch.Tensor, patches: int) -> torch.Tensor:
     """int64 (n, patches): their numbers in an order that is random and always the same for a position."""
     places = torch.arange(patches, device=positions_n.device)
-    return _mixed(_mixed(positions_n)[:, None] + places).argsort(dim=1, stable=True)
-
-
-def _mixed(numbers: torch.Tensor) -> torch.Tensor:
-    """The next of SplitMix64 (Steele et al. 2014) on every int64, whose products wrap around on any device."""
-    numbers = numbers * -7046029254386353131 + -7046029254386353131
-    numbers = (numbers ^ _right(numbers, 30)) * -4658895280553007687
-    numbers = (numbers ^ _right(numbers, 27)) * -7723592293110705685
-    return numbers ^ _right(numbers, 31)
-
-
-def _right(numbers: torch.Tensor, bits: int) -> torch.Tensor:
-    return (numbers >> bits) & ((1 << (64 - bits)) - 1)  # the sign does not come along
+    return mixed(mixed(positions_n)[:, None] + places).argsort(dim=1, stable=True)

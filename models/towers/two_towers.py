@@ -26,6 +26,8 @@ from models.trainable import Batch, Features, Scalars, Trainable
 
 SIGMOID = {"siglip": (10.0, -10.0), "siglip2": (10.0, -10.0)}
 """Scale and bias that SigLIP starts with (Zhai et al. 2023, section 3.2); transformers starts with 1 and 0."""
+PATCHES = ("clip", "siglip")
+"""Whose image towers' last tokens `TwoTowers` can give, too."""
 IDLE = {"align": ("text_model.pooler",), "chinese_clip": ("text_model.pooler",)}
 """Modules whose output nobody reads: without gradients, which DistributedDataParallel would wait for."""
 
@@ -40,6 +42,7 @@ class TwoTowers(Trainable):
         scale: float | None = None,
         bias: float | None = None,
         scale_limit: float | None = 100,
+        patches: bool = False,
         tokenizer: Any = None,
     ) -> None:
         """`config`: as transformers writes it, with its `model_type`; what it leaves out is that class's default.
@@ -47,13 +50,16 @@ class TwoTowers(Trainable):
         `pretrained`: a folder or a hub id; or one for the tower `vision`, for `text`, or for both, whose configs then
         come from there. `scale`, `bias`: what cosines are multiplied with and what is added, at the start; by default
         what the kind was published with. `scale_limit`: the largest scale (Radford et al. 2021, section 2.5).
+        `patches`: encode also gives `patches` (n, patches, d), not of length one, and the batch's `position` (n,).
         `tokenizer`: gives the text tower its vocabulary and its special tokens. Raises `ValueError`.
         """
         super().__init__()
         self.model = dual_encoder(config, pretrained, tokenizer)
         self.tokenizer = tokenizer
         self.kind: str = self.model.config.model_type
-        self._scale_limit = scale_limit
+        self._scale_limit, self._gives_patches = scale_limit, patches
+        if patches and self.kind not in PATCHES:
+            raise ValueError(f"patches of {self.kind!r} are not known; take {' or '.join(PATCHES)}")
         self._idle = {name: self._without(name) for name in IDLE.get(self.kind, ())}
         self._patches: PatchDropout | None = None
         usual = SIGMOID.get(self.kind, (None, None)) if pretrained is None else (None, None)
@@ -75,10 +81,20 @@ class TwoTowers(Trainable):
         if "pixel_values" in batch:
             if self._patches is not None:
                 self._patches.positions_n = batch.get("position")
-            features["image"] = _unit(self.model.get_image_features(pixel_values=batch["pixel_values"]))
+            seen = self.model.get_image_features(pixel_values=batch["pixel_values"])
+            features["image"] = _unit(seen)
+            if self._gives_patches:
+                features |= {"patches": self._projected(seen.last_hidden_state), "position": batch["position"]}
         if "input_ids" in batch:
             features["text"] = self._texts(batch)
         return features
+
+    def _projected(self, tokens_nld: torch.Tensor) -> torch.Tensor:
+        """(n, patches, d): a tower's last tokens in the space of its output."""
+        if self.kind == "siglip":
+            return tokens_nld
+        projected_nld: torch.Tensor = self.model.visual_projection(self.model.vision_model.post_layernorm(tokens_nld))
+        return projected_nld[:, 1:]  # the first is the class token
 
     def _texts(self, batch: Batch) -> torch.Tensor:
         tokens = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}

@@ -17,9 +17,10 @@ import torch.distributed as dist
 from torch.nn import functional
 
 from models.objectives.contrastive import InfoNCE, Sigmoid
-from models.trainable import Objective
+from models.objectives.text_conditioned import TextConditioned
+from models.trainable import Features, Objective
 
-ROWS, INPUTS, WIDTH, CAPTIONS = 12, 5, 7, 3
+ROWS, INPUTS, WIDTH, CAPTIONS, PATCHES = 12, 5, 8, 3, 4
 DTYPES = (torch.float32, torch.float64)
 Gradients = dict[str, torch.Tensor]
 CASES: dict[str, Callable[[], Objective]] = {
@@ -29,24 +30,29 @@ CASES: dict[str, Callable[[], Objective]] = {
     "InfoNCE, other features": partial(InfoNCE, left="text", right="other"),
     "Sigmoid": Sigmoid,
     "Sigmoid, captions": Sigmoid,
+    "TextConditioned": partial(TextConditioned, width=WIDTH, heads=2),
+    "TextConditioned, captions": partial(TextConditioned, width=WIDTH, heads=2),
 }
 
 
 def step(case: str, dtype: torch.dtype, rank: int = 0, world: int = 1) -> Gradients:
     """The mean loss, and the gradient of everything learned, added up over the processes."""
     torch.manual_seed(0)
-    inputs = {name: torch.randn(ROWS, INPUTS, dtype=dtype) for name in ("image", "text", "other", "position")}
-    if case.endswith("captions"):
-        inputs["text"] = torch.randn(ROWS, CAPTIONS, INPUTS, dtype=dtype)
+    texts = (ROWS, CAPTIONS) if case.endswith("captions") else (ROWS,)
+    shapes = {"image": (ROWS,), "text": texts, "other": (ROWS,), "patches": (ROWS, PATCHES)}
+    inputs = {name: torch.randn(*shape, INPUTS, dtype=dtype) for name, shape in shapes.items()}
     weights = {name: torch.randn(INPUTS, WIDTH, dtype=dtype, requires_grad=True) for name in inputs}
     learned = {"logit_scale": 1.2, "logit_bias": -2.0}
     scalars = {name: torch.tensor(value, dtype=dtype, requires_grad=True) for name, value in learned.items()}
+    objective = CASES[case]().to(dtype)
     own = slice(rank * ROWS // world, (rank + 1) * ROWS // world)
-    features = {name: functional.normalize(inputs[name][own] @ weights[name], dim=-1) for name in inputs}
-    loss = CASES[case]()(features, scalars)
+    features: Features = {name: functional.normalize(inputs[name][own] @ weights[name], dim=-1) for name in inputs}
+    features["position"] = 1000 + torch.arange(ROWS)[own]
+    loss = objective(features, scalars)
     count = _added(loss.count.clone())
     (loss.total / count).backward()
-    found = {name: _added(weight.grad) for name, weight in (weights | scalars).items() if weight.grad is not None}
+    leaves = {**weights, **scalars, **dict(objective.named_parameters())}
+    found = {name: _added(leaf.grad) for name, leaf in leaves.items() if leaf.grad is not None}
     return found | {"loss": _added(loss.total.detach()) / count}
 
 
