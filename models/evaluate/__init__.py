@@ -6,11 +6,11 @@ metric.py     one number, how far it may be off, and what guessing gives
 ranking.py    whether something right is among the first k
 sets.py       evaluation sets in CLIP_benchmark's layout
 zero_shot.py, retrieval.py, selection.py, probes.py   the tasks, from embeddings
-evaluate.py   a model on sets
+run.py        a model on sets
 """
 
-from models.evaluate.evaluate import TASKS, Task, evaluate
 from models.evaluate.metric import Metric
+from models.evaluate.run import TASKS, Task, evaluate
 from models.evaluate.sets import SetError
 
 __all__ = ["TASKS", "Metric", "SetError", "Task", "evaluate"]
