@@ -9,8 +9,9 @@ command. Batch, samples and warmup are counted in samples of all processes toget
 
 from __future__ import annotations
 
+import ast
 import importlib
-import inspect
+import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -50,22 +51,16 @@ class Component(Part):
 
     @model_validator(mode="after")
     def _exists(self) -> Self:
-        known = set(inspect.signature(self.load()).parameters)
+        known = _parameters(self.path)
         for name in self.parameters:
-            if name not in known and "kwargs" not in known:
+            if known is not None and name not in known:
                 raise ValueError(f"{self.path} has no parameter {name!r}{_nearest(name, known)}")
         return self
 
     def load(self) -> Any:
-        """The class. Raises `ValueError` with the nearest name where there is none."""
+        """The class."""
         module, _, name = self.path.rpartition(".")
-        try:
-            found = importlib.import_module(module)
-        except (ImportError, ValueError) as error:
-            raise ValueError(f"{self.path!r} cannot be imported: {error}; expected package.module.Class") from None
-        if not hasattr(found, name):
-            raise ValueError(f"{module} has no {name!r}{_nearest(name, vars(found))}")
-        return getattr(found, name)
+        return getattr(importlib.import_module(module), name)
 
     def build(self, **given: Any) -> Any:
         """An instance of it, with its parameters and what only the caller knows."""
@@ -287,6 +282,31 @@ def shipped() -> list[str]:
         for item in package_files("models.recipes").iterdir()
         if item.name.endswith(".yaml")
     )
+
+
+def _parameters(path: str) -> set[str] | None:
+    """What a class takes; None where only running it would tell.
+
+    Its source is read and not run: that would take the seconds that torch needs to load, at every look at a recipe.
+    Raises `ValueError` with the nearest name where there is no such class.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        found = None
+    if found is None or found.origin is None:
+        raise ValueError(f"{path!r} cannot be imported: no module {module!r}; expected package.module.Class")
+    tree = ast.parse(Path(found.origin).read_text(encoding="utf-8"))
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    if name not in classes:
+        raise ValueError(f"{module} has no class {name!r}{_nearest(name, classes)}")
+    for method in classes[name].body:
+        if isinstance(method, ast.FunctionDef) and method.name == "__init__":
+            taken = method.args
+            names = {argument.arg for argument in (*taken.posonlyargs, *taken.args, *taken.kwonlyargs)} - {"self"}
+            return None if taken.kwarg else names
+    return None
 
 
 def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

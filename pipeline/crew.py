@@ -38,6 +38,8 @@ from pipeline.worker import Call, Fault, work
 TRIES = 3
 """How often a part is tried before it is bisected, or given up."""
 IN_FLIGHT = 2
+LEADER_CPUS = 0.01
+"""Of a worker that only waits for the gang that it started."""
 LOOK_EVERY_S = 5.0
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MIB = 2**20
@@ -146,13 +148,14 @@ class Crew:
 
         Raises `NodeFailed` when some calls could not be done, after the others were, and `Stopped`.
         """
-        lane = self._open_lane(node.workers, len(calls))
+        gang = node.table_stage is not None and node.table_stage.gang and (node.workers.count or 1) > 1
+        lane = self._open_lane(Workers(count=1, cpus=LEADER_CPUS) if gang else node.workers, len(calls))
         self._report(node.name, total_rows or len(calls), done_rows, 0)
         results: dict[str, Record] = {}
         faults: dict[str, Fault] = {}
         shared = keep(getattr(calls[0].do, "stage", None)) if calls else None
         try:
-            hints = {"batch_rows": node.workers.batch_rows, "shared": shared}
+            hints = {"batch_rows": node.workers.batch_rows, "shared": shared, "workers": node.workers}
             calls = [replace(c, task=replace(c.task, hints={**c.task.hints, **hints})) for c in calls]
             tries = {call.work_key: 1 for call in calls}
             by_future = {self._order(lane, call, alone=False).result: call for call in calls}

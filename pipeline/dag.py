@@ -38,7 +38,9 @@ class Workers(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     count: int | None = Field(default=None, ge=1)
-    """Worker processes; by default as many as the CPUs (or GPUs) allow."""
+    """Worker processes; by default as many as the CPUs (or GPUs) allow, of a training one."""
+    least: int | None = Field(default=None, ge=1)
+    """Of a training: with how many it goes on where `count` cannot be had; by default with no fewer."""
     cpus: float = Field(default=1, gt=0)
     """CPUs of each worker; also its decoding threads."""
     gpus: float = Field(default=0, ge=0)

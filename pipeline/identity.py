@@ -9,13 +9,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
+from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import SluiceError
+from pipeline.errors import SluiceError, did_you_mean
 from pipeline.records import Record, digest
 from pipeline.sets import read_set, set_digest
 from pipeline.stage import EffortMark, NodeRef, ResourceMark, Stage, Task
@@ -119,13 +120,29 @@ def find_resources(stages: Sequence[Stage]) -> Resources:
                 if mark.kind == "sets":
                     found[key] = [(where, set_digest(of, read_set(where, name))) for of, where in value.items()]
                     continue
-                paths = weight_files(value, name) if mark.kind == "weights" else expand(value, name)
+                if mark.kind == "weights":
+                    paths = weight_files(value, name)
+                else:
+                    paths = expand(_shipped(value, mark.shipped, name) if mark.shipped else value, name)
                 if paths is None:
                     address = pinned(value, name)
                     found[key] = [(address, address)]
                 else:
                     found[key] = list(zip(paths, pool.map(fingerprint, paths), strict=True))
     return found
+
+
+def _shipped(value: str, package: str, parameter: str) -> str:
+    """The path of a file, or of the one that a package has under that name. Raises `SluiceError` for neither."""
+    if "://" in value or Path(value).is_file():
+        return value
+    there = {item.name.removesuffix(".yaml"): str(item) for item in package_files(package).iterdir()}
+    if value not in there:
+        names = [name for name in there if not name.startswith("_")]
+        raise SluiceError(
+            f"{parameter}: no file {value!r}, and sluice ships none of that name{did_you_mean(value, names)}"
+        )
+    return there[value]
 
 
 def resource_key(stages: Sequence[Stage], stage: Stage, name: str) -> str:

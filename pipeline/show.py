@@ -19,9 +19,10 @@ from pipeline.dag import Dag
 from pipeline.errors import SluiceError, did_you_mean
 from pipeline.records import ABOUT, Generation
 from pipeline.run import LEASES
+from pipeline.runs import generations_of
 from pipeline.stage import PIXELS
 from pipeline.store import Store
-from pipeline.upkeep import Damage, generations_of, newest_run
+from pipeline.upkeep import Damage, newest_run
 
 if TYPE_CHECKING:
     import pyarrow as pa

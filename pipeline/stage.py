@@ -58,6 +58,8 @@ class ResourceMark:
     """Marks a parameter that names something outside; its digest, not its name, is part of the identity."""
 
     kind: Literal["files", "file", "weights", "sets"]
+    shipped: str = ""
+    """Of a file: the package that has it under its bare name, with `.yaml` behind it, where no such path exists."""
 
 
 Files = Annotated[tuple[str, ...] | str, ResourceMark("files")]
@@ -292,6 +294,11 @@ class TableStage(Stage):
     """Whether its inputs may come from different pools."""
     pixels: ClassVar[bool] = False
     """Whether its output is a pool: image rows with `offset`, `nbytes` and `stored_sha256`, and a `tar`."""
+    gang: ClassVar[bool] = False
+    """Whether a task starts the node's workers itself, as processes that talk with each other, where they are several.
+
+    The task is told of them as `task.hints["workers"]`, and takes next to no CPU of its own then.
+    """
 
     def needs(self) -> frozenset[str]:
         """The columns it reads, where it can say so."""

@@ -17,6 +17,7 @@ from pipeline.node import REPAIRS, NodeFailed, NodeWork, prepare
 from pipeline.partwork import StageFault
 from pipeline.records import SUPERSEDED, File, Generation, Record, Run, digest, in_order
 from pipeline.run import LEASES
+from pipeline.runs import generations_of
 from pipeline.stage import PoolStage, Task
 from pipeline.store import Store
 from pipeline.takedown.records import withheld
@@ -57,19 +58,6 @@ def newest_run(store: Store) -> Run:
     if run is None:
         raise SluiceError(f"{store.root} holds no run; `sluice run DAG {store.root}` makes one")
     return run
-
-
-def generations_of(store: Store, run: Run) -> dict[str, Generation]:
-    """The generations that a run left. Raises `SluiceError` for one that is gone."""
-    found = {}
-    for name, number in run.generations.items():
-        generation = store.generation(name, number)
-        if generation is None:
-            raise SluiceError(
-                f"{store.root}/{name} has no generation {number}, which run {run.id} left; it was collected"
-            )
-        found[name] = generation
-    return found
 
 
 def _problem(store: Store, path: str, file: File, progress: Callable[[int], None]) -> str:

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
@@ -24,9 +23,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipeline.errors import SluiceError
-from pipeline.stage import PIXELS, Batch, Device, Effort, PartStage, Weights
-from stages.kit.encoders import Dtype, encoder, width_of
-from stages.kit.vectors import vector_type, vectors
+from pipeline.stage import PIXELS, Batch, Device, PartStage
+from stages.kit.embeddings import Embeddings
 
 if TYPE_CHECKING:
     from rapidocr import RapidOCR
@@ -98,47 +96,28 @@ class TextInImage(PartStage):
         return look
 
 
-class MaskedImageEmbeddings(PartStage):
+class MaskedImageEmbeddings(Embeddings):
     """Add `masked_image_embedding` to every image with text: that of the image with its `text_boxes` painted over.
 
     Each box takes the average colour of the pixels around it, as in T-MARS. Null where the image has no text, since its
     own embedding stands, and where there is no image.
     """
 
-    promise = "numeric"
     grain = "image"
     reads = frozenset({PIXELS, "text_boxes"})
-
-    weights: Weights
-    """The model of the embeddings that these are to be compared with."""
-    width: int | None = Field(default=None, ge=1)
-    """Numbers in an embedding. Read from the model's config; to be said where another node trains the model."""
-    dtype: Dtype | None = None
-    """What the model computes in; None takes float32 on CPUs and float16 on GPUs."""
-    batch: Annotated[int, Effort] = Field(default=64, ge=1)
-    """Images that the model sees at once; halved where memory runs out."""
-
-    @cached_property
-    def _schema(self) -> pa.Schema:
-        return pa.schema([("masked_image_embedding", vector_type(width_of(self.weights, self.width)))])
-
-    def gives(self) -> pa.Schema:
-        return self._schema
+    column = "masked_image_embedding"
 
     def open(self, device: Device) -> Callable[[Batch], pa.Table]:
-        schema = self.gives()
-        model = encoder(self.weights, self.dtype, device.kind, schema.field(0).type.list_size)
+        model = self.model(device)
         threads = ThreadPoolExecutor(device.threads) if device.threads > 1 or device.kind != "cpu" else None
 
         def embed(batch: Batch) -> pa.Table:
             rows = zip(batch.images(), batch.table["text_boxes"].to_pylist(), strict=True)
             painted = [painted_over(image, boxes) if image is not None and boxes else None for image, boxes in rows]
-            present = np.array([image is not None for image in painted], bool)
-            try:
-                rows_nd = model.embed_images([image for image in painted if image is not None], self.batch, threads)
-            except FloatingPointError as error:
-                raise SluiceError(f"dtype: {error}") from None
-            return pa.table([vectors(rows_nd, present)], schema=schema)
+            there = [image for image in painted if image is not None]
+            return self.table(
+                lambda: model.embed_images(there, self.batch, threads), [image is not None for image in painted]
+            )
 
         return embed
 

@@ -20,7 +20,7 @@ from stages.download.robots import Rules
 
 LEASE_S: Final = 3.0
 """After this silence a worker is taken for dead, and what it held is free."""
-RENEW_S: Final = 0.2
+RENEW_S: Final = 0.5
 """How often a worker that has requests under way reports; also how late it may hear of a pause."""
 BLOCKED_S: Final = 0.05
 """How soon a worker asks again for a host whose permits others hold."""

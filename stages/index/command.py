@@ -14,9 +14,9 @@ from pipeline.catalog import Catalog
 from pipeline.errors import SluiceError
 from pipeline.judge import name
 from pipeline.lookup import Lookup
+from pipeline.runs import generations_of
 from pipeline.store import Store
 from pipeline.takedown.tombstones import TAKEN_DOWN
-from pipeline.upkeep import generations_of
 from stages.index.lookup import embedding_of, index_of, nearest, without
 from stages.index.queries import Encoders, of_uid
 

@@ -22,6 +22,7 @@ from pipeline.dag import Node
 from pipeline.node import NodeFailed
 from pipeline.records import Generation, Record
 from pipeline.run import Result
+from pipeline.runs import generations_of
 from pipeline.store import Store
 from pipeline.worker import Call, Fault, work
 from tests.chaos.faulty import FAULTS, Control, Faulty, FaultyS3, Plan
@@ -158,7 +159,7 @@ def local(root: str | Path) -> Store:
 def generations(root: str | Path) -> dict[str, Generation]:
     """What the newest run left."""
     store = local(root)
-    return upkeep.generations_of(store, upkeep.newest_run(store))
+    return generations_of(store, upkeep.newest_run(store))
 
 
 def hashes(root: str | Path) -> dict[str, str]:

@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -164,6 +165,7 @@ def _disturbed(plan: Plan, path: str, do: Callable[[], Any], data: bytes) -> Any
         os.kill(plan.pid, signal.SIGKILL)
     if plan.do == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(0.2)  # another thread may take the signal, and this one be stopped a moment later
     if plan.do == "swap":
         shutil.copyfile(plan.source, plan.target)
     try:

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from pipeline import Dag, SluiceError, upkeep
+from pipeline import Dag, SluiceError
 from pipeline.plan import survey
+from pipeline.runs import generations_of
 from tests import toys
 from tests.chaos.drive import Case, check, files, generations, hashes, inline, local, tiny, values
 from tests.chaos.faulty import FOREVER, Plan
@@ -113,5 +114,5 @@ def test_an_older_run_is_still_what_it_was_after_its_parameters_changed(case: Ca
     inline(tiny(case.folder, "scores.factor=3"), root)
     newest, oldest = local(root).runs()
     assert (newest.id, oldest.id) == ("0002", "0001")
-    found = upkeep.generations_of(local(root), oldest)
+    found = generations_of(local(root), oldest)
     assert {name: generation.content_hash for name, generation in found.items()} == case.calm

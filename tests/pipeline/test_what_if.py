@@ -19,9 +19,9 @@ from pipeline import cli, contact_sheet
 from pipeline.catalog import Catalog
 from pipeline.errors import SluiceError
 from pipeline.rules import Rules
+from pipeline.runs import generations_of
 from pipeline.show import funnel
 from pipeline.store import Store
-from pipeline.upkeep import generations_of
 from pipeline.verdicts import AFTER, BEFORE, Tally, priorities, steps
 from pipeline.what_if import edited, what_if
 from tests.pipeline.seeing import LOOSER, Runs, uid

@@ -1,0 +1,182 @@
+"""Pretraining on curated shards, as a node of a DAG.
+
+    clip:
+      from: [shards, kept]          # the selection beside the shards puts its funnel into the model card
+      workers: {count: 8, gpus: 1}
+      steps: [{stages.train.Train: {recipe: clip-vit-b32}}]
+
+One worker trains in the process that the engine gives it; several are started by Ray Train, as one gang. The training
+writes checkpoints beside the node's data: killed anywhere, the next `sluice run` goes on from the newest one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import fsspec
+import pyarrow as pa
+from pydantic import Field
+
+from pipeline.attempt import Attempt
+from pipeline.dag import Workers
+from pipeline.errors import SluiceError
+from pipeline.records import Generation, Record
+from pipeline.stage import OBSERVED, Column, Effort, Job, Promise, ResourceMark, Task, Work
+from pipeline.store import Store
+from stages.train.gang import train_here, train_in_a_gang
+
+Recipe = Annotated[str, ResourceMark("file", shipped="models.recipes")]
+"""A recipe by the path of its YAML on any fsspec store, or by the name of one that sluice ships: `sluice recipes`."""
+CURVE = pa.schema(
+    [
+        ("samples", pa.int64()),
+        ("loss", pa.float64()),
+        ("learning_rate", pa.float64()),
+        pa.field("samples_per_second", pa.float64(), metadata=OBSERVED),
+    ]
+)
+"""The training as it went: samples seen by all processes, mean loss since the row before."""
+FILES = pa.schema([("name", pa.string()), ("sha256", pa.string())])
+"""What the model consists of; what was measured while it was trained is left out, for it differs from run to run."""
+MEASURED = frozenset({"README.md", "training.json"})
+SHARD = "shard"
+HOW = ("parallel", "checkpoint_every")
+"""Of a recipe: what changes how it is trained, and not what."""
+
+
+class Train(Job):
+    """Train a recipe on the shards of the nodes in `from`; the files of the model, as transformers loads them.
+
+    Another node names the model as `{node: clip}`. Its table is the curve of the losses.
+    """
+
+    promise: ClassVar[Promise] = "numeric"
+    seeded: ClassVar[bool] = True
+    joins_pools: ClassVar[bool] = True
+    gang: ClassVar[bool] = True
+
+    recipe: Recipe
+    tiny: bool = False
+    """Lay the recipe's `tiny` overlay over it."""
+    settings: tuple[str, ...] = ()
+    """Changes to the recipe, such as `optimizer.learning_rate=1e-3`."""
+    samples: int | None = Field(default=None, ge=1)
+    """Seen in all, instead of what the recipe says."""
+    parallel: Annotated[dict[str, Any], Effort] = {}
+    """How the work is laid over processes, such as `{mode: fsdp}`, over what the recipe says of it."""
+
+    def check(self, inputs: Sequence[Column]) -> None:
+        """Raise `SluiceError` for a recipe that cannot be."""
+        from pipeline.identity import find_resources
+
+        self._resolved(find_resources([self])["recipe"][0][0], 0)
+
+    def assemble(self, work: Work) -> list[Record]:
+        recipe = self._resolved(work.resources["recipe"][0][0], work.seed)
+        shards = {name: generation for name, generation in work.inputs.items() if holds_shards(generation)}
+        data = named(recipe["data"]["mixture"], list(shards))
+        task = Task(
+            "model",
+            {"recipe": {key: value for key, value in recipe.items() if key not in HOW}, "data": data},
+            {name: generation.records for name, generation in shards.items()},
+            rows=recipe["samples"],
+            hints={"how": {key: recipe[key] for key in HOW}, "lineage": lineage(work.inputs)},
+        )
+        return work.map("train", [task], self.train)
+
+    def train(self, task: Task, attempt: Attempt) -> None:
+        """Train, and make the model's files those of the attempt."""
+        workers = task.hints.get("workers", Workers())
+        out = attempt.store.url(f"{attempt.node}/checkpoints/{attempt.work_key}")
+        call = {
+            "recipe": {**task.payload["recipe"], **task.hints["how"]},
+            "data": {name: tars(attempt.store, task.inputs[node]) for name, node in task.payload["data"].items()},
+            "out": out,
+            "lineage": task.hints["lineage"],
+        }
+        curve = train_here(call) if (workers.count or 1) == 1 else train_in_a_gang(call, workers)
+        attempt.write("curve", pa.Table.from_pylist(curve, schema=CURVE))
+        attempt.write("files", pa.Table.from_pylist(list(_take(attempt, f"{out}/model")), schema=FILES))
+        attempt.count({"trained": 1})
+
+    def _resolved(self, path: str, seed: int) -> dict[str, Any]:
+        from models.recipe import Recipe, RecipeError  # pydantic and YAML only; torch comes with the training
+
+        with fsspec.open(path, "rt", encoding="utf-8") as handle:
+            text = handle.read()
+        more = [f"seed={seed}", *(f"parallel.{name}={value}" for name, value in self.parallel.items())]
+        if self.samples is not None:
+            more.append(f"samples={self.samples}")
+        try:
+            recipe = Recipe.parse(text, Path(path).stem, self.tiny, [*self.settings, *more])
+        except RecipeError as error:
+            raise SluiceError(str(error)) from None
+        return recipe.model_dump(mode="json")
+
+
+def holds_shards(generation: Generation) -> bool:
+    return any(record.file(SHARD) is not None for record in generation.records)
+
+
+def named(mixture: Mapping[str, float], nodes: Sequence[str]) -> dict[str, str]:
+    """Name in the recipe -> node; one of each need not be called the same. Raises `SluiceError` where they differ."""
+    if not nodes:
+        raise SluiceError("no node in `from` holds shards; add one, such as stages.shard.WebDataset")
+    if len(nodes) == len(mixture) == 1:
+        return {next(iter(mixture)): nodes[0]}
+    if set(nodes) != set(mixture):
+        raise SluiceError(
+            f"the recipe mixes {', '.join(sorted(mixture))}, and `from` gives {', '.join(sorted(nodes))}; "
+            f"set data.mixture to {{{', '.join(f'{node}: 1' for node in nodes)}}}"
+        )
+    return {node: node for node in nodes}
+
+
+def lineage(inputs: Mapping[str, Generation]) -> dict[str, Any]:
+    """Where the samples come from: a hash of the content of every set of shards, and how their pairs were selected."""
+    shards = {name: generation for name, generation in inputs.items() if holds_shards(generation)}
+    funnels = {name: _summed(generation.records) for name, generation in inputs.items()}
+    return {
+        "shards": {
+            name: {
+                "selection": generation.content_hash,
+                "samples": sum(record.rows.get("samples", 0) for record in generation.records),
+            }
+            for name, generation in shards.items()
+        },
+        "funnels": {name: funnel for name, funnel in funnels.items() if funnel},
+    }
+
+
+def _summed(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The funnels of the parts as one."""
+    total: dict[str, dict[str, Any]] = {}
+    for record in records:
+        for step in record.notes.get("funnel", ()):
+            found = total.setdefault(step["rule"], {"rule": step["rule"], "rows": 0, "dropped": 0, "left": 0})
+            for name in ("rows", "dropped", "left"):
+                found[name] += step[name]
+    return list(total.values())
+
+
+def tars(store: Store, records: Sequence[Record]) -> list[str]:
+    """The addresses of the shards that the records name."""
+    return [store.url(store.place(record, file)) for record in records for file in record.files if file.kind == SHARD]
+
+
+def _take(attempt: Attempt, folder: str) -> Iterator[dict[str, str]]:
+    """Copy the files of a model into the attempt; name and sha256 of those that are the model."""
+    fs, path = fsspec.core.url_to_fs(folder)
+    for found in sorted(fs.ls(path, detail=False)):
+        name = str(found).rpartition("/")[2]
+        hasher = sha256()
+        sink = attempt.create(name, suffix=name)
+        with fs.open(found, "rb") as source:
+            while block := source.read(1 << 22):
+                hasher.update(block)
+                sink.write(block)
+        if name not in MEASURED:
+            yield {"name": name, "sha256": hasher.hexdigest()}
