@@ -19,7 +19,6 @@ import shutil
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -164,8 +163,9 @@ def _disturbed(plan: Plan, path: str, do: Callable[[], Any], data: bytes) -> Any
     if plan.do == "kill_driver":
         os.kill(plan.pid, signal.SIGKILL)
     if plan.do == "stop":
-        os.kill(os.getpid(), signal.SIGSTOP)
-        time.sleep(0.2)  # another thread may take the signal, and this one be stopped a moment later
+        # A node works in a thread of its own. Sent to the process, the signal would go to the main thread, and this one
+        # might come to its put before it is stopped as well; sent to this thread, it stops before the call returns.
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
     if plan.do == "swap":
         shutil.copyfile(plan.source, plan.target)
     try:
