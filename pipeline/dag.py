@@ -22,10 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.content import covered
 from pipeline.errors import SluiceError, did_you_mean
-from pipeline.identity import expand, resource_fields
+from pipeline.identity import resource_fields, resource_files
 from pipeline.sets import check_sets
 from pipeline.stage import KEYS, PIXELS, Column, NodeRef, PartStage, PoolStage, Stage, TableStage
-from pipeline.weights import weight_files
 
 KEY_COLUMNS = {name for schema in KEYS.values() for name in schema.names}
 RESERVED_NODES = {"runs", "resources", "takedowns", "samples", "drops", "errors"}
@@ -191,8 +190,7 @@ class Dag:
                         if mark.kind == "sets":
                             check_sets(getattr(stage, parameter), parameter)
                             continue
-                        find = weight_files if mark.kind == "weights" else expand
-                        find(getattr(stage, parameter), parameter)
+                        resource_files(mark, getattr(stage, parameter), parameter)
                     stage.check(available)
                 except SluiceError as error:
                     raise SluiceError(f"{node.name}: {type(stage).__name__}: {error}") from None

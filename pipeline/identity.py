@@ -120,16 +120,23 @@ def find_resources(stages: Sequence[Stage]) -> Resources:
                 if mark.kind == "sets":
                     found[key] = [(where, set_digest(of, read_set(where, name))) for of, where in value.items()]
                     continue
-                if mark.kind == "weights":
-                    paths = weight_files(value, name)
-                else:
-                    paths = expand(_shipped(value, mark.shipped, name) if mark.shipped else value, name)
+                paths = resource_files(mark, value, name)
                 if paths is None:
                     address = pinned(value, name)
                     found[key] = [(address, address)]
                 else:
                     found[key] = list(zip(paths, pool.map(fingerprint, paths), strict=True))
     return found
+
+
+def resource_files(mark: ResourceMark, value: Any, parameter: str) -> list[str] | None:
+    """The files that a parameter names, all but sets; None for weights that the hub has.
+
+    Raises `SluiceError` where there are none.
+    """
+    if mark.kind == "weights":
+        return weight_files(value, parameter)
+    return expand(_shipped(value, mark.shipped, parameter) if mark.shipped else value, parameter)
 
 
 def _shipped(value: str, package: str, parameter: str) -> str:
