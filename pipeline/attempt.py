@@ -69,6 +69,10 @@ class Attempt:
         """A new file to stream into: spooled to this machine's disk, hashed on the way, stored by `commit`."""
         return cast(BinaryIO, self._spool(kind, f"data/{self.stem}.{suffix or kind}", exclusive=False, hashed=False))
 
+    def create_in_folder(self, name: str) -> BinaryIO:
+        """The same in the attempt's own folder, under its plain name, which is its kind: for what is loaded as a folder."""
+        return cast(BinaryIO, self._spool(name, f"data/{self.stem}/{name}", exclusive=False, hashed=False))
+
     def create_final(self, kind: str, path: str) -> BinaryIO:
         """A new file under its final name (relative to the node), for pure work: its sha256 is its content.
 

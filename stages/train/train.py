@@ -23,7 +23,7 @@ from pydantic import Field
 from pipeline.attempt import Attempt
 from pipeline.dag import Workers
 from pipeline.errors import SluiceError
-from pipeline.records import Generation, Record
+from pipeline.records import ABOUT, Generation, Record
 from pipeline.stage import OBSERVED, Column, Effort, Job, Promise, ResourceMark, Task, Work
 from pipeline.store import Store
 from stages.train.gang import train_here, train_in_a_gang
@@ -101,6 +101,7 @@ class Train(Job):
         attempt.write("curve", pa.Table.from_pylist(curve, schema=CURVE))
         attempt.write("files", pa.Table.from_pylist(list(_take(attempt, f"{out}/model")), schema=FILES))
         attempt.count({"trained": 1})
+        attempt.note(**{ABOUT: {"model": f"{attempt.node}/data/{attempt.stem}", "loss": round(curve[-1]["loss"], 3)}})
 
     def _resolved(self, path: str, seed: int) -> dict[str, Any]:
         from models.recipe import Recipe, RecipeError  # pydantic and YAML only; torch comes with the training
@@ -173,7 +174,7 @@ def _take(attempt: Attempt, folder: str) -> Iterator[dict[str, str]]:
     for found in sorted(fs.ls(path, detail=False)):
         name = str(found).rpartition("/")[2]
         hasher = sha256()
-        sink = attempt.create(name, suffix=name)
+        sink = attempt.create_in_folder(name)
         with fs.open(found, "rb") as source:
             while block := source.read(1 << 22):
                 hasher.update(block)
