@@ -1,0 +1,82 @@
+"""A step's gradient does not depend on how its batch is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from models.objectives.contrastive import InfoNCE
+from models.train import state
+from models.train.accumulate import System, gradients
+from models.train.parallel import Place, lighten
+from models.trainable import Features, Loss, Objective, Scalars
+from tests.models.train.processes import MICROS, OBJECTIVES, step
+from tests.models.train.toy import NextToken, Toy, rows
+
+Tensors = dict[str, torch.Tensor]
+
+
+def dropping(micro: int | None, kinds: Sequence[type[Objective]] = (InfoNCE,), light: bool = False) -> Tensors:
+    """With dropout, whose masks differ between pieces and not between passes."""
+    torch.manual_seed(3)
+    system = System(Toy(dropout=0.5), [kind() for kind in kinds], [1.0] * len(kinds), Place.here(), seed=11)
+    if light:
+        lighten(system.model)
+    losses = gradients(system, rows(0, 12), 0, micro)
+    return {name: p.grad for name, p in state.parameters(system).items() if p.grad is not None} | {"losses": losses}
+
+
+def far(found: Tensors, expected: Tensors) -> dict[str, float]:
+    assert found.keys() == expected.keys()
+    return {name: float((found[name] - value).abs().max()) for name, value in expected.items()}
+
+
+@pytest.mark.parametrize("objectives", OBJECTIVES)
+@pytest.mark.parametrize("micro", [1, 5, *(size for size in MICROS if size)])
+def test_pieces_give_the_losses_and_gradients_of_the_whole_batch(objectives: str, micro: int) -> None:
+    expected = step(objectives, None)
+    assert all(value.abs().max() > 1e-4 for value in expected.values())
+    assert ("logit_scale" in expected) is (objectives != "separable")
+    assert max(far(step(objectives, micro), expected).values()) < 2e-6
+
+
+def test_the_loss_is_the_mean_over_tokens_and_not_over_rows_or_pieces() -> None:
+    torch.manual_seed(3)
+    model, objective = Toy(), NextToken()
+    with torch.no_grad():
+        loss = objective(model(rows(0, 12)), {})
+    assert loss.count == rows(0, 12)["attention_mask"].sum() != 12
+    assert float(step("separable", 5)["losses"]) == pytest.approx(float(loss.total / loss.count))
+
+
+def test_features_are_encoded_again_with_the_dropout_that_they_were_cached_with() -> None:
+    """Piece by piece with a graph kept for all: the gradient that caching must give."""
+    torch.manual_seed(3)
+    system = System(Toy(dropout=0.5), [InfoNCE()], [1.0], Place.here(), seed=11)
+    pieces = [system.encode(rows(at, 4), at) for at in (0, 4, 8)]
+    loss = InfoNCE()({name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}, system.model.scalars())
+    (loss.total / loss.count).backward()
+    expected = {name: p.grad for name, p in state.parameters(system).items() if p.grad is not None}
+    found = dropping(4)
+    assert float(found.pop("losses")) == pytest.approx(float(loss.total.detach() / loss.count))
+    assert max(far(found, expected).values()) < 1e-6
+    assert max(far(found, {name: dropping(3)[name] for name in found}).values()) > 1e-3
+
+
+@pytest.mark.parametrize("micro", [None, 4])
+def test_computing_activations_again_changes_nothing(micro: int | None) -> None:
+    assert max(far(dropping(micro, light=True), dropping(micro)).values()) == 0
+
+
+class Nothing(Objective):
+    def forward(self, features: Features, scalars: Scalars) -> Loss:
+        return Loss(features["image"].sum() * 0, torch.tensor(0))
+
+
+@pytest.mark.parametrize("micro", [None, 2])
+def test_a_step_with_nothing_to_learn_from_is_no_nan(micro: int | None) -> None:
+    system = System(Toy(), [Nothing()], [1.0], Place.here())
+    assert gradients(system, rows(0, 4), 0, micro).tolist() == [0]
+    assert system.place.norm(system.parameters()) == 0

@@ -1,0 +1,137 @@
+"""A training that was killed and called again ends as one that never was: bit by bit."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.recipe import RecipeError
+from models.train.loop import Trained, train
+from models.train.parallel import Place
+from tests.models.train.toy import ToySource, recipe
+
+TIMED = {"samples_per_second", "tokens_per_second", "waiting", "mfu"}
+SETTINGS: dict[str, Any] = {
+    "phases": [
+        {"name": "text", "share": 0.3, "rates": {"image": 0, ".*": 1}},
+        {"name": "all", "share": 0.7, "rates": {".*": 1}},
+    ],
+    "objectives": ["models.objectives.contrastive.InfoNCE", {"tests.models.train.toy.NextToken": {"weight": 0.5}}],
+    "schedule": {"kind": "cosine", "warmup": 36},
+    "parallel": {"micro_batch": 5},
+    "ema": 0.8,
+    "checkpoint_every": 24,
+}
+"""All that a training can carry along, dropout included."""
+CHILD = """
+import sys, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from tests.models.train.test_resume import run
+run(Path(sys.argv[1]))
+"""
+
+
+def run(out: Path, stop_at: int | None = None, **changes: Any) -> Trained:
+    source = ToySource(12, Place.here())
+    made = recipe(**SETTINGS | changes)
+    return train(made, {}, str(out), source=source, report=lambda samples, _, __: samples == stop_at)
+
+
+def left(out: Path) -> tuple[bytes, list[dict[str, float]], Any]:
+    """Weights to the bit, the curve without its times, and what was skipped."""
+    said = json.loads((out / "model" / "training.json").read_text())
+    curve = [{name: value for name, value in row.items() if name not in TIMED} for row in said["curve"]]
+    return (out / "model" / "model.safetensors").read_bytes(), curve, said["skipped"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    out = tmp_path_factory.mktemp("unbroken")
+    run(out)
+    return left(out)
+
+
+def test_stopped_again_and_again_it_ends_as_if_it_had_not_been(tmp_path: Path, unbroken: Any) -> None:
+    stops = [24, 72, 120]  # in the first phase, where the second begins, and later
+    for stop in stops:
+        trained = run(tmp_path, stop_at=stop)
+        assert trained.model is None
+        assert stop < trained.samples < 240
+    assert run(tmp_path).samples == 240
+    assert left(tmp_path) == unbroken
+
+
+def test_seeds_and_dropout_matter_to_these_tests(tmp_path: Path, unbroken: Any) -> None:
+    run(tmp_path / "seed", seed=1)
+    assert left(tmp_path / "seed")[0] != unbroken[0]
+    run(tmp_path / "still", model="tests.models.train.toy.Toy")
+    assert left(tmp_path / "still")[0] != unbroken[0]
+
+
+@pytest.mark.fault(49)
+def test_killed_it_ends_as_if_it_had_not_been(tmp_path: Path, unbroken: Any) -> None:
+    """The child is killed as soon as it has a checkpoint, most likely while it writes the next."""
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stderr=subprocess.DEVNULL)
+    while child.poll() is None and not list(tmp_path.glob("checkpoints/*/complete.json")):
+        time.sleep(0.002)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    assert not (tmp_path / "model").exists()
+    run(tmp_path)
+    assert left(tmp_path) == unbroken
+
+
+@pytest.mark.chaos
+@pytest.mark.fault(49)
+def test_killed_at_random_again_and_again_it_ends_as_if_it_had_not_been(tmp_path: Path, unbroken: Any) -> None:
+    dice = random.Random(7)
+    kills = 0
+    while kills < 12:
+        child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stderr=subprocess.DEVNULL)
+        before = set(tmp_path.glob("tensorboard/*"))
+        while child.poll() is None and set(tmp_path.glob("tensorboard/*")) == before:
+            time.sleep(0.002)
+        time.sleep(dice.uniform(0, 1.0))
+        child.kill()
+        kills += child.wait() != 0
+        if (tmp_path / "model" / "training.json").exists():
+            assert left(tmp_path) == unbroken
+            for folder in tmp_path.iterdir():
+                shutil.rmtree(folder)
+    run(tmp_path)
+    assert left(tmp_path) == unbroken
+
+
+def test_a_finished_training_called_again_does_no_step(tmp_path: Path, unbroken: Any) -> None:
+    run(tmp_path)
+    source = ToySource(12, Place.here())
+    again = train(recipe(**SETTINGS), {}, str(tmp_path), source=source)
+    assert source.seen == [0]  # a look at two rows, to count their operations
+    assert again.model == f"{tmp_path}/model"
+    assert left(tmp_path) == unbroken
+
+
+def test_another_recipe_or_other_data_do_not_go_on(tmp_path: Path) -> None:
+    run(tmp_path, stop_at=24)
+    with pytest.raises(RecipeError, match=r"whose recipe.seed was 0, and now is 1; take another folder"):
+        run(tmp_path, seed=1)
+    source = ToySource(12, Place.here())
+    with pytest.raises(RecipeError, match=r'whose lineage.selection was null, and now is "abc"'):
+        train(recipe(**SETTINGS), {}, str(tmp_path), source=source, lineage={"selection": "abc"})
+    assert run(tmp_path, stop_at=48, parallel={"micro_batch": 3}, keep=5).samples > 48
+
+
+def test_restarted_it_begins_anew(tmp_path: Path, unbroken: Any) -> None:
+    run(tmp_path, stop_at=24, seed=1)
+    train(recipe(**SETTINGS), {}, str(tmp_path), source=ToySource(12, Place.here()), resume=False)
+    assert left(tmp_path) == unbroken
