@@ -18,8 +18,9 @@ demo: .venv/installed
 	@echo "  $(BIN)/sluice links $(ROOT)"
 	@echo "  $(BIN)/sluice sql $(ROOT) 'FROM drops'"
 
+# Two processes, but for `make test ARGS=tests/...`; tests/conftest.py says what runs beside what.
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not chaos" $(ARGS)
+	$(BIN)/python -m pytest -m "not chaos" $(if $(findstring tests/,$(ARGS)),,-n 2) $(ARGS)
 
 check: .venv/installed
 	$(BIN)/ruff check .

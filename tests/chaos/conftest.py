@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,10 +25,9 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def case(tmp_path: Path, calm: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> drive.Case:
-    """Faulty stores in this process; nobody waits between tries, nor for the disk: no power fails here."""
+    """Faulty stores in this process; nobody waits between tries."""
     found = drive.Case(tmp_path, calm)
     found.control.arm(Plan("none"))
     monkeypatch.setenv(FAULTS, str(found.control.folder))
     monkeypatch.setattr(pipeline.store, "time", SimpleNamespace(sleep=lambda _: None))
-    monkeypatch.setattr(os, "fsync", lambda _: None)
     return found

@@ -1,6 +1,7 @@
 """The laws of a store, over a local disk, memory and S3 alike; `test_s3.py` has what only S3 can do wrong."""
 
 import io
+import os
 import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -303,6 +304,23 @@ def test_a_local_file_is_never_seen_half_written(tmp_path: Path) -> None:
         fs.pipe_file(target, b"second", mode="create")
     assert Path(target).read_bytes() == b"first"
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["record.json"], "the temporary file stayed"
+
+
+@pytest.mark.parametrize("mode", ["overwrite", "create"])
+@pytest.mark.parametrize("spooled", [False, True])
+def test_a_local_file_is_on_the_disk_before_it_has_its_name_and_its_name_is_before_the_put_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, spooled: bool
+) -> None:
+    synced: list[tuple[int, bool]] = []
+    target = tmp_path / "commits" / "k.json"
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append((os.fstat(handle).st_ino, target.exists())))
+    if spooled:
+        (tmp_path / "spool").write_bytes(b"a record")
+        DurableLocal().put_file(str(tmp_path / "spool"), str(target), mode=mode)
+    else:
+        DurableLocal().pipe_file(str(target), b"a record", mode=mode)
+    assert target.read_bytes() == b"a record"
+    assert synced == [(target.stat().st_ino, False), (target.parent.stat().st_ino, True)]
 
 
 def test_a_relative_root_is_the_same_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

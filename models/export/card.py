@@ -1,0 +1,162 @@
+"""The model card: what the Hugging Face hub reads (YAML), and what people read.
+
+card.write(Path("out/model"), metrics)       # README.md of the folder, from its training.json and config.json
+
+Everything in it comes from files that lie beside the weights, so it can be written again with newer figures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from models.evaluate.metric import Metric
+from models.towers.dual_encoder import WHOLE_CONTEXT
+
+NAME = "README.md"
+FILL_IN = "to be filled in by whoever publishes this model"
+PIPELINE = "zero-shot-image-classification"
+TASKS = {"zeroshot_classification": PIPELINE, "zeroshot_retrieval": "zero-shot-retrieval"}
+"""The hub's names; the other tasks have none, and keep their own."""
+
+
+def write(folder: Path, metrics: Sequence[Metric] = ()) -> None:
+    """The card into the folder of an exported model. Raises `ValueError` where that is none."""
+    (folder / NAME).write_text(text(folder, metrics), encoding="utf-8")
+
+
+def text(folder: Path, metrics: Sequence[Metric] = ()) -> str:
+    """The card of an exported model, with the figures of an evaluation. Raises `ValueError` where it is none."""
+    training, config = _read(folder / "training.json"), _read(folder / "config.json")
+    recipe, lineage = training["recipe"], training.get("lineage", {})
+    sections = [
+        _head(recipe, config, metrics),
+        f"# {_inert(recipe['name'])}\n\n{_summary(recipe, training)}",
+        "## How to load it\n\n" + _loading(config),
+        "## What it was trained on\n\n" + _data(lineage, training),
+        *(["## How well it does\n\n" + _figures(metrics)] if metrics else []),
+        "## How it was trained\n\n" + _training(recipe, training),
+        f"## Licence\n\n**{FILL_IN}**: the images and texts that it learned from belong to those who made them.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); expected the folder that a training exported") from None
+    return found
+
+
+def _head(recipe: Mapping[str, Any], config: Mapping[str, Any], metrics: Sequence[Metric]) -> str:
+    results = [
+        EvalResult(
+            task_type=TASKS.get(metric.task, metric.task),
+            task_name=metric.task,
+            dataset_type=metric.set,
+            dataset_name=metric.set,
+            metric_type="accuracy" if metric.metric.startswith("acc") else metric.metric.partition("@")[0],
+            metric_name=metric.metric,
+            metric_value=round(metric.value, 6),
+        )
+        for metric in metrics
+    ]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=PIPELINE,
+        tags=["image-text-pairs", str(config.get("model_type"))],
+        **({"model_name": recipe["name"], "eval_results": results} if results else {}),
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _summary(recipe: Mapping[str, Any], training: Mapping[str, Any]) -> str:
+    seen = f"{training['samples']:,} image-text pairs seen in batches of {recipe['batch']:,}"
+    return f"{_inert(recipe['about'])}, {seen}, trained by the recipe `{_inert(recipe['name'])}` (recipe.yaml)."
+
+
+def _loading(config: Mapping[str, Any]) -> str:
+    whole = ', padding="max_length", truncation=True' if config.get("model_type") in WHOLE_CONTEXT else ", padding=True"
+    return f"""```python
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+folder = "THIS FOLDER"  # or its name on the hub
+model = AutoModel.from_pretrained(folder)
+images = AutoImageProcessor.from_pretrained(folder)([Image.open("picture.jpg")], return_tensors="pt")
+texts = AutoTokenizer.from_pretrained(folder)(["a red circle", "a blue square"]{whole}, return_tensors="pt")
+with torch.inference_mode():
+    image_rows = model.get_image_features(**images).pooler_output
+    text_rows = model.get_text_features(**texts).pooler_output
+print(torch.nn.functional.cosine_similarity(image_rows, text_rows))
+```"""
+
+
+def _data(lineage: Mapping[str, Any], training: Mapping[str, Any]) -> str:
+    """Sets of shards by the hash of their content, and the funnels through which their pairs came."""
+    mixture = training["recipe"].get("data", {}).get("mixture", {})
+    rows = [
+        (name, f"{share:g}", f"{told.get('samples', 0):,}" if told else "", f"`{told['selection']}`" if told else "")
+        for name, share in mixture.items()
+        for told in (lineage.get("shards", {}).get(name),)
+    ]
+    parts = [_table(("set of shards", "share of the samples", "samples", "hash of the selection"), rows)]
+    if not lineage.get("shards"):
+        parts.append("Nothing is known of how these pairs were selected: they were not given by a run of sluice.")
+    for name, funnel in lineage.get("funnels", {}).items():
+        steps = [(step["rule"], *(f"{step[key]:,}" for key in ("rows", "dropped", "left"))) for step in funnel]
+        parts.append(f"How `{_inert(name)}` selected them: a rule sees what those before it left.")
+        parts.append(_table(("rule", "pairs in", "dropped", "left"), steps))
+    skipped = training.get("skipped", {})
+    if skipped:
+        parts.append("Samples that could not be used:")
+        parts.append(_table(("reason", "samples"), [(reason, f"{count:,}") for reason, count in skipped.items()]))
+    return "\n\n".join(parts)
+
+
+def _figures(metrics: Sequence[Metric]) -> str:
+    rows = [
+        (one.set, one.task, one.metric, *map(_share, (one.value, one.standard_error, one.chance)), f"{one.samples:,}")
+        for one in metrics
+    ]
+    head = ("set", "task", "metric", "value", "± standard error", "by chance", "samples")
+    return (
+        f"{_table(head, rows)}\n\nStandard errors are those of the samples; another seed of the training adds its own."
+    )
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def _training(recipe: Mapping[str, Any], training: Mapping[str, Any]) -> str:
+    """What a reader asks first; recipe.yaml has the rest."""
+    curve, code = training.get("curve") or [{}], training.get("code", {})
+    rate, machine = training.get("samples_per_second"), f"{training.get('processes', 1)} × {training.get('device')}"
+    rows = [
+        ("objectives", ", ".join(f"{term['objective']['path']} × {term['weight']:g}" for term in recipe["objectives"])),
+        ("learning rate", f"{recipe['optimizer']['learning_rate']:g}, {recipe['schedule']['kind']}"),
+        ("weight decay", f"{recipe['optimizer']['weight_decay']:g}"),
+        ("precision", recipe["precision"]),
+        ("seed", str(recipe["seed"])),
+        ("loss at the end", f"{curve[-1]['loss']:.4g}" if "loss" in curve[-1] else ""),
+        ("speed", f"{rate:,.0f} samples/s on {machine}" if rate else ""),
+        ("code", ", ".join(f"{name} {version}" for name, version in code.items())),
+    ]
+    return _table(("", ""), [row for row in rows if row[1]])
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(_inert(cell) for cell in row) + " |" for row in rows)])
+
+
+def _inert(text: str) -> str:
+    """On one line, in one cell, and no HTML."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
