@@ -70,7 +70,7 @@ class Attempt:
         return cast(BinaryIO, self._spool(kind, f"data/{self.stem}.{suffix or kind}", exclusive=False, hashed=False))
 
     def create_in_folder(self, name: str) -> BinaryIO:
-        """The same in the attempt's own folder, under its plain name, which is its kind: for what is loaded as a folder."""
+        """The same in the attempt's own folder, under its plain name, which is its kind: for what others load whole."""
         return cast(BinaryIO, self._spool(name, f"data/{self.stem}/{name}", exclusive=False, hashed=False))
 
     def create_final(self, kind: str, path: str) -> BinaryIO:

@@ -26,6 +26,7 @@ from pipeline.stage import Column, Device, Effort, Job, Promise, Sets, Task, Wor
 METRICS = pa.schema(
     [
         ("model", pa.string()),
+        ("seed", pa.int64()),
         ("set", pa.string()),
         ("task", pa.string()),
         ("metric", pa.string()),
@@ -35,7 +36,8 @@ METRICS = pa.schema(
         ("samples", pa.int64()),
     ]
 )
-"""A row per number. `model` is the node that trained it; task and metric are called as CLIP_benchmark calls them."""
+"""A row per number. `model` is the node that trained it, `seed` which of its models that is, counted from 0; task and
+metric are called as CLIP_benchmark calls them."""
 CONFIG = "config.json"
 """A file that every model has."""
 
@@ -74,7 +76,9 @@ class Evaluate(Job):
             if not _holds_a_model(generation):
                 raise SluiceError(f"{node} holds no model; name nodes that train one, such as stages.train.Train")
         tasks = [
-            Task(node, {"model": node}, {node: generation.records}, rows=1) for node, generation in work.inputs.items()
+            Task(f"{node}-{record.part}", {"model": node, "seed": seed}, {node: (record,)}, rows=1)
+            for node, generation in work.inputs.items()
+            for seed, record in enumerate(generation.records)
         ]
         return work.map("evaluate", tasks, self.evaluate)
 
@@ -98,7 +102,7 @@ class Evaluate(Job):
                 )
             except ValueError as error:
                 raise SluiceError(str(error)) from None
-        rows = [{"model": model, **asdict(metric)} for metric in metrics]
+        rows = [{"model": model, "seed": task.payload["seed"], **asdict(metric)} for metric in metrics]
         attempt.write("metric", pa.Table.from_pylist(rows, schema=METRICS))
         attempt.count({"evaluated": 1})
 

@@ -41,7 +41,7 @@ def curated(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
             "shards.samples_per_shard=256",
         ]
         root = str(folder / "root")
-        run(Dag.load("quickstart", overrides), root, executor=Inline(Store(root)))
+        run(Dag.load("quickstart", overrides), root, until="shards", executor=Inline(Store(root)))
     return folder / "root"
 
 

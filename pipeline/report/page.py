@@ -26,6 +26,7 @@ from pipeline.report.nodes import NodeReport, ShardsReport, node_report
 from pipeline.report.numbers import DROPPED, PASSED, Ask, Group, Histogram, Number, Source, histograms
 from pipeline.report.samples import Sample, Samples
 from pipeline.report.selection import KEPT, NOT_KEPT, ROWS, PoolReport, is_number, pool_report
+from pipeline.report.training import CURVE, METRIC, Training, lines, training
 from pipeline.report.web import WebReport, web_report
 from pipeline.runs import ancestors, generations_of, run_of
 from pipeline.store import Store
@@ -74,6 +75,7 @@ class Page:
     tables: tuple[TableReport, ...]
     nodes: tuple[NodeReport, ...]
     shards: tuple[ShardsReport, ...]
+    training: Training
     errors: tuple[Mapping[str, object], ...]
     all_errors: int
 
@@ -109,6 +111,7 @@ def gathered(ask: Ask, store: Store, run: Run) -> Page:
         tables=tuple(_other_tables(ask, schema, generations)),
         nodes=tuple(node_report(generation) for generation in generations.values()),
         shards=tuple(ShardsReport(node, tuple(found)) for node, found in by_node.items()),
+        training=training(ask, schema.tables),
         errors=tuple(said),
         all_errors=said[0]["all_rows"] if said else 0,
     )
@@ -143,7 +146,7 @@ def _other_tables(ask: Ask, schema: Schema, generations: Mapping[str, Generation
     above = {node for pool in schema.pools for node in ancestors(pool.node, generations)}
     for (node, kind), table in schema.tables.items():
         repeated = kind in PAIR_GRAINS and (id(table) in in_pools or node in above)
-        if kind not in NOT_OF_A_NODE and not repeated:
+        if kind not in (*NOT_OF_A_NODE, CURVE, METRIC) and not repeated:
             yield _table_report(ask, table)
 
 
@@ -184,6 +187,7 @@ def rendered(page: Page) -> str:
         share=words.share,
         unit_of=words.unit_of,
         histogram=lambda chart, height=120: charts.histogram(chart, CLASSES, words.unit_of(chart.title), height),
+        lines=lambda curves, models: lines(curves, {model: place for place, model in enumerate(models)}),
         constant=_constant,
         caption_of=_caption_of,
     )

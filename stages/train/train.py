@@ -65,6 +65,8 @@ class Train(Job):
     """Changes to the recipe, such as `optimizer.learning_rate=1e-3`."""
     samples: int | None = Field(default=None, ge=1)
     """Seen in all, instead of what the recipe says."""
+    seeds: int = Field(default=1, ge=1)
+    """How many models are trained, with seeds that follow the DAG's: how far two of them differ by chance alone."""
     parallel: Annotated[dict[str, Any], Effort] = {}
     """How the work is laid over processes, such as `{mode: fsdp}`, over what the recipe says of it."""
 
@@ -72,20 +74,23 @@ class Train(Job):
         """Raise `SluiceError` for a recipe that cannot be."""
         from pipeline.identity import find_resources
 
-        self._resolved(find_resources([self])["recipe"][0][0], 0)
+        self._resolved(find_resources([self])["recipe"][0][0], seed=0)
 
     def assemble(self, work: Work) -> list[Record]:
-        recipe = self._resolved(work.resources["recipe"][0][0], work.seed)
+        recipes = [self._resolved(work.resources["recipe"][0][0], work.seed + number) for number in range(self.seeds)]
         shards = {name: generation for name, generation in work.inputs.items() if holds_shards(generation)}
-        data = named(recipe["data"]["mixture"], list(shards))
-        task = Task(
-            "model",
-            {"recipe": {key: value for key, value in recipe.items() if key not in HOW}, "data": data},
-            {name: generation.records for name, generation in shards.items()},
-            rows=recipe["samples"],
-            hints={"how": {key: recipe[key] for key in HOW}, "lineage": lineage(work.inputs)},
-        )
-        return work.map("train", [task], self.train)
+        data = named(recipes[0]["data"]["mixture"], list(shards))
+        tasks = [
+            Task(
+                "model" if self.seeds == 1 else f"model-{number}",
+                {"recipe": {key: value for key, value in recipe.items() if key not in HOW}, "data": data},
+                {name: generation.records for name, generation in shards.items()},
+                rows=recipe["samples"],
+                hints={"how": {key: recipe[key] for key in HOW}, "lineage": lineage(work.inputs)},
+            )
+            for number, recipe in enumerate(recipes)
+        ]
+        return work.map("train", tasks, self.train)
 
     def train(self, task: Task, attempt: Attempt) -> None:
         """Train, and make the model's files those of the attempt."""

@@ -147,7 +147,7 @@ def curated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pa
             "pool.timeout_s=10",
         ]
         root = str(folder / "root")
-        run(Dag.load("quickstart", overrides), root, executor=Inline(Store(root)))
+        run(Dag.load("quickstart", overrides), root, until="shards", executor=Inline(Store(root)))
         yield folder / "key.parquet", folder / "root", web
 
 
