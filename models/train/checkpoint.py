@@ -13,6 +13,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +84,7 @@ class Checkpoints:
         folder = f"{self.folder}/{samples:012d}"
         writer = FsspecWriter(folder, sync_files=isinstance(self._fs, LocalFileSystem))
         staged = writer.stage(tensors)
-        self._saving = self._thread.submit(self._write, folder, writer, staged, samples, dict(facts))
+        self._saving = self._thread.submit(self._write, folder, writer, staged, samples, deepcopy(dict(facts)))
 
     def _write(
         self, folder: str, writer: FsspecWriter, tensors: Tensors, samples: int, facts: dict[str, Any]

@@ -69,12 +69,17 @@ def test_what_changes_after_save_is_not_in_it(tmp_path: Path, monkeypatch: pytes
     begin, real = threading.Event(), module.save
     monkeypatch.setattr(module, "save", lambda *args, **options: (begin.wait(20), real(*args, **options)))
     found, weights = Checkpoints(str(tmp_path), Place.here(), 2), tensors(7)
-    found.save(7, weights, {"loss": 1.0})
+    facts: dict[str, Any] = {"loss": 1.0, "curve": [1]}
+    found.save(7, weights, facts)
     weights["w"].fill_(0)
+    facts["curve"].append(2)
     assert not found.saved
     begin.set()
     found.wait()
     assert loaded(found) == (7, 7.0)
+    newest = found.newest()
+    assert newest is not None
+    assert newest.facts["curve"] == [1]
 
 
 def test_a_failed_write_is_raised_and_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
