@@ -81,7 +81,9 @@ def _summary(recipe: Mapping[str, Any], training: Mapping[str, Any]) -> str:
 
 
 def _loading(config: Mapping[str, Any]) -> str:
-    whole = ', padding="max_length", truncation=True' if config.get("model_type") in WHOLE_CONTEXT else ", padding=True"
+    places = config.get("text_config", {}).get("max_position_embeddings", 64)
+    whole = config.get("model_type") in WHOLE_CONTEXT
+    padding = f'padding="max_length", max_length={places}, truncation=True' if whole else "padding=True"
     return f"""```python
 import torch
 from PIL import Image
@@ -90,7 +92,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 folder = "THIS FOLDER"  # or its name on the hub
 model = AutoModel.from_pretrained(folder)
 images = AutoImageProcessor.from_pretrained(folder)([Image.open("picture.jpg")], return_tensors="pt")
-texts = AutoTokenizer.from_pretrained(folder)(["a red circle", "a blue square"]{whole}, return_tensors="pt")
+texts = AutoTokenizer.from_pretrained(folder)(["a red circle", "a square"], {padding}, return_tensors="pt")
 with torch.inference_mode():
     image_rows = model.get_image_features(**images).pooler_output
     text_rows = model.get_text_features(**texts).pooler_output

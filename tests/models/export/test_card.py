@@ -66,7 +66,7 @@ def test_it_names_recipe_data_funnel_and_figures(folder: Path) -> None:
 
 def test_the_hub_reads_its_head(folder: Path) -> None:
     card.write(folder, METRICS)
-    data = ModelCard.load(folder / "README.md").data
+    data: Any = ModelCard.load(folder / "README.md").data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "zero-shot-image-classification")
     assert data.model_name == "clip-vit-b32"
     found = [(one.dataset_name, one.metric_name, one.metric_value) for one in data.eval_results or ()]
@@ -78,7 +78,8 @@ def test_what_is_not_known_is_not_made_up(tmp_path: Path) -> None:
     assert "Nothing is known of how these pairs were selected" in said
     assert "How well it does" not in said
     assert "could not be used" not in said
-    assert ModelCard(said).data.eval_results is None
+    head: Any = ModelCard(said).data
+    assert head.eval_results is None
 
 
 def test_words_of_others_are_text(folder: Path) -> None:
