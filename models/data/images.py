@@ -115,9 +115,9 @@ def _decoded(image: ImageFile, box: Box, side: int) -> np.ndarray:
     else:
         whole = _rgb(image)
     across, down = image.width / width, image.height / height
-    left, top = math.floor(box[0] * across), math.floor(box[1] * down)
-    right, bottom = math.ceil((box[0] + box[2]) * across), math.ceil((box[1] + box[3]) * down)
-    return whole[top:bottom, left:right]
+    left, right = (round(place * across) for place in (box[0], box[0] + box[2]))
+    top, bottom = (round(place * down) for place in (box[1], box[1] + box[3]))
+    return whole[top : max(bottom, top + 1), left : max(right, left + 1)]
 
 
 def _rgb(image: ImageFile) -> np.ndarray:

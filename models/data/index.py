@@ -1,9 +1,9 @@
 """Where every sample of some tars is, without reading them twice.
 
 The shards that sluice writes have an index already: Parquet, which a node's generation names together with the tars.
-Other tools' tars are scanned, header by header: 2 s for a million members on a local disk; a remote tar is read through
-once. What took long to make is kept in `~/.cache/sluice/indexes` (`XDG_CACHE_HOME`) as long as no tar changes, and
-is mapped into memory from there by all processes of a machine: 16 bytes a sample, once.
+Other tools' tars are scanned, header by header, and remote ones are read through once for that. What took long to make
+is kept in `~/.cache/sluice/indexes` (`XDG_CACHE_HOME`) as long as no tar changes, and is mapped into memory from there
+by all processes of a machine: 16 bytes a sample, once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import os
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -24,6 +24,7 @@ from uuid import uuid4
 import fsspec
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.data.tars import BLOCK, Scanned, Spans, scan
@@ -67,6 +68,7 @@ class Index:
 def listed(fs: Any, pattern: str) -> list[Tar]:
     """The tars of a folder in the order of their names, of a node of sluice (its newest shards), or of a pattern with
     braces, in its order. Raises `DataError` where there are none."""
+    fs.invalidate_cache()
     path = pattern.rstrip("/")
     if "{" not in path and fs.isdir(path):
         tars = _in_folder(fs, path)
@@ -82,10 +84,16 @@ def listed(fs: Any, pattern: str) -> list[Tar]:
         folder = posixpath.dirname(name)
         if folder not in folders:
             folders[folder] = {tar.path: tar for tar in (_in_folder(fs, folder) if fs.isdir(folder) else ())}
-        if name not in folders[folder]:
-            raise DataError(f"there is no tar {name!r}; expected every name of {pattern!r}")
-        tars.append(folders[folder][name])
+        tars.append(folders[folder].get(name) or _single(fs, name))
     return tars
+
+
+def _single(fs: Any, path: str) -> Tar:
+    try:
+        entry = fs.info(path)
+    except FileNotFoundError:
+        raise DataError(f"there is no tar {path!r}; expected every tar that is named, or a folder of them") from None
+    return Tar(path, int(entry["size"]), _stamp(entry))
 
 
 def expanded(pattern: str) -> list[str]:
@@ -131,7 +139,12 @@ def index(fs: Any, tars: Sequence[Tar]) -> Index:
 
     def look(tar: Tar) -> Scanned:
         place = known.get(tar.path)
-        return _scanned(fs, tar, local) if place is None else _read(fs, tar, place)
+        if place is not None:
+            try:
+                return _read(fs, tar, place)
+            except (OSError, pa.ArrowException) as error:
+                log.warning("%s is scanned, for its index %s cannot be read: %s", tar.path, place.path, error)
+        return _scanned(fs, tar, local)
 
     with ThreadPoolExecutor(READERS) as pool:
         found = list(pool.map(look, tars))
@@ -199,12 +212,15 @@ def _recorded(fs: Any, tars: Sequence[Tar]) -> dict[str, _Place]:
     return found
 
 
-def _generations(fs: Any, node: str) -> Any:
+def _generations(fs: Any, node: str) -> Iterator[list[dict[str, Any]]]:
     """The records of every generation of a node of sluice, the newest first."""
     folder = posixpath.join(node, "generations")
     if fs.isdir(folder):
         for path in sorted((path for path in fs.ls(folder, detail=False) if path.endswith(".json")), reverse=True):
-            yield json.loads(fs.cat_file(path))["records"]
+            try:
+                yield json.loads(fs.cat_file(path))["records"]
+            except (ValueError, KeyError, TypeError) as error:
+                log.warning("%s is none of sluice's, and is passed over: %r", path, error)
 
 
 def _shards_of(records: Sequence[Mapping[str, Any]]) -> str | None:

@@ -27,7 +27,8 @@ from models.data.shards import Damaged, DataError, Sample, Samples
 from models.trainable import Batch
 
 AHEAD = 2048
-"""Samples that are decoded ahead, about; two batches at least."""
+"""Samples that are decoded ahead, about; two batches at least, `BATCHES` at most."""
+BATCHES = 16
 ATTEMPTS = 100
 """Samples that are tried for one place. Where nine in ten are damaged, one place in 37,000 finds none."""
 REQUESTS = 32
@@ -101,7 +102,7 @@ class Loader(Iterator[Batch], Generic[Row]):
         self._last = ThreadPoolExecutor(1, "loader-batch")
         rows = self._slice[1] - self._slice[0]
         self._together = 1 if remote else max(1, min(TOGETHER, rows // (2 * threads)))
-        self._depth = max(2, AHEAD // rows)
+        self._depth = min(max(2, AHEAD // rows), BATCHES)
         self._next = start
         self._coming: deque[tuple[Future[Batch], list[Future[_Made]]]] = deque()
         for name in order.names:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
-from functools import lru_cache
 from hashlib import blake2b
 from random import Random
 
@@ -25,7 +24,10 @@ from models.data.index import DataError
 ROUNDS = 8
 DENOMINATOR = 1 << 31
 """Of a share, less than this, so that its product with a remainder fits 63 bits."""
+ODD = np.uint64(0x9E3779B97F4A7C15)
+"""2^64 by the golden ratio: multiples of it lie far from each other."""
 Numbers = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
 
 
 class Order:
@@ -63,11 +65,8 @@ class Order:
         samples = np.empty_like(draws)
         for number, size in enumerate(self.sizes):
             rows = np.flatnonzero(sets == number)
-            epochs = draws[rows] // size
-            for epoch in np.unique(epochs).tolist():
-                those = rows[epochs == epoch]
-                keys = _keys(f"{self.seed}/{self.names[number]}/{epoch}")
-                samples[those] = _permuted(draws[those] - epoch * size, size, keys)
+            epochs, places = np.divmod(draws[rows], size)
+            samples[rows] = _permuted(places, size, _keys(f"{self.seed}/{self.names[number]}", epochs))
         return sets, samples
 
     def instead(self, place: int, attempt: int) -> tuple[str, int]:
@@ -117,23 +116,24 @@ def _floor(numbers: Numbers, share: Fraction) -> Numbers:
     return floor
 
 
-@lru_cache(maxsize=64)
-def _keys(name: str) -> npt.NDArray[np.uint64]:
-    return np.frombuffer(blake2b(name.encode(), digest_size=8 * ROUNDS).digest(), dtype="<u8")
+def _keys(name: str, epochs: Numbers) -> Words:
+    """(rounds, epochs): other ones for every epoch."""
+    first = np.frombuffer(blake2b(name.encode(), digest_size=8 * ROUNDS).digest(), dtype="<u8")
+    return _mixed(first[:, None] + epochs.astype(np.uint64) * ODD)
 
 
-def _permuted(numbers: Numbers, size: int, keys: npt.NDArray[np.uint64]) -> Numbers:
-    """A permutation of range(size), at the given numbers."""
+def _permuted(numbers: Numbers, size: int, keys: Words) -> Numbers:
+    """A permutation of range(size) for every column of keys, at the number beside it."""
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     found = numbers.astype(np.uint64)
     outside = np.arange(len(found))
     while len(outside):
-        found[outside] = _network(found[outside], half, keys)
+        found[outside] = _network(found[outside], half, keys[:, outside])
         outside = outside[found[outside] >= np.uint64(size)]
     return found.astype(np.int64)
 
 
-def _network(numbers: npt.NDArray[np.uint64], half: int, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def _network(numbers: Words, half: int, keys: Words) -> Words:
     width, mask = np.uint64(half), np.uint64((1 << half) - 1)
     left, right = numbers >> width, numbers & mask
     for key in keys:
@@ -141,9 +141,9 @@ def _network(numbers: npt.NDArray[np.uint64], half: int, keys: npt.NDArray[np.ui
     return (left << width) | right
 
 
-def _mixed(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def _mixed(numbers: Words) -> Words:
     """The finaliser of splitmix64 (Steele, Lea and Flood 2014): every bit depends on every bit."""
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: npt.NDArray[np.uint64] = numbers ^ (numbers >> np.uint64(31))
+    mixed: Words = numbers ^ (numbers >> np.uint64(31))
     return mixed

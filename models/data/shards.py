@@ -13,12 +13,11 @@ import errno
 import os
 import threading
 import time
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from models.data.index import DataError, Index, expanded, file_system, index, is_local, listed
 from models.data.tars import Members, NotATar, members_of
@@ -52,6 +51,7 @@ class Samples(Sequence[Sample]):
     def __init__(self, fs: Any, index: Index) -> None:
         self._fs = fs
         self._index = index
+        self._ends = index.ends.tolist()
         self._files = _Files()
         self.remote = not is_local(fs)
 
@@ -91,8 +91,7 @@ class Samples(Sequence[Sample]):
 
     def read(self, number: int) -> Sample:
         """The same for one number, which is in range."""
-        place = int(np.searchsorted(self._index.ends, number, side="right"))
-        tar = self._index.tars[place]
+        tar = self._index.tars[bisect_right(self._ends, number)]
         start, nbytes = self._index.spans_n2[number].tolist()
         name = f"{tar.path} at byte {start}"
         if nbytes > LARGEST:

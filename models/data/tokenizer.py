@@ -46,6 +46,7 @@ def trained(captions: Iterable[str], vocabulary: int, context: int) -> PreTraine
         pad_token=PAD,
         model_max_length=context,
         clean_up_tokenization_spaces=False,
+        split_special_tokens=True,  # what a caption says is no end of it
     )
 
 
@@ -63,6 +64,7 @@ class Encoder:
         # A copy with settings of its own: transformers changes them with every call. And it makes Python lists of
         # everything there is to say of a text, which takes ten times as long as to find its tokens.
         self._tokenizer = Tokenizer.from_str(backend.to_str())
+        self._tokenizer.encode_special_tokens = True  # what a caption says is no end of it
         self._tokenizer.enable_truncation(context)
         self._tokenizer.enable_padding(
             pad_id=tokenizer.pad_token_id, pad_token=str(tokenizer.pad_token), length=context

@@ -1,0 +1,179 @@
+"""Samples a second out of shards: against webdataset's loader, and against what the codec alone can do.
+
+A sample is a JPEG of 256 px with a caption and a JSON. Without decoding, both give the bytes of shuffled samples in one
+process. With it, both crop, resize to 224 px and find tokens, on two cores: in threads here, and webdataset in two
+workers of torch's DataLoader, whose start is not counted. The codec alone decodes and resizes what lies in memory, in
+two processes. All in turns.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import multiprocessing
+import shutil
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+
+from models.data.images import training_pixels
+from models.data.loader import Collate, Loader
+from models.data.order import Order
+from models.data.pairs import Pairs
+from models.data.shards import Sample, Samples
+from models.data.tokenizer import trained
+from models.recipe import Data
+from models.trainable import Batch
+from stages.kit.tar import TarWriter
+from tests.benchmarks.bench_shards import sample
+from tests.benchmarks.figures import Figure
+from tests.benchmarks.pictures import jpeg
+
+SHARDS, PER_SHARD, TURNS = 4, 1024, 5
+MOTIFS = 64
+CORES = 2
+BATCH = 64
+SAMPLES = SHARDS * PER_SHARD
+DATA = Data()
+
+
+def measure() -> list[Figure]:
+    torch.set_num_threads(1)
+    pictures = [jpeg(256, seed) for seed in range(MOTIFS)]
+    samples = [sample(number, pictures[number % MOTIFS]) for number in range(SAMPLES)]
+    pairs = Pairs(DATA, trained((text for _, _, text, _ in samples), 1000, DATA.texts.context))
+    folder = Path(tempfile.mkdtemp(prefix="sluice-bench-"))
+    try:
+        for shard in range(SHARDS):
+            write(samples[shard * PER_SHARD : (shard + 1) * PER_SHARD], folder / f"{shard:05d}.tar")
+        contestants: dict[str, Callable[[], float]] = {
+            "bytes": lambda: loaded(folder, Bytes(), threads=1),
+            "webdataset's bytes": lambda: bytes_by_webdataset(folder),
+            "decoded": lambda: loaded(folder, pairs, threads=CORES),
+            "webdataset's decoded": lambda: decoded_by_webdataset(folder, pairs),
+            "codec": lambda: decoded_alone(pictures),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in contestants}
+        for _ in range(TURNS):
+            for name, run in contestants.items():
+                gc.collect()
+                rates[name].append(run())
+    finally:
+        shutil.rmtree(folder)
+    rate = {name: statistics.median(found) for name, found in rates.items()}
+    plain, decoded, codec = (rate["webdataset's bytes"], rate["webdataset's decoded"], rate["codec"])
+    return [
+        Figure("samples/s without decoding", rate["bytes"], "1/s", note=f"shuffled, {len(pictures[0]) / 1000:.0f} KB"),
+        Figure("against webdataset", rate["bytes"] / plain, "×", at_least=3, note=f"{plain:,.0f} by its reader"),
+        Figure("samples/s decoded", rate["decoded"], "1/s", note=f"256 px to 224, {CORES} threads, with tokens"),
+        Figure("the same, against webdataset", rate["decoded"] / decoded, "×", at_least=1, note=f"{decoded:,.0f}"),
+        Figure("of the codec's ceiling", 100 * rate["decoded"] / codec, "%", at_least=90, note=f"{codec:,.0f} alone"),
+    ]
+
+
+def write(samples: Sequence[tuple[str, bytes, str, dict[str, Any]]], path: Path) -> None:
+    with path.open("wb") as stream:
+        writer = TarWriter(stream)
+        for key, picture, caption, facts in samples:
+            captions = {"captions": [{"text": caption, "source": "web"}]}
+            text = json.dumps(facts | captions).encode()
+            writer.add([(f"{key}.jpg", picture), (f"{key}.txt", caption.encode()), (f"{key}.json", text)])
+        writer.finish()
+
+
+class Bytes(Collate[Sample]):
+    """Samples as they are."""
+
+    def row(self, sample: Sample, dice: Random) -> Sample:
+        return sample
+
+    def batch(self, rows: Sequence[Sample]) -> Batch:
+        return {"nbytes": torch.tensor([len(row.members["jpg"]) for row in rows])}
+
+
+def loaded(folder: Path, collate: Collate[Any], threads: int) -> float:
+    """Samples a second, of all once."""
+    samples = Samples.open(folder)
+    order = Order({"shards": len(samples)}, {"shards": 1}, seed=1)
+    started = time.perf_counter()
+    with Loader({"shards": samples}, order, collate, BATCH, threads=threads) as loader:
+        for _ in range(SAMPLES // BATCH):
+            next(loader)
+        return SAMPLES / (time.perf_counter() - started)
+
+
+def bytes_by_webdataset(folder: Path) -> float:
+    started = time.perf_counter()
+    found = sum(1 for _ in webdataset_of(folder))
+    return checked(found) / (time.perf_counter() - started)
+
+
+def decoded_by_webdataset(folder: Path, pairs: Pairs) -> float:
+    def prepared(sample: dict[str, Any]) -> Any:
+        members = {name: sample[name] for name in ("jpg", "txt", "json")}
+        return pairs.row(Sample(sample["__key__"], members), Random(1))
+
+    pipeline = webdataset_of(folder).map(prepared).batched(BATCH, collation_fn=pairs.batch)
+    loader = torch.utils.data.DataLoader(
+        pipeline, batch_size=None, num_workers=CORES, multiprocessing_context="fork", worker_init_fn=one_thread
+    )
+    found, started = 0, 0.0
+    for batch in loader:
+        started = started or time.perf_counter()
+        found += len(batch["pixel_values"])
+    return (checked(found) - BATCH) / (time.perf_counter() - started)
+
+
+def webdataset_of(folder: Path) -> Any:
+    """Shuffled as its documentation has it: the shards, and samples among a thousand."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import webdataset
+
+        shards = f"{folder}/{{00000..{SHARDS - 1:05d}}}.tar"
+        return webdataset.WebDataset(
+            shards, shardshuffle=SHARDS, workersplitter=webdataset.split_by_worker, seed=1
+        ).shuffle(1000)
+
+
+def checked(found: int) -> int:
+    if found != SAMPLES:
+        raise RuntimeError(f"webdataset gave {found} samples of {SAMPLES}")
+    return found
+
+
+def one_thread(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+def decoded_alone(pictures: Sequence[bytes]) -> float:
+    """What as many processes as there are cores decode together, without reading, captions or batches."""
+    context = multiprocessing.get_context("fork")
+    ready = context.Barrier(CORES + 1)
+
+    def decode() -> None:
+        torch.set_num_threads(1)
+        members = [Sample(str(number), {"jpg": data}) for number, data in enumerate(pictures)]
+        dice = Random(1)
+        ready.wait()
+        for number in range(SAMPLES // CORES):
+            training_pixels(members[number % MOTIFS], DATA.images, dice)
+        ready.wait()
+
+    processes = [context.Process(target=decode) for _ in range(CORES)]
+    for process in processes:
+        process.start()
+    ready.wait()
+    started = time.perf_counter()
+    ready.wait()
+    seconds = time.perf_counter() - started
+    for process in processes:
+        process.join()
+    return SAMPLES / seconds

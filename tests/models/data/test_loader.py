@@ -1,0 +1,255 @@
+"""The same training sees the same samples with any number of processes and threads, from any place on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.data.loader import ATTEMPTS, Collate, Loader
+from models.data.order import Order
+from models.data.shards import Damaged, DataError, Sample, Samples
+from models.trainable import Batch
+from tests.models.data.tars_made import pair, shards, tar_of
+
+SETS = {"big": range(37), "small": range(100, 105)}
+WEIGHTS = {"big": 0.8, "small": 0.2}
+Row = tuple[int, float]
+
+
+class Numbers(Collate[Row]):
+    """The number of a sample, and what chance gave it; some samples cannot be used."""
+
+    def __init__(self, damaged: Sequence[int] = ()) -> None:
+        self.damaged = set(damaged)
+
+    def row(self, sample: Sample, dice: Random) -> Row:
+        number = int(sample.key, 16)
+        if number in self.damaged:
+            raise Damaged("spoilt", sample.key, "by a test")
+        return number, dice.random()
+
+    def batch(self, rows: Sequence[Row]) -> Batch:
+        return {"number": torch.tensor([row[0] for row in rows]), "chance": torch.tensor([row[1] for row in rows])}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_ahead() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("models.data.loader.AHEAD", 40)
+        yield
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Samples]:
+    folder = tmp_path_factory.mktemp("sets")
+    return {name: Samples.open(shards(folder / name, numbers, per_shard=10)) for name, numbers in SETS.items()}
+
+
+def order_of(sets: dict[str, Samples], seed: int = 3) -> Order:
+    return Order({name: len(samples) for name, samples in sets.items()}, WEIGHTS, seed)
+
+
+def seen(
+    sets: dict[str, Samples],
+    samples: int,
+    batch: int,
+    world: int = 1,
+    start: int = 0,
+    threads: int = 2,
+    damaged: Sequence[int] = (),
+) -> list[tuple[int, int, float]]:
+    """Place, number and chance of every sample from `start` on, in the order of the places."""
+    found: list[tuple[int, int, float]] = []
+    for rank in range(world):
+        loader = Loader(sets, order_of(sets), Numbers(damaged), batch, rank, world, start, threads)
+        with loader:
+            for each in islice(loader, (samples - start) // batch):
+                columns = (each[name].tolist() for name in ("position", "number", "chance"))
+                found += zip(*columns, strict=True)
+    return sorted(found)
+
+
+@settings(max_examples=20)
+@given(st.integers(3, 24), st.sampled_from([1, 2, 3]), st.integers(1, 5), st.sampled_from([(), (3, 8, 101)]))
+def test_any_number_of_processes_and_threads_sees_the_same(
+    sets: dict[str, Samples], batch: int, world: int, threads: int, damaged: tuple[int, ...]
+) -> None:
+    samples = 3 * batch
+    found = seen(sets, samples, batch, world, threads=threads, damaged=damaged)
+    assert [place for place, _, _ in found] == list(range(samples))
+    assert found == reference(sets, damaged)[:samples]
+
+
+_references: dict[tuple[int, ...], list[tuple[int, int, float]]] = {}
+
+
+def reference(sets: dict[str, Samples], damaged: tuple[int, ...]) -> list[tuple[int, int, float]]:
+    """What one process with one thread sees, in batches of one."""
+    if damaged not in _references:
+        _references[damaged] = seen(sets, 144, 1, threads=1, damaged=damaged)
+    return _references[damaged]
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 60), st.integers(3, 12), st.integers(1, 3), st.sampled_from([(), (3, 8, 101)]))
+def test_a_loader_that_begins_at_any_place_goes_on_bit_for_bit(
+    sets: dict[str, Samples], start: int, batch: int, world: int, damaged: tuple[int, ...]
+) -> None:
+    found = seen(sets, start + 2 * batch, batch, world, start, damaged=damaged)
+    assert found == reference(sets, damaged)[start : start + 2 * batch]
+
+
+def test_a_rank_has_its_slice_of_every_batch(sets: dict[str, Samples]) -> None:
+    with Loader(sets, order_of(sets), Numbers(), batch=10, rank=1, world=3, start=20) as loader:
+        assert [next(loader)["position"].tolist() for _ in range(2)] == [[23, 24, 25], [33, 34, 35]]
+        assert loader.position == 40
+
+
+def test_undamaged_data_is_exactly_what_the_order_says(sets: dict[str, Samples]) -> None:
+    order = order_of(sets)
+    for place, number, _ in seen(sets, 100, 10):
+        name, index = order.at(place)
+        assert number == SETS[name][index]
+
+
+def test_what_cannot_be_used_is_replaced_within_its_set_counted_and_named(
+    sets: dict[str, Samples], caplog: pytest.LogCaptureFixture
+) -> None:
+    order = order_of(sets)
+    with Loader(sets, order, Numbers(damaged=[3, 8, 101]), batch=42, threads=3) as loader:
+        numbers = torch.cat([next(loader)["number"] for _ in range(5)]).tolist()
+    assert not {3, 8, 101} & set(numbers)
+    for place, number in enumerate(numbers):
+        name, index = order.at(place)
+        assert number in SETS[name]
+        if SETS[name][index] not in (3, 8, 101):
+            assert number == SETS[name][index]
+    drawn = [SETS[name][index] for name, index in map(order.at, range(210))]
+    hit = sum(number in (3, 8, 101) for number in drawn)
+    assert hit > 10
+    assert loader.skipped["spoilt"] >= hit
+    assert len(loader.named) == min(100, loader.skipped["spoilt"])
+    assert "00000003: spoilt: by a test" in loader.named
+    assert "left out, and another taken: 00000003: spoilt: by a test" in caplog.text
+
+
+def test_counts_belong_to_a_position_however_far_ahead_threads_are(sets: dict[str, Samples]) -> None:
+    counts = []
+    for threads in (1, 6):
+        with Loader(sets, order_of(sets), Numbers(damaged=range(0, 37, 2)), batch=8, threads=threads) as loader:
+            counts.append([(next(loader), dict(loader.skipped))[1] for _ in range(4)])
+            time.sleep(0.05)
+            assert dict(loader.skipped) == counts[-1][-1]
+    assert counts[0] == counts[1]
+
+
+def test_one_usable_sample_among_ten_is_found(sets: dict[str, Samples]) -> None:
+    with Loader(sets, order_of(sets), Numbers(damaged=[*range(4, 37), *range(101, 105)]), batch=20) as loader:
+        assert set(next(loader)["number"].tolist()) == {0, 1, 2, 3, 100}
+
+
+def test_where_nothing_can_be_used_it_is_said_in_a_line(sets: dict[str, Samples]) -> None:
+    with Loader(sets, order_of(sets), Numbers(damaged=range(200)), batch=20) as loader:
+        for place in (0, 20):
+            told = rf"none of {ATTEMPTS} samples tried for place {place} can be used.*spoilt"
+            with pytest.raises(DataError, match=told) as found:
+                next(loader)
+            assert "\n" not in str(found.value)
+
+
+def test_a_tar_that_is_not_whole_is_counted_from_the_start(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "set", range(20), per_shard=10)
+    data = (folder / "00001.tar").read_bytes()
+    (folder / "00001.tar").write_bytes(data[: len(data) // 2])
+    samples = Samples.open(folder)
+    with Loader({"a": samples}, Order({"a": len(samples)}, {"a": 1}, 0), Numbers(), batch=len(samples)) as loader:
+        assert sorted(next(loader)["number"].tolist()) == list(range(len(samples)))
+        assert loader.skipped == {"damaged tar": 1}
+        assert "a/" in loader.named[0]
+        assert "00001.tar: the file ends at byte" in loader.named[0]
+
+
+def test_a_tar_that_is_cut_under_the_loader_is_replaced_sample_by_sample(tmp_path: Path) -> None:
+    (tmp_path / "0.tar").write_bytes(tar_of(member for number in range(10) for member in pair(number)))
+    samples = Samples.open(tmp_path)
+    with (tmp_path / "0.tar").open("r+b") as stream:
+        stream.truncate(int(samples._index.spans_n2[6][0]))
+    with Loader({"a": samples}, Order({"a": 10}, {"a": 1}, 0), Numbers(), batch=10) as loader:
+        assert set(next(loader)["number"].tolist()) <= set(range(6))
+    assert loader.skipped["truncated tar"] >= 4
+
+
+def test_an_error_of_the_collator_reaches_the_trainer(sets: dict[str, Samples]) -> None:
+    class Broken(Numbers):
+        def row(self, sample: Sample, dice: Random) -> Row:
+            raise KeyError("a mistake")
+
+    with Loader(sets, order_of(sets), Broken(), batch=8) as loader, pytest.raises(KeyError, match="a mistake"):
+        next(loader)
+
+
+def test_samples_are_made_ahead_but_not_without_bound(sets: dict[str, Samples]) -> None:
+    made, enough = [], threading.Event()
+
+    class Counted(Numbers):
+        def row(self, sample: Sample, dice: Random) -> Row:
+            made.append(sample.key)
+            if len(made) >= 40:
+                enough.set()
+            return super().row(sample, dice)
+
+    with Loader(sets, order_of(sets), Counted(), batch=4) as loader:
+        next(loader)
+        assert enough.wait(10)
+        time.sleep(0.1)
+        assert 40 <= len(made) <= 48
+
+
+def test_closing_ends_the_threads(sets: dict[str, Samples]) -> None:
+    before = threading.active_count()
+    loader = Loader(sets, order_of(sets), Numbers(), batch=8, threads=4)
+    next(loader)
+    loader.close()
+    assert threading.active_count() == before
+
+
+def test_reading_waits_for_a_store_in_many_threads_while_few_decode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = Samples.open(shards(tmp_path / "set", range(30), per_shard=30))
+    samples.remote = True
+    together = threading.Barrier(20)  # passed only by so many reads at once
+    read = samples.read
+    decoding, most = [], [0]
+
+    def slow(number: int) -> Sample:
+        together.wait(10)
+        return read(number)
+
+    class Slow(Numbers):
+        def row(self, sample: Sample, dice: Random) -> Row:
+            decoding.append(sample.key)
+            most[0] = max(most[0], len(decoding))
+            time.sleep(0.002)
+            decoding.pop()
+            return super().row(sample, dice)
+
+    monkeypatch.setattr(samples, "read", slow)
+    with Loader({"a": samples}, Order({"a": 30}, {"a": 1}, 0), Slow(), batch=20, threads=2) as loader:
+        assert len(next(loader)["number"]) == 20
+    assert most[0] == 2
+
+
+@pytest.mark.parametrize(("rank", "world", "batch"), [(0, 5, 4), (2, 2, 8), (-1, 1, 8)])
+def test_a_rank_without_samples_is_refused(sets: dict[str, Samples], rank: int, world: int, batch: int) -> None:
+    with pytest.raises(DataError, match=f"rank {rank} of {world}, batch of {batch}|rank {rank} of {world} processes"):
+        Loader(sets, order_of(sets), Numbers(), batch, rank, world)
