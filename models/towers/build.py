@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
 import torch
 
-import models.without_torchvision  # isort: skip  # noqa: F401
+import models.without_torchvision  # isort: skip
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
+
+import models.towers.clip_resnet  # noqa: F401  # its model type
 
 JOINED = "vision-text-dual-encoder"
 TOWERS = ("vision", "text")
@@ -29,14 +32,14 @@ def dual_encoder(config: Mapping[str, Any] | None, pretrained: str | Mapping[str
         return model
     said = dict(config or {})
     towers = {name: _tower(name, place) for name, place in (pretrained or {}).items()}
-    for name, tower in towers.items():
-        said[f"{name}_config"] = tower.config.to_dict()
     kind = said.pop("model_type", JOINED if towers else None)
     if towers and kind != JOINED:
         raise ValueError(f"towers of their own are joined by model_type {JOINED}, not by {kind!r}")
+    _known(kind, said)
+    for name, tower in towers.items():
+        said[f"{name}_config"] = tower.config.to_dict()
     if "text" not in towers:
         said["text_config"] = _with_tokens(dict(said.get("text_config", {})), tokenizer)
-    _known(kind, said)
     model = AutoModel.from_config(  # type: ignore[no-untyped-call]
         AutoConfig.for_model(kind, **said), dtype=torch.float32
     )
@@ -84,17 +87,19 @@ def _known(kind: Any, said: Mapping[str, Any]) -> None:
     """transformers keeps keys that it does not know without a word: a typo would train another model."""
     if kind not in CONFIG_MAPPING:
         raise ValueError(f"model_type = {kind!r} is not known to transformers{_nearest(kind, CONFIG_MAPPING.keys())}")
-    usual = CONFIG_MAPPING[kind]()
+    inner = CONFIG_MAPPING[kind].sub_configs
+    _has(kind, CONFIG_MAPPING[kind], said)
     for key, value in said.items():
-        if not hasattr(usual, key):
-            raise ValueError(f"config of {kind} has no {key!r}{_nearest(key, usual.to_dict())}")
-        if key.endswith("_config"):
-            inner = getattr(usual, key)
-            if isinstance(value, Mapping) and value.get("model_type", inner.model_type) != inner.model_type:
-                inner = CONFIG_MAPPING[value["model_type"]]()
-            for name in value:
-                if not hasattr(inner, name):
-                    raise ValueError(f"{key} of {kind} has no {name!r}{_nearest(name, inner.to_dict())}")
+        if key in inner:
+            tower = inner[key] if inner[key] is not AutoConfig else CONFIG_MAPPING[value["model_type"]]
+            _has(f"{key} of {kind}", tower, value)
+
+
+def _has(what: str, config: Any, said: Mapping[str, Any]) -> None:
+    names = {field.name for field in fields(config)} | config.attribute_map.keys() | {"model_type"}
+    for name in said:
+        if name not in names:
+            raise ValueError(f"{what} has no {name!r}{_nearest(name, names)}")
 
 
 def _nearest(name: Any, known: Any) -> str:

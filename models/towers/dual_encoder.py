@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-import models.without_torchvision  # isort: skip  # noqa: F401
+import models.without_torchvision  # isort: skip
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging
 
+import models.towers.clip_resnet  # noqa: F401  # its model type
 from models.towers.halving import Halving
 from models.towers.preprocess import Pixels, Preprocessing
 
@@ -101,7 +102,7 @@ class DualEncoder:
     @property
     def logit_bias(self) -> float | None:
         """What is added then, in a model that was trained with a sigmoid loss; None in one with a softmax."""
-        bias = getattr(self._model, "logit_bias", None)
+        bias = getattr(self._model, "logit_bias", getattr(self._model.config, "logit_bias", None))
         return None if bias is None else float(bias)
 
     def embed_images(self, images: Sequence[Pixels], batch: int, threads: Executor | None = None) -> Rows:

@@ -34,12 +34,12 @@ class PatchDropout:
             raise ValueError("patch dropout draws from `position`, which the batch lacks: (n,) int64, a sample's place")
         left = max(1, round((1 - self.share) * self._patches))
         first = tokens_nld.shape[1] - self._patches  # the class token, where there is one, always stays
-        kept_nl = _drawn(self.positions_n, self._patches)[:, :left].sort().values + first
+        kept_nl = drawn(self.positions_n, self._patches)[:, :left].sort().values + first
         kept_nld = tokens_nld.gather(1, kept_nl[..., None].expand(-1, -1, tokens_nld.shape[2]))
         return torch.cat([tokens_nld[:, :first], kept_nld], dim=1)
 
 
-def _drawn(positions_n: torch.Tensor, patches: int) -> torch.Tensor:
+def drawn(positions_n: torch.Tensor, patches: int) -> torch.Tensor:
     """int64 (n, patches): their numbers in an order that is random and always the same for a position."""
     places = torch.arange(patches, device=positions_n.device)
     return mixed(mixed(positions_n)[:, None] + places).argsort(dim=1, stable=True)

@@ -4,12 +4,13 @@ model = TwoTowers({"model_type": "clip", "projection_dim": 512, ...}, tokenizer=
 loss = InfoNCE()(model({"pixel_values": ..., "input_ids": ..., "attention_mask": ...}), model.scalars())
 model.export(Path("model"))                  # transformers' AutoModel loads it
 
-Known kinds: clip, metaclip_2, siglip, siglip2, align, chinese_clip, and vision-text-dual-encoder, which joins any two
-towers. Their own losses are not used: those see the rows of one process only.
+Known kinds: clip, metaclip_2, clip_resnet, siglip, siglip2, align, chinese_clip, and vision-text-dual-encoder, which
+joins any two towers. Their own losses are not used: those see the rows of one process only.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,10 +63,11 @@ class TwoTowers(Trainable):
             raise ValueError(f"patches of {self.kind!r} are not known; take {' or '.join(PATCHES)}")
         self._idle = {name: self._without(name) for name in IDLE.get(self.kind, ())}
         self._patches: PatchDropout | None = None
-        usual = SIGMOID.get(self.kind, (None, None)) if pretrained is None else (None, None)
-        self._begin(scale or usual[0], usual[1] if bias is None else bias)
+        self._begin(scale, bias, pretrained is None)
 
-    def _begin(self, scale: float | None, bias: float | None) -> None:
+    def _begin(self, scale: float | None, bias: float | None, anew: bool) -> None:
+        usual = SIGMOID.get(self.kind, (None, None)) if anew else (None, getattr(self.model.config, "logit_bias", None))
+        scale, bias = scale or usual[0], usual[1] if bias is None else bias
         with torch.no_grad():
             if scale is not None and self.kind == "align":
                 self.model.temperature.fill_(1 / scale)
@@ -73,7 +75,7 @@ class TwoTowers(Trainable):
                 self.model.logit_scale.fill_(math.log(scale))
             if bias is not None and hasattr(self.model, "logit_bias"):
                 self.model.logit_bias.fill_(bias)
-            elif bias is not None:  # its class has none: exported beside the weights it knows, and in its config
+            elif bias is not None:  # its class has none: exported in the config
                 self.model.logit_bias = nn.Parameter(torch.tensor(float(bias)))
 
     def encode(self, batch: Batch) -> Features:
@@ -87,6 +89,9 @@ class TwoTowers(Trainable):
                 features |= {"patches": self._projected(seen.last_hidden_state), "position": batch["position"]}
         if "input_ids" in batch:
             features["text"] = self._texts(batch)
+        widths = {name: features[name].shape[-1] for name in ("image", "text") if name in features}
+        if len(set(widths.values())) > 1:
+            raise ValueError(f"widths {widths}; set projection_dim of {self.kind!r} to that of the image")
         return features
 
     def _projected(self, tokens_nld: torch.Tensor) -> torch.Tensor:
@@ -143,29 +148,35 @@ class TwoTowers(Trainable):
         if self._patches is None:
             if share == 0:
                 return
-            self._patches = PatchDropout(getattr(self.model.vision_model, "embeddings", self.model.vision_model))
+            tower = self.model.vision_model
+            self._patches = PatchDropout(getattr(tower, "embeddings", tower))
         self._patches.share = share
 
     def export(self, folder: Path) -> None:
         """Config and safetensors, and the tokenizer where one was given."""
         for name, module in self._idle.items():
-            self.model.set_submodule(name, module)
-        if (bias := getattr(self.model, "logit_bias", None)) is not None and self.kind not in SIGMOID:
-            self.model.config.logit_bias = float(bias)
-        self.model.save_pretrained(folder)
+            self._put(name, module)
+        weights = self.model.state_dict()
+        if self.kind not in SIGMOID and (bias := weights.pop("logit_bias", None)) is not None:
+            self.model.config.logit_bias = bias.item()
+        self.model.save_pretrained(folder, state_dict=weights)
         for name in self._idle:
             self._without(name)
         if self.tokenizer is not None:
-            if self.kind in WHOLE_CONTEXT:
-                self.tokenizer.model_input_names = ["input_ids"]
-            self.tokenizer.save_pretrained(folder)
+            tokenizer = copy.deepcopy(self.tokenizer)
+            if self.kind in WHOLE_CONTEXT:  # as its authors': padding is not masked
+                tokenizer.model_input_names = ["input_ids"]
+            tokenizer.save_pretrained(folder)
 
     def _without(self, name: str) -> nn.Module:
         """Takes a module out of the model, so that it is neither trained nor waited for."""
         module: nn.Module = self.model.get_submodule(name)
-        parent, _, own = name.rpartition(".")
-        setattr(self.model.get_submodule(parent), own, None)
+        self._put(name, None)
         return module
+
+    def _put(self, name: str, module: nn.Module | None) -> None:
+        parent, _, own = name.rpartition(".")
+        setattr(self.model.get_submodule(parent), own, module)
 
 
 def _unit(outputs: Any) -> torch.Tensor:
