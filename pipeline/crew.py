@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -25,7 +25,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
 
 from pipeline.cluster import start_ray
-from pipeline.dag import Node, Workers
+from pipeline.dag import Node
 from pipeline.errors import SluiceError
 from pipeline.node import NodeFailed
 from pipeline.partwork import PartWork, Turn
@@ -33,13 +33,12 @@ from pipeline.records import Record
 from pipeline.shared import keep
 from pipeline.stage import Device
 from pipeline.store import Store
-from pipeline.worker import Call, Fault, work
+from pipeline.worker import Call, Fault, progress_path, work
 
 TRIES = 3
 """How often a part is tried before it is bisected, or given up."""
 IN_FLIGHT = 2
-LEADER_CPUS = 0.01
-"""Of a worker that only waits for the gang that it started."""
+PROGRESS_S = 2.0
 LOOK_EVERY_S = 5.0
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MIB = 2**20
@@ -148,8 +147,7 @@ class Crew:
 
         Raises `NodeFailed` when some calls could not be done, after the others were, and `Stopped`.
         """
-        gang = node.table_stage is not None and node.table_stage.gang and (node.workers.count or 1) > 1
-        lane = self._open_lane(Workers(count=1, cpus=LEADER_CPUS) if gang else node.workers, len(calls))
+        lane = self._open_lane(node, len(calls))
         self._report(node.name, total_rows or len(calls), done_rows, 0)
         results: dict[str, Record] = {}
         faults: dict[str, Fault] = {}
@@ -159,14 +157,19 @@ class Crew:
             calls = [replace(c, task=replace(c.task, hints={**c.task.hints, **hints})) for c in calls]
             tries = {call.work_key: 1 for call in calls}
             by_future = {self._order(lane, call, alone=False).result: call for call in calls}
+            lengthy = node.table_stage is not None and node.table_stage.gang
+            seen: dict[str, int] = {}
             while by_future:
-                done, _ = wait(by_future, return_when=FIRST_COMPLETED)
+                done, _ = wait(by_future, timeout=PROGRESS_S if lengthy else None, return_when=FIRST_COMPLETED)
+                if lengthy:
+                    self._advance(node, by_future.values(), seen)
                 for future in done:
                     call = by_future.pop(future)
                     outcome = future.result()
                     if isinstance(outcome, Record):
                         results[call.work_key] = outcome
-                        self._report(node.name, total_rows or len(calls), call.task.rows if total_rows else 1, 1)
+                        rows = call.task.rows - seen.get(call.work_key, 0) if total_rows else 1
+                        self._report(node.name, total_rows or len(calls), rows, 1)
                     elif isinstance(outcome, Fault):
                         again = self._again(call, outcome, tries)
                         if again is not None:
@@ -182,6 +185,16 @@ class Crew:
         if faults:
             raise self._failed(node, calls, faults)
         return [results[call.work_key] for call in calls]
+
+    def _advance(self, node: Node, calls: Iterable[Call], seen: dict[str, int]) -> None:
+        """Show how far tasks are that take long and say so; `seen`: the rows that were shown of each."""
+        for call in calls:
+            with suppress(OSError, ValueError):  # it has not begun to say anything
+                rows = int(self._store.get(progress_path(call.node, call.work_key)))
+                more = min(rows, call.task.rows) - seen.get(call.work_key, 0)
+                if more > 0:
+                    seen[call.work_key] = seen.get(call.work_key, 0) + more
+                    self._report(node.name, 0, more, 1)
 
     def stop(self) -> None:
         """Kill the actors and fail whatever waits, within a second. Committed work stays."""
@@ -278,18 +291,23 @@ class Crew:
 
     # -- the actors' side ----------------------------------------------------------------------------------------------
 
-    def _open_lane(self, workers: Workers, calls: int) -> Lane:
-        size = Size(workers.cpus, workers.gpus)
+    def _open_lane(self, node: Node, calls: int) -> Lane:
+        workers, gang = node.workers, _gang_of(node)
         total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         fits = int(total.get("CPU", 1) // workers.cpus)
         if workers.gpus:
             fits = min(fits, int(total.get("GPU", 0) // workers.gpus))
-        if fits < 1 and not self._elastic:
+        if fits < max(gang, 1) and not self._elastic:
+            count = max(gang, 1)
+            several = f"{gang} workers need" if gang > 1 else "a worker needs"
             raise SluiceError(
-                f"a worker needs {workers.cpus:g} CPUs and {workers.gpus:g} GPUs, this machine has "
+                f"{several} {count * workers.cpus:g} CPUs and {count * workers.gpus:g} GPUs, this machine has "
                 f"{total.get('CPU', 0):g} and {total.get('GPU', 0):g}; lower `workers` or give --address"
             )
-        lane = Lane(size, min(workers.count or max(fits, 1), max(calls, 1)))
+        if gang:  # one worker that starts the others and waits, on no CPU of its own
+            lane = Lane(Size(0, 0), 1)
+        else:
+            lane = Lane(Size(workers.cpus, workers.gpus), min(workers.count or max(fits, 1), max(calls, 1)))
         with self._lock:
             self._lanes.append(lane)
         return lane
@@ -433,6 +451,13 @@ class Crew:
         for order in orders:
             if not order.result.done():
                 order.result.set_exception(error)
+
+
+def _gang_of(node: Node) -> int:
+    """How many workers a task of the node starts by itself, at least; 0 where it is done in one."""
+    if node.table_stage is None or not node.table_stage.gang or (node.workers.count or 1) == 1:
+        return 0
+    return node.workers.least or node.workers.count or 1
 
 
 def _cause(error: RayActorError) -> str:

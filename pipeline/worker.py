@@ -41,6 +41,11 @@ class Fault:
     traceback: str = ""
 
 
+def progress_path(node: str, work_key: str) -> str:
+    """Where a task that takes long may say, as a number in a file, how many of its rows are done."""
+    return f"{node}/progress/{work_key}"
+
+
 def work(store: Store, call: Call) -> Record | Fault | None:
     """The record of the call (its own, or the one of whoever was first), or why there is none; None for a probe."""
     if not call.probe:

@@ -65,6 +65,7 @@ def train(
     resume: bool = True,
     report: Report | None = None,
     stop: Callable[[], bool] | None = None,
+    watch: Callable[[int], None] | None = None,
     wandb: str | None = None,
     source: Source | None = None,
 ) -> Trained:
@@ -72,6 +73,7 @@ def train(
 
     `lineage`: where the data comes from, for checkpoints, `training.json` and the model card. `resume`: False deletes
     what `out` holds. `report`: told of every checkpoint, may stop the training. `stop`: asked before every step.
+    `watch`: told of the samples seen after every step, on the first process.
     `wandb`: a project of Weights & Biases to log to. `source`: instead of the recipe's own.
 
     Raises `RecipeError` and `DataError` for what cannot be, `TrainingError` for a loss that is no number, or jumps.
@@ -109,7 +111,17 @@ def train(
         )
         peak = flops.peak(place.device, system.bfloat16)
         trainer = Trainer(
-            recipe, system, source, checkpoints, board, works=works, peak=peak, facts=facts, report=report, stop=stop
+            recipe,
+            system,
+            source,
+            checkpoints,
+            board,
+            works=works,
+            peak=peak,
+            facts=facts,
+            report=report,
+            stop=stop,
+            watch=watch if place.first else None,
         )
         if newest is not None:
             trainer.restore(newest)

@@ -62,6 +62,7 @@ class Trainer:
         facts: Mapping[str, Any] | None = None,
         report: Report | None = None,
         stop: Callable[[], bool] | None = None,
+        watch: Callable[[int], None] | None = None,
     ) -> None:
         """`works`: operations of a sample in each phase; `facts`: what every checkpoint carries along."""
         self.recipe, self.system, self.place = recipe, system, system.place
@@ -75,7 +76,7 @@ class Trainer:
         self.left_out: set[int] = set()
         self._source, self._checkpoints, self._board = source, checkpoints, board
         self._works, self._facts = works, dict(facts or {})
-        self._report, self._stop = report, stop
+        self._report, self._stop, self._watch = report, stop, watch
         self._rows = self.place.share_of(recipe.batch)
         self._named = state.parameters(system)
         self._trained = {
@@ -138,6 +139,8 @@ class Trainer:
             self._show()
         elif self._board is not None:
             self._board.advance(self.samples)
+        if self._watch is not None:
+            self._watch(self.samples)
         if keeps:
             self._keep()
 
@@ -152,7 +155,8 @@ class Trainer:
                 f"phases.{phase.name}.patch_dropout = {phase.patch_dropout}: "
                 f"{type(self.system.model).__name__} drops no patches; leave it out"
             )
-        self.system.model.patch_dropout = phase.patch_dropout  # type: ignore[assignment]
+        if hasattr(self.system.model, "patch_dropout"):
+            self.system.model.patch_dropout = phase.patch_dropout  # type: ignore[assignment]
         if self._guard.phase != number:
             self._guard = Guard(phase=number)
 

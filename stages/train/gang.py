@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import fsspec
 
 from pipeline.dag import Workers
 
+PROGRESS_S = 5.0
 RESTARTS = 3
 """How often a gang that lost a worker is started again, from its newest checkpoint."""
 
@@ -21,8 +23,23 @@ def train_here(call: Mapping[str, Any]) -> list[dict[str, Any]]:
     from models.recipe import Recipe
     from models.train.loop import train  # torch and transformers: seconds
 
-    trained = train(Recipe.model_validate(call["recipe"]), call["data"], call["out"], lineage=call["lineage"])
+    recipe, data, out = Recipe.model_validate(call["recipe"]), call["data"], call["out"]
+    trained = train(recipe, data, out, lineage=call["lineage"], watch=_Progress(call["progress"]))
     return [dict(row) for row in trained.curve]
+
+
+class _Progress:
+    """Writes the samples seen to a file, now and then."""
+
+    def __init__(self, url: str) -> None:
+        self._fs, self._path = fsspec.core.url_to_fs(url)
+        self._fs.makedirs(self._fs._parent(self._path), exist_ok=True)
+        self._due = 0.0
+
+    def __call__(self, samples: int) -> None:
+        if time.monotonic() >= self._due:
+            self._fs.pipe_file(self._path, b"%d" % samples)
+            self._due = time.monotonic() + PROGRESS_S
 
 
 def train_in_a_gang(call: Mapping[str, Any], workers: Workers) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from pipeline.errors import SluiceError
 from pipeline.records import ABOUT, Generation, Record
 from pipeline.stage import OBSERVED, Column, Effort, Job, Promise, ResourceMark, Task, Work
 from pipeline.store import Store
+from pipeline.worker import progress_path
 from stages.train.gang import train_here, train_in_a_gang
 
 Recipe = Annotated[str, ResourceMark("file", shipped="models.recipes")]
@@ -100,6 +101,7 @@ class Train(Job):
             "recipe": {**task.payload["recipe"], **task.hints["how"]},
             "data": {name: tars(attempt.store, task.inputs[node]) for name, node in task.payload["data"].items()},
             "out": out,
+            "progress": attempt.store.url(progress_path(attempt.node, attempt.work_key)),
             "lineage": task.hints["lineage"],
         }
         curve = train_here(call) if (workers.count or 1) == 1 else train_in_a_gang(call, workers)
