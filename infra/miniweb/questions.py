@@ -66,6 +66,11 @@ def colour(scene: Scene, dice: random.Random) -> Question:
     return Question(replace(scene, groups=(group,)), label=group.colour)
 
 
+def ground(scene: Scene, dice: random.Random) -> Question:
+    """Of what colour is the background? What a model learns first, for it is most of the picture."""
+    return Question(scene, label=scene.colour)
+
+
 # -- one caption among others ------------------------------------------------------------------------------------------
 
 

@@ -3,9 +3,9 @@
     python -m infra.miniweb.sets FOLDER --samples 500 --seed 0
     python -m models.evaluate MODEL FOLDER
 
-`shapes` and `colours` ask for a class (zero-shot, or with their `train` split by a linear probe), `retrieval` for the
-image of a caption and the captions of an image, `binding`, `counting` and `relations` for the right caption among wrong
-ones that differ in just that. The same arguments give the same bytes.
+`grounds`, `colours` and `shapes` ask for a class (zero-shot, or with their `train` split by a linear probe), from the
+easiest to the hardest; `retrieval` for the image of a caption and the captions of an image; `binding`, `counting` and
+`relations` for the right caption among wrong ones that differ in just that. The same arguments give the same bytes.
 """
 
 import argparse
@@ -23,16 +23,18 @@ from infra.miniweb.questions import Question, first
 from infra.miniweb.render import jpeg
 from infra.miniweb.scenes import COLOURS, SHAPES
 
-CLASSES = {"shapes": SHAPES, "colours": COLOURS}
+CLASSES = {"grounds": COLOURS, "colours": COLOURS, "shapes": SHAPES}
 ASKED = {
-    "shapes": questions.shape,
+    "grounds": questions.ground,
     "colours": questions.colour,
+    "shapes": questions.shape,
     "binding": questions.binding,
     "counting": questions.counting,
     "relations": questions.relations,
 }
-SETS = ("shapes", "colours", "retrieval", "binding", "counting", "relations")
+SETS = ("grounds", "colours", "shapes", "retrieval", "binding", "counting", "relations")
 TEMPLATES = {
+    "grounds": ["on {c} background", "a picture with {c} backdrop", "against plain {c} background", "{c} background"],
     "shapes": [*(with_article(f"{colour} {{c}}") for colour in COLOURS), "A picture of a {c}.", "a large {c}"],
     "colours": [*(f"one {{c}} {shape}" for shape in SHAPES), "A picture of {c} circles.", "some {c} stars"],
 }

@@ -76,6 +76,9 @@ def test_captions_of_relations_differ_in_the_relation_alone() -> None:
 def test_classes_are_what_is_shown_and_all_of_them_come() -> None:
     shapes = [first("shapes", 0, number, questions.shape) for number in range(200)]
     colours = [first("colours", 0, number, questions.colour) for number in range(200)]
+    grounds = [first("grounds", 0, number, questions.ground) for number in range(200)]
+    assert {question.label for question in grounds} == set(COLOURS)
+    assert all(question.scene.colour == question.label for question in grounds)
     assert {question.label for question in shapes} == set(SHAPES)
     assert {question.label for question in colours} == set(COLOURS)
     assert all([group.shape for group in question.scene.groups] == [question.label] for question in shapes)

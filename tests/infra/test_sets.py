@@ -31,7 +31,7 @@ def read(folder: Path, *members: str) -> list[tuple[bytes, ...]]:
     return list(webdataset.WebDataset(pattern, shardshuffle=False, empty_check=False).to_tuple(*members))
 
 
-@pytest.mark.parametrize("name", ["shapes", "colours"])
+@pytest.mark.parametrize("name", ["grounds", "colours", "shapes"])
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_set_for_classification_has_classes_templates_and_labels(folder: Path, name: str, split: str) -> None:
     classes = (folder / name / "classnames.txt").read_text().splitlines()
@@ -39,7 +39,7 @@ def test_a_set_for_classification_has_classes_templates_and_labels(folder: Path,
     assert all(template.count("{c}") == 1 for template in templates)
     assert not (folder / name / "dataset_type.txt").exists()
     found = read(folder / name / split, "jpg", "cls")
-    asked = questions.shape if name == "shapes" else questions.colour
+    asked = sets.ASKED[name]
     for number, (image, label) in enumerate(found):
         question = questions.first(name if split == "test" else f"{name}/train", 3, number, asked)
         assert classes[int(label)] == question.label
