@@ -174,8 +174,7 @@ def _count(recipe: Recipe, system: System, source: Source) -> list[flops.Work]:
     works = []
     for phase in recipe.phases:
         optimizer.enter(system.model, trained, phase)
-        if hasattr(system.model, "patch_dropout"):
-            system.model.patch_dropout = phase.patch_dropout  # type: ignore[assignment]
+        optimizer.drop_patches(system.model, phase)
         works.append(flops.measure(system.model, batch))
     for parameter in trained.values():
         parameter.requires_grad_(True)
@@ -184,11 +183,12 @@ def _count(recipe: Recipe, system: System, source: Source) -> list[flops.Work]:
 
 def _export(recipe: Recipe, system: System, trainer: Trainer, source: Source, said: Mapping[str, Any], out: str) -> str:
     averages = trainer.average.values if trainer.average is not None else {}
-    weights = state.whole(dict(system.model.named_parameters()) | averages | state.buffers(system))
+    weights = state.whole(state.parameters(system) | averages | state.buffers(system))
     folder = None
     if system.place.first:
-        own = {name: value for name, value in weights.items() if not name.startswith("objectives.")}
-        folder = export(_build(recipe, source), own, source.tokenizer, recipe, said, out)
+        anew = System(_build(recipe, source), [term.objective.build() for term in recipe.objectives], (), system.place)
+        state.fill(anew, weights)
+        folder = export([anew.model, *anew.objectives], source.tokenizer, recipe, said, out)
     told: str = system.place.told(folder)
     return told
 
@@ -230,4 +230,7 @@ def _load_tokenizer(out: str) -> Any:
     with tempfile.TemporaryDirectory(prefix="sluice-tokenizer-") as local:
         for file in fs.ls(path, detail=False):
             fs.get_file(file, f"{local}/{str(file).rpartition('/')[2]}")
-        return AutoTokenizer.from_pretrained(local, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(local, local_files_only=True, trust_remote_code=False)
+    for name in ("is_local", "local_files_only", "trust_remote_code"):  # how it was loaded, which it would save, too
+        tokenizer.init_kwargs.pop(name, None)
+    return tokenizer

@@ -1,0 +1,1 @@
+"""Tests of trainings as nodes, and of the commands beside them."""
