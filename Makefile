@@ -4,21 +4,34 @@ BIN := .venv/bin
 WEB := demo/web
 KEY := demo/key/key.parquet
 HELD_OUT := demo/evaluation
+SETS := demo/sets
 ROOT := demo/root
 
-.PHONY: demo test check bench chaos clean
+.PHONY: demo proof test check bench chaos clean
 
 demo: .venv/installed
+	@$(BIN)/python -m infra.miniweb.sets $(SETS) --samples 200
 	@$(BIN)/python -m infra.miniweb $(WEB) --pages 2400 --key $(KEY) --evaluation $(HELD_OUT) -- $(BIN)/sluice run quickstart $(ROOT)
 	@$(BIN)/python -m infra.miniweb.grade $(KEY) $(ROOT)
 	@$(BIN)/sluice report $(ROOT) --out demo/report.html
-	@echo "Shards: $(ROOT)/shards/data; what was planted: $(KEY). Next:"
+	@echo "The same CLIP, as many samples seen, on curated, random and raw pairs:"
+	@$(BIN)/sluice metrics $(ROOT)
+	@echo "Shards: $(ROOT)/shards/data; models: $(ROOT)/clip/data; what was planted: $(KEY). Next:"
 	@echo "  $(BIN)/sluice what-if $(ROOT) --rule slim='aspect_ratio <= 2'"
 	@echo "  $(BIN)/sluice status $(ROOT)"
 	@echo "  $(BIN)/sluice links $(ROOT)"
 	@echo "  $(BIN)/sluice sql $(ROOT) 'FROM drops'"
 
 # Two processes, but for `make test ARGS=tests/...`; tests/conftest.py says what runs beside what.
+proof: .venv/installed
+	@$(BIN)/python -m infra.miniweb.sets proof/sets --samples 500
+	@$(BIN)/python -m infra.miniweb proof/trusted --pages 1000 --seed 4711 --mix clean --port 18081 --key proof/trusted_key/key.parquet -- \
+	  $(BIN)/python -m infra.miniweb proof/web --pages 20000 --key proof/key/key.parquet --evaluation proof/evaluation -- \
+	  $(BIN)/sluice run proof proof/root
+	@$(BIN)/python -m infra.miniweb.grade proof/key/key.parquet proof/root
+	@$(BIN)/sluice report proof/root --out proof/report.html
+	@$(BIN)/sluice metrics proof/root
+
 test: .venv/installed
 	$(BIN)/python -m pytest -m "not chaos" $(if $(findstring tests/,$(ARGS)),,-n 2) $(ARGS)
 
@@ -35,7 +48,7 @@ chaos: .venv/installed
 	$(BIN)/python -m pytest -m chaos $(ARGS)
 
 clean:
-	rm -rf .venv demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv demo proof build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("sluice needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
