@@ -41,6 +41,14 @@ class System:
             *(parameter for objective in self.objectives for parameter in objective.parameters()),
         ]
 
+    def weights_by_name(self) -> dict[str, float]:
+        """Of the objectives, by the names of their classes; of several of one class the later ones are numbered."""
+        found: dict[str, float] = {}
+        for objective, weight in zip(self.objectives, self.weights, strict=True):
+            name = type(objective).__name__
+            found[f"{name} {len(found)}" if name in found else name] = weight
+        return found
+
     def encode(self, piece: Batch, position: int) -> Features:
         """Dropout and the like depend on the seed and the place of the first row in the training's order alone: a step
         done again, or a piece encoded again, drops the same."""

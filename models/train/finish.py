@@ -4,39 +4,44 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from fsspec.core import url_to_fs
 
+import models.without_torchvision  # isort: skip  # noqa: F401
+from transformers.utils import logging
+
 from models.data.images import save_preprocessor
+from models.export import card
 from models.recipe import Recipe
-from models.train.state import Tensors
-from models.trainable import Trainable
+from models.trainable import Objective, Trainable
 
 LAST = "training.json"
 """The file that is written last: a folder with it is whole."""
 
 
 def export(
-    model: Trainable, weights: Tensors, tokenizer: Any, recipe: Recipe, said: Mapping[str, Any], out: str
+    parts: Sequence[Trainable | Objective], tokenizer: Any, recipe: Recipe, said: Mapping[str, Any], out: str
 ) -> str:
-    """The folder on its store. `model`: built anew from the recipe; `weights` by name, parameters and buffers.
+    """The folder on its store. `parts`: the model and its objectives, with the weights that they learned.
 
     `said` becomes `training.json`: the curve, the speed, what was left out, where the data came from.
     """
-    model.load_state_dict({**model.state_dict(), **weights})
     folder = f"{out.rstrip('/')}/model"
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one for every file is none of ours
     with tempfile.TemporaryDirectory(prefix="sluice-model-") as name:
         local = Path(name)
-        model.eval().export(local)
+        for part in parts:
+            part.eval().export(local)
         if tokenizer is not None and not (local / "tokenizer_config.json").exists():
             tokenizer.save_pretrained(local)
         save_preprocessor(recipe.data.images, local)
         (local / "recipe.yaml").write_text(as_yaml(recipe), encoding="utf-8")
         (local / LAST).write_text(json.dumps(said, indent=1))
+        card.write(local)
         _bring(local, folder)
     return folder
 

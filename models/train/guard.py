@@ -6,18 +6,35 @@ IDEFICS (Laurençon et al. 2023, appendix A.1.3) rolled back to a checkpoint and
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 WINDOW = 100
 """Steps over which the running mean forgets."""
 FIRST = 20
 """Steps before a jump can be told from a beginning."""
+NAMED = 3
+"""Samples that an error names; the others stand in a file."""
 NOISE = 0.05, 0.01
 """Share of the mean, and loss, that a standard deviation is taken for at least: where all is learned, it is near 0."""
 
 
 class TrainingError(RuntimeError):
     """A training that cannot go on: one line that names the step and the samples."""
+
+
+class Trouble(Exception):
+    """A step that must not count."""
+
+    def __init__(self, position: int, what: str) -> None:
+        super().__init__(what)
+        self.position = position
+
+
+def named(keys: Sequence[str], path: str) -> str:
+    """The first samples of a batch, and the file that names them all."""
+    first = ", ".join(keys[:NAMED])
+    return first if len(keys) <= NAMED else f"{first} and {len(keys) - NAMED} more, in {path}"
 
 
 @dataclass

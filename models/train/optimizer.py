@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from models.recipe import Phase, Recipe
+from models.recipe import Phase, Recipe, RecipeError
 
 Parameters = Mapping[str, nn.Parameter]
 """By name, in the order of the model; an objective's own are called `objectives.<number>.<name>`."""
@@ -64,6 +64,17 @@ def enter(model: nn.Module, trained: Parameters, phase: Phase) -> None:
         parameter.requires_grad_(factor(phase, name) > 0)
         parameter.grad = None
     _set_mode(model, True)
+
+
+def drop_patches(model: nn.Module, phase: Phase) -> None:
+    """As a phase says. Raises `RecipeError` for a model that cannot."""
+    if hasattr(model, "patch_dropout"):
+        model.patch_dropout = phase.patch_dropout  # type: ignore[assignment]
+    elif phase.patch_dropout:
+        raise RecipeError(
+            f"phases.{phase.name}.patch_dropout = {phase.patch_dropout}: {type(model).__name__} drops no patches; "
+            "leave it out"
+        )
 
 
 def _set_mode(module: nn.Module, training: bool) -> None:

@@ -73,6 +73,13 @@ def whole(found: Parameters | Mapping[str, torch.Tensor]) -> Tensors:
     }
 
 
+@torch.no_grad()
+def fill(system: System, weights: Tensors) -> None:
+    """Parameters and buffers from whole tensors by their names."""
+    for name, tensor in {**parameters(system), **buffers(system)}.items():
+        tensor.copy_(weights[name])
+
+
 def code() -> dict[str, str]:
     """Which code this is: versions, and a digest of the package `models`, whether or not it lies in a git checkout."""
     digest = sha256()

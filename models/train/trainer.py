@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from fsspec.core import url_to_fs
 
-from models.recipe import Recipe, RecipeError
+from models.recipe import Recipe
 from models.train import optimizer as optimizers
 from models.train import state
 from models.train.accumulate import System, gradients
 from models.train.checkpoint import Checkpoint, Checkpoints
 from models.train.ema import Average, local
 from models.train.flops import MASK, Work
-from models.train.guard import Guard, TrainingError
+from models.train.guard import Guard, TrainingError, Trouble, named
 from models.train.meter import Meter, Row
 from models.train.progress import Board
 from models.train.schedule import rate
@@ -30,20 +30,10 @@ ROWS = 200
 """Of the curve, about."""
 MOST_SKIPPED = 20
 """Batches that may be left out before it is no accident any more."""
-NAMED = 3
-"""Samples that an error names; the others stand in a file."""
 
 Report = Callable[[int, Row, str], bool | None]
 """Called on every process after each checkpoint with the samples seen, the newest row of the curve and the checkpoint's
 folder; where it returns True on one, all stop after the next step."""
-
-
-class Trouble(Exception):
-    """A step that must not count."""
-
-    def __init__(self, position: int, what: str) -> None:
-        super().__init__(what)
-        self.position = position
 
 
 class Trainer:
@@ -90,7 +80,7 @@ class Trainer:
         self.average = Average(self._trained, recipe.ema) if recipe.ema is not None else None
         self._guard, self._phase = Guard(), -1
         self._since = [0.0, 0.0]
-        self._meter = Meter(_weights(system), recipe.batch, peak and peak * self.place.world)
+        self._meter = Meter(system.weights_by_name(), recipe.batch, peak and peak * self.place.world)
         self._unsettled: tuple[int, torch.Tensor] | None = None
         self._asked = False
         self._kept_at = -1
@@ -150,13 +140,7 @@ class Trainer:
             return
         self._phase = number
         optimizers.enter(self.system.model, self._trained, phase)
-        if phase.patch_dropout and not hasattr(self.system.model, "patch_dropout"):
-            raise RecipeError(
-                f"phases.{phase.name}.patch_dropout = {phase.patch_dropout}: "
-                f"{type(self.system.model).__name__} drops no patches; leave it out"
-            )
-        if hasattr(self.system.model, "patch_dropout"):
-            self.system.model.patch_dropout = phase.patch_dropout  # type: ignore[assignment]
+        optimizers.drop_patches(self.system.model, phase)
         if self._guard.phase != number:
             self._guard = Guard(phase=number)
 
@@ -206,14 +190,11 @@ class Trainer:
         """Stop with the names of the samples, or go back and leave them out."""
         batch = self.recipe.batch
         keys = self._source.keys(trouble.position, trouble.position + batch)
-        named = ", ".join(keys[:NAMED])
-        what = f"step {trouble.position // batch + 1}: {trouble}; its samples: {named}"
-        if len(keys) > NAMED:
-            path = f"{self._checkpoints.out}/trouble-{trouble.position}.json"
-            what += f" and {len(keys) - NAMED} more, in {path}"
-            if self.place.first:
-                fs, name = url_to_fs(path)
-                fs.pipe_file(name, json.dumps(keys).encode())
+        path = f"{self._checkpoints.out}/trouble-{trouble.position}.json"
+        if self.place.first:
+            fs, name = url_to_fs(path)
+            fs.pipe_file(name, json.dumps(keys).encode())
+        what = f"step {trouble.position // batch + 1}: {trouble}; its samples: {named(keys, path)}"
         self._unsettled = None
         self._tell()
         newest = self._checkpoints.newest()
@@ -280,12 +261,3 @@ class Trainer:
         self._guard, self._phase = Guard(**facts["guard"]), -1
         self._since = [0.0, 0.0]
         self._meter.row(0.0)
-
-
-def _weights(system: System) -> dict[str, float]:
-    """Of the objectives, by the names of their classes; of several of one class the later ones are numbered."""
-    found: dict[str, float] = {}
-    for objective, weight in zip(system.objectives, system.weights, strict=True):
-        name = type(objective).__name__
-        found[f"{name} {len(found)}" if name in found else name] = weight
-    return found

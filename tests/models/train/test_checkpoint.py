@@ -13,6 +13,7 @@ import fsspec
 import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from models.train import checkpoint as module
 from models.train.checkpoint import Checkpoints
@@ -39,7 +40,7 @@ def loaded(checkpoints: Checkpoints) -> tuple[int, float] | None:
     room = tensors(-1)
     checkpoints.load(newest, room)
     assert room["step"] == newest.samples
-    return newest.samples, float(room["w"].unique())
+    return newest.samples, float(room["w"].double().mean())
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -66,8 +67,13 @@ def test_only_the_newest_and_the_best_stay(out: str) -> None:
 
 def test_what_changes_after_save_is_not_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The training goes on while a slow store takes its time."""
-    begin, real = threading.Event(), module.save
-    monkeypatch.setattr(module, "save", lambda *args, **options: (begin.wait(20), real(*args, **options)))
+    begin = threading.Event()
+
+    def slow(*args: Any, **options: Any) -> None:
+        begin.wait(20)
+        save(*args, **options)
+
+    monkeypatch.setattr(module, "save", slow)
     found, weights = Checkpoints(str(tmp_path), Place.here(), 2), tensors(7)
     facts: dict[str, Any] = {"loss": 1.0, "curve": [1]}
     found.save(7, weights, facts)
@@ -160,9 +166,9 @@ def test_a_write_broken_off_after_any_number_of_operations_leaves_one_that_is_wh
         if finished:
             break
     assert finished
-    assert set(outcomes) == {(200, 200.0), (300, 300.0)}
-    assert outcomes == sorted(outcomes)
-    assert outcomes.count((200, 200.0)) > 5
+    before = outcomes.count((200, 200.0))
+    assert before > 5
+    assert outcomes == [(200, 200.0)] * before + [(300, 300.0)] * (len(outcomes) - before)
 
 
 def test_anew_deletes_all(out: str) -> None:

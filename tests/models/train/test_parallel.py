@@ -48,7 +48,7 @@ def far(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> fl
     return max(float((found[name].double() - value.double()).abs().max()) for name, value in expected.items())
 
 
-@pytest.mark.parametrize(("mode", "objectives", "micro"), product(MODES, processes.OBJECTIVES, processes.MICROS))
+@pytest.mark.parametrize(("mode", "objectives", "micro"), [*product(MODES, processes.OBJECTIVES, processes.MICROS)])
 def test_gradients_losses_and_norm_are_those_of_one_process(
     on_two: dict[Any, Any], mode: processes.Mode, objectives: str, micro: int | None
 ) -> None:

@@ -20,6 +20,8 @@ from models.train.source import Loader, Source
 from models.trainable import Batch, Features, Loss, Objective, Scalars, Trainable
 
 WIDTH, LENGTH, WORDS = 8, 10, 32
+LOOKS = torch.randn(WORDS, WIDTH, generator=torch.Generator().manual_seed(9))
+"""What each word looks like: an image is the mean of those of its text."""
 
 
 class Layer(nn.Module):
@@ -71,6 +73,14 @@ class Toy(Trainable):
         (folder / "config.json").write_text(json.dumps({"model_type": "toy"}))
 
 
+class Plain(Toy):
+    """It has no patches that could be dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.patch_dropout
+
+
 class NextToken(Objective):
     """Separable, and of as many tokens as the masks say; its head is a parameter of its own."""
 
@@ -97,13 +107,11 @@ def row(position: int, unlucky: frozenset[int] = frozenset()) -> Batch:
     """What the sample at a place of the order looks like."""
     dice = torch.Generator().manual_seed(position % 500)
     words = torch.randint(0, WORDS - 1, (LENGTH,), generator=dice)
+    mask = (torch.arange(LENGTH) < torch.randint(2, LENGTH + 1, (1,), generator=dice)).long()
+    image = LOOKS[words][mask.bool()].mean(0) + 0.1 * torch.randn(WIDTH, generator=dice)
     if position in unlucky:
         words[:] = WORDS - 1
-    return {
-        "x": torch.randn(WIDTH, generator=dice) + words[:1] / 8,
-        "input_ids": words,
-        "attention_mask": (torch.arange(LENGTH) < torch.randint(2, LENGTH + 1, (1,), generator=dice)).long(),
-    }
+    return {"x": image, "input_ids": words, "attention_mask": mask}
 
 
 def rows(start: int, count: int, unlucky: frozenset[int] = frozenset()) -> Batch:
