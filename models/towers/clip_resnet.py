@@ -16,6 +16,7 @@ from torch.nn import functional
 import models.without_torchvision  # isort: skip  # noqa: F401
 from transformers import AutoConfig, AutoModel, CLIPModel, CLIPTextConfig, CLIPTextModel, PreTrainedConfig
 from transformers import initialization as init
+from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPPreTrainedModel
 
@@ -23,7 +24,7 @@ EXPANSION = 4
 """Channels of a block's output to those of its 3 x 3 convolution."""
 
 
-class CLIPResNetVisionConfig(PreTrainedConfig):  # type: ignore[misc]
+class CLIPResNetVisionConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """RN50 by default."""
 
     model_type = "clip_resnet_vision_model"
@@ -36,12 +37,15 @@ class CLIPResNetVisionConfig(PreTrainedConfig):  # type: ignore[misc]
     image_size: int = 224
 
 
-class CLIPResNetConfig(PreTrainedConfig):  # type: ignore[misc]
+class CLIPResNetConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     model_type = "clip_resnet"
-    sub_configs_defaults = {"vision_config": CLIPResNetVisionConfig, "text_config": CLIPTextConfig}
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(config_class=CLIPResNetVisionConfig),
+        "text_config": SubConfigSpec(config_class=CLIPTextConfig),
+    }
 
-    vision_config: dict[str, Any] | PreTrainedConfig | None = None
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    vision_config: Any = None
+    text_config: Any = None
     projection_dim: int = 1024
     logit_scale_init_value: float | int = 2.6592
     initializer_factor: float = 1.0
@@ -110,7 +114,7 @@ class Tower(nn.Module):
         return rows
 
 
-class CLIPResNetModel(CLIPPreTrainedModel):  # type: ignore[misc]
+class CLIPResNetModel(CLIPPreTrainedModel):  # type: ignore[no-untyped-call]
     """transformers' `CLIPModel` with this tower in place of the ViT; its attention pool is the projection."""
 
     config_class = CLIPResNetConfig
@@ -119,11 +123,12 @@ class CLIPResNetModel(CLIPPreTrainedModel):  # type: ignore[misc]
 
     def __init__(self, config: CLIPResNetConfig) -> None:
         super().__init__(config)
-        self.text_model = CLIPTextModel._from_config(config.text_config)
+        self.text_model = CLIPTextModel._from_config(config.text_config)  # type: ignore[no-untyped-call]
         self.vision_model = Tower(config.vision_config, config.projection_dim)
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
-        self.post_init()
+        self.start = float(config.logit_scale_init_value)
+        self.logit_scale = nn.Parameter(torch.tensor(self.start))
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def get_image_features(self, pixel_values: torch.Tensor, **_: Any) -> BaseModelOutputWithPooling:
         return BaseModelOutputWithPooling(pooler_output=self.vision_model(pixel_values))
@@ -134,17 +139,17 @@ class CLIPResNetModel(CLIPPreTrainedModel):  # type: ignore[misc]
         if isinstance(module, nn.Conv2d):
             init.kaiming_uniform_(module.weight, a=5**0.5)  # torch's own; CLIPPreTrainedModel's is far too wide here
             return
-        super()._init_weights(module)
+        super()._init_weights(module)  # type: ignore[no-untyped-call]
         if isinstance(module, AttentionPool):
             deviation = module.positions.shape[1] ** -0.5
             init.normal_(module.positions, std=deviation)
             for projection in (module.q_proj, module.k_proj, module.v_proj, module.out_proj):
                 init.normal_(projection.weight, std=deviation)
         elif isinstance(module, Block):
-            init.zeros_(module.last[-1].weight)  # every block begins as its shortcut
+            init.zeros_(module.last.get_parameter("1.weight"))  # every block begins as its shortcut
         elif isinstance(module, CLIPResNetModel):
-            init.normal_(module.text_projection.weight, std=module.config.text_config.hidden_size**-0.5)
-            init.constant_(module.logit_scale, module.config.logit_scale_init_value)
+            init.normal_(module.text_projection.weight, std=module.text_projection.in_features**-0.5)
+            init.constant_(module.logit_scale, module.start)
 
 
 def _convolution(channels: int, out: int, kernel: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:

@@ -165,7 +165,7 @@ class TwoTowers(Trainable):
         if self.tokenizer is not None:
             tokenizer = copy.deepcopy(self.tokenizer)
             if self.kind in WHOLE_CONTEXT:  # as its authors': padding is not masked
-                tokenizer.model_input_names = ["input_ids"]
+                tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = ["input_ids"]
             tokenizer.save_pretrained(folder)
 
     def _without(self, name: str) -> nn.Module:

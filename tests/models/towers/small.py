@@ -64,7 +64,7 @@ def fit(recipe: Recipe, towers: TwoTowers, steps: int) -> tuple[float, float, fl
         found = [(objective(features, scalars), weight) for objective, weight in objectives]
         loss = torch.stack([weight * one.total / one.count for one, weight in found]).sum()
         adam.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         missing = [name for name, own in towers.named_parameters() if own.requires_grad and own.grad is None]
         assert not missing, "DistributedDataParallel would wait for their gradients"
         adam.step()

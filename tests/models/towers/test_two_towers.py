@@ -1,0 +1,263 @@
+"""Two towers are transformers' own, but for what a training needs: scalars, bounds, dropped patches, plain refusals."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from models.objectives.contrastive import InfoNCE, Sigmoid
+from models.recipe import Recipe
+from models.towers.patch_dropout import drawn
+from models.towers.two_towers import TwoTowers
+from models.trainable import Objective
+from tests.models.towers import small
+
+CLIP = Recipe.load("clip-vit-b32", tiny=True)
+OWN_LOSSES: dict[str, Objective] = {
+    "clip-vit-b32": InfoNCE(),
+    "siglip-vit-b16": Sigmoid(),
+    "align": InfoNCE(smoothing=0.1),
+    "lit": InfoNCE(),
+}
+
+
+@pytest.fixture(scope="module")
+def clip() -> TwoTowers:
+    return small.model(CLIP)
+
+
+@pytest.fixture
+def rows() -> dict[str, torch.Tensor]:
+    return small.batch(CLIP)
+
+
+@pytest.mark.parametrize("name", OWN_LOSSES)
+def test_logits_and_loss_are_those_of_transformers_class(name: str) -> None:
+    recipe = Recipe.load(name, tiny=True)
+    towers, rows = small.model(recipe).eval(), small.batch(recipe)
+    with torch.no_grad():
+        for weight in towers.parameters():
+            if weight.ndim > 1:
+                weight.add_(0.05 * torch.randn_like(weight))  # as initialised, a tiny tower tells little apart
+        read = ("input_ids", "pixel_values") if name.startswith("siglip") else tuple(rows)[:3]
+        expected = towers.model(**{key: rows[key] for key in read}, return_loss=True)
+        features, scalars = towers(rows), towers.scalars()
+        logits = scalars["logit_scale"].exp() * features["image"] @ features["text"].T + scalars.get("logit_bias", 0)
+        loss = OWN_LOSSES[name](features, scalars)
+    assert expected.logits_per_image.std() > 0.1
+    torch.testing.assert_close(logits, expected.logits_per_image, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(loss.total / loss.count, expected.loss, atol=1e-5, rtol=1e-5)
+
+
+def test_scale_and_bias_begin_as_published() -> None:
+    begin = {name: small.model(Recipe.load(name, tiny=True)).scalars() for name in ("clip-vit-b32", "siglip-vit-b16")}
+    assert begin["clip-vit-b32"]["logit_scale"].exp().item() == pytest.approx(1 / 0.07, rel=1e-4)
+    assert "logit_bias" not in begin["clip-vit-b32"]
+    assert begin["siglip-vit-b16"]["logit_scale"].item() == pytest.approx(math.log(10))
+    assert begin["siglip-vit-b16"]["logit_bias"].item() == -10
+
+
+def test_align_divides_by_its_temperature() -> None:
+    towers = small.model(
+        Recipe.load("align", tiny=True, overrides=["model={models.towers.two_towers.TwoTowers: {scale: 4}}"])
+    )
+    assert towers.model.temperature.item() == pytest.approx(1 / 4)
+    (slope,) = torch.autograd.grad(towers.scalars()["logit_scale"], towers.model.temperature)
+    assert slope.item() == pytest.approx(-4)
+
+
+@pytest.mark.parametrize("name", ["clip-vit-b32", "align"])
+def test_the_scale_stays_at_most_a_hundred(name: str) -> None:
+    towers = small.model(Recipe.load(name, tiny=True))
+    with torch.no_grad():
+        (towers.model.temperature if name == "align" else towers.model.logit_scale).fill_(
+            1e-4 if name == "align" else 9
+        )
+    towers.after_step()
+    assert towers.scalars()["logit_scale"].exp().item() == pytest.approx(100, rel=1e-5)
+
+
+def test_rows_have_length_one_in_float32_under_autocast(clip: TwoTowers, rows: dict[str, torch.Tensor]) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        features = clip(rows)
+    for found in features.values():
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.norm(dim=-1), torch.ones(small.ROWS), atol=1e-6, rtol=0)
+
+
+def test_texts_of_siglip_are_read_at_the_end_of_the_whole_context() -> None:
+    recipe = Recipe.load("siglip-vit-b16", tiny=True)
+    towers, rows = small.model(recipe), small.batch(recipe)
+    longest = int(rows["attention_mask"].sum(dim=1).max())
+    short = {"input_ids": rows["input_ids"][:, :longest]}
+    assert longest < recipe.data.texts.context
+    torch.testing.assert_close(towers.encode(short)["text"], towers.encode(rows)["text"])
+
+
+def test_several_captions_have_an_axis_of_their_own(clip: TwoTowers, rows: dict[str, torch.Tensor]) -> None:
+    pairs = {key: rows[key].reshape(4, 2, -1) for key in ("input_ids", "attention_mask")}
+    torch.testing.assert_close(clip.encode(pairs)["text"].reshape(8, -1), clip.encode(rows)["text"])
+
+
+# -- dropped patches ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def flip() -> TwoTowers:
+    return small.model(Recipe.load("flip-vit-b16", tiny=True)).train()
+
+
+def _seen(towers: TwoTowers, rows: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        return towers.encode({key: rows[key] for key in ("pixel_values", "position") if key in rows})["image"]
+
+
+def test_flip_that_drops_nothing_is_clip(flip: TwoTowers, clip: TwoTowers, rows: dict[str, torch.Tensor]) -> None:
+    flip.model.load_state_dict(clip.model.state_dict())
+    clip.train()
+    everything = _seen(clip, rows)
+    flip.patch_dropout = 0.5
+    assert (_seen(flip, rows) - everything).abs().max() > 1e-4
+    flip.patch_dropout = 0
+    assert torch.equal(_seen(flip, rows), everything)
+
+
+def test_half_of_the_patches_and_the_class_token_are_left(flip: TwoTowers, rows: dict[str, torch.Tensor]) -> None:
+    lengths = []
+    flip.model.vision_model.encoder.register_forward_pre_hook(
+        lambda _, given, named: lengths.append(named["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    for share in (0.5, 0):
+        flip.patch_dropout = share
+        _seen(flip, rows)
+    assert lengths == [1 + 64 // 2, 1 + 64]
+
+
+def test_every_image_loses_other_patches_and_always_the_same(flip: TwoTowers, rows: dict[str, torch.Tensor]) -> None:
+    flip.patch_dropout = 0.5
+    whole = _seen(flip, rows)
+    halves = [_seen(flip, {key: value[part] for key, value in rows.items()}) for part in (slice(3), slice(3, 8))]
+    torch.testing.assert_close(torch.cat(halves), whole)
+    same = {**rows, "pixel_values": rows["pixel_values"][:1].expand(8, -1, -1, -1)}
+    assert len(torch.unique(_seen(flip, same), dim=0)) == 8
+
+
+def test_every_patch_is_left_as_often() -> None:
+    left = drawn(torch.arange(4000), 16)[:, :8]
+    assert len(torch.unique(left.sort().values, dim=0)) > 3000
+    assert torch.bincount(left.flatten(), minlength=16).float() / 4000 == pytest.approx(
+        torch.full((16,), 0.5), abs=0.04
+    )
+
+
+def test_evaluation_sees_every_patch(flip: TwoTowers, rows: dict[str, torch.Tensor]) -> None:
+    flip.patch_dropout = 0.5
+    dropped, flip = _seen(flip, rows), flip.eval()
+    assert (_seen(flip, rows) - dropped).abs().max() > 1e-4
+    flip.patch_dropout = 0
+    assert torch.equal(_seen(flip, rows), _seen(flip, {"pixel_values": rows["pixel_values"]}))
+
+
+def test_dropping_patches_needs_the_rows_places(flip: TwoTowers, rows: dict[str, torch.Tensor]) -> None:
+    flip.patch_dropout = 0.5
+    with pytest.raises(ValueError, match="patch dropout draws from `position`, which the batch lacks"):
+        _seen(flip, {"pixel_values": rows["pixel_values"]})
+
+
+def test_a_tower_without_patches_says_so() -> None:
+    with pytest.raises(ValueError, match="has no patches to drop; take a ViT, or patch_dropout 0"):
+        small.model(Recipe.load("clip-rn50", tiny=True)).patch_dropout = 0.5
+
+
+# -- from folders ------------------------------------------------------------------------------------------------------
+
+
+def test_training_goes_on_from_a_folder(clip: TwoTowers, rows: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    clip.export(tmp_path)
+    again = TwoTowers(pretrained=str(tmp_path), tokenizer=clip.tokenizer)
+    for name, found in again.eval()(rows).items():
+        assert torch.equal(found, clip.eval()(rows)[name])
+    assert torch.equal(again.scalars()["logit_scale"], clip.scalars()["logit_scale"])
+
+
+def test_a_bias_that_transformers_class_lacks_comes_back_from_the_config(tmp_path: Path) -> None:
+    towers = small.model(Recipe.load("flair-vit-b16", tiny=True))
+    with torch.no_grad():
+        towers.model.logit_bias.fill_(-7.5)
+    towers.export(tmp_path)
+    assert TwoTowers(pretrained=str(tmp_path)).scalars()["logit_bias"].item() == -7.5
+
+
+def test_towers_come_from_folders_of_their_own(clip: TwoTowers, rows: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    lit = small.model(Recipe.load("lit", tiny=True))
+    clip.export(tmp_path / "clip")
+    lit.model.text_model.save_pretrained(tmp_path / "bert")
+    folders = {"vision": str(tmp_path / "clip"), "text": str(tmp_path / "bert")}
+    joined = TwoTowers({"projection_dim": 48}, folders, tokenizer=clip.tokenizer)
+    assert joined.kind == "vision-text-dual-encoder"
+    for own, other in (
+        (joined.model.vision_model, clip.model.vision_model),
+        (joined.model.text_model, lit.model.text_model),
+    ):
+        for name, weight in other.state_dict().items():
+            assert torch.equal(own.state_dict()[name], weight)
+    assert joined(rows)["image"].shape == (8, 48)
+
+
+def test_what_is_exported_is_whole_where_a_module_was_left_out(tmp_path: Path) -> None:
+    towers = small.model(Recipe.load("align", tiny=True))
+    assert not [name for name, _ in towers.named_parameters() if "text_model.pooler" in name]
+    towers.export(tmp_path)
+    _, found = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not found["missing_keys"]
+    assert not [name for name, _ in towers.named_parameters() if "text_model.pooler" in name]
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+
+def _config(**changes: Any) -> dict[str, Any]:
+    return {**CLIP.model.parameters["config"], **changes}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"config": _config(model_type="clipp")},
+            "model_type = 'clipp' is not known to transformers; did you mean 'clip'",
+        ),
+        ({"config": _config(projection_dims=8)}, "clip has no 'projection_dims'; did you mean 'projection_dim'"),
+        (
+            {"config": _config(text_config={"hiden_size": 8})},
+            "text_config of clip has no 'hiden_size'; did you mean 'hidden_size'",
+        ),
+        ({"config": _config(), "pretrained": "folder"}, "config beside pretrained = 'folder', which has its own"),
+        ({"pretrained": "/no/folder"}, "pretrained = '/no/folder' cannot be loaded"),
+        ({"pretrained": {"image": "folder"}}, "pretrained.image: no such tower; expected vision or text"),
+        ({"config": _config(text_config={"eos_token_id": 2})}, "eos_token_id = 2: transformers' CLIP would pool at"),
+        ({"config": {"model_type": "metaclip_2"}, "patches": True}, "patches of 'metaclip_2' are not known"),
+    ],
+)
+def test_a_mistake_is_answered_in_a_line(given: dict[str, Any], said: str) -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match=said) as error:
+        TwoTowers(**given)
+    assert "\n" not in str(error.value)
+
+
+def test_texts_that_are_too_long_are_told(clip: TwoTowers, rows: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(ValueError, match="texts of 64 tokens; the text tower has 32 places; lower"):
+        clip.encode({"input_ids": rows["input_ids"].repeat(1, 2)})
+
+
+def test_towers_of_different_widths_are_told() -> None:
+    recipe = Recipe.load("align", tiny=True)
+    parameters = recipe.model.parameters
+    towers = TwoTowers({**parameters["config"], "projection_dim": 32}, tokenizer=small.words(1000, 32))
+    with pytest.raises(ValueError, match=r"widths \{'image': 64, 'text': 32\}; set projection_dim of 'align'"):
+        towers(small.batch(recipe))
