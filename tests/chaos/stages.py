@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 from collections.abc import Callable
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from pipeline.attempt import Attempt
 from pipeline.records import Record
 from pipeline.stage import Batch, Device, Job, PartStage, Task, Work
+from stages.kit.tar import TarWriter
 
 
 class Bundle(Job):
@@ -80,3 +83,24 @@ class Faints(PartStage):
 def noise(seed: int, kb: int) -> bytes:
     """The same `kb` KiB for the same seed; they cannot be compressed."""
     return np.random.default_rng(seed).bytes(kb << 10)
+
+
+class Pictures(Job):
+    """One shard of coloured squares and what they show, for a training."""
+
+    promise = "pure"
+
+    samples: int
+
+    def assemble(self, work: Work) -> list[Record]:
+        return work.map("write", [Task("00000000", rows=self.samples)], self.write)
+
+    def write(self, task: Task, attempt: Attempt) -> None:
+        tar = TarWriter(attempt.create_final("shard", f"data/squares-{self.samples}/00000000.tar"))
+        for number in range(self.samples):
+            sink = io.BytesIO()
+            colour = ("red", "green", "blue", "white")[number % 4]
+            Image.new("RGB", (16 + number % 5, 16), colour).save(sink, "JPEG")
+            tar.add([(f"{number:04d}.jpg", sink.getvalue()), (f"{number:04d}.txt", f"a {colour} square".encode())])
+        tar.finish()
+        attempt.count({"written": self.samples})

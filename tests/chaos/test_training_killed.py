@@ -1,0 +1,80 @@
+"""A training on several workers of Ray Train that loses one of them, and one whose driver is killed (FAULTS 35, 49)."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.drive import generations, hashes
+from tests.chaos.driver import Driver, send, sluice, started
+from tests.stages.train.conftest import RECIPE
+
+DAG = """
+dag: training
+nodes:
+  shards: {{steps: [{{tests.chaos.stages.Pictures: {{samples: 64}}}}]}}
+  clip:
+    from: shards
+    workers: {{count: 2, cpus: 1}}
+    steps:
+      - stages.train.Train: {{recipe: {recipe}, samples: 6400, settings: [checkpoint_every=160]}}
+"""
+
+pytestmark = pytest.mark.chaos
+
+
+@pytest.fixture
+def dag(tmp_path: Path) -> Path:
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(RECIPE)
+    path = tmp_path / "training.yaml"
+    path.write_text(DAG.format(recipe=recipe))
+    return path
+
+
+def checkpoints(root: Path) -> int:
+    """The samples of the newest checkpoint that is whole."""
+    return max((int(path.name) for path in root.glob("clip/checkpoints/*/checkpoints/*") if whole(path)), default=0)
+
+
+def whole(path: Path) -> bool:
+    return (path / "complete.json").exists()
+
+
+def members(driver: Driver) -> list[int]:
+    return [pid for pid, command in driver.processes().items() if "TrainWorker" in command]
+
+
+@pytest.mark.fault(35)
+@pytest.mark.timeout(600)
+def test_a_gang_that_loses_a_worker_goes_on_from_its_newest_checkpoint(dag: Path, tmp_path: Path) -> None:
+    calm, root = tmp_path / "calm", tmp_path / "root"
+    code, said = sluice("run", dag, calm)
+    assert code == 0, said
+    with started(["run", dag, root]) as driver:
+        driver.until(lambda: checkpoints(root) >= 160 and len(members(driver)) == 2, "two workers trained")
+        before = checkpoints(root)
+        send(members(driver)[0], signal.SIGKILL)
+        assert driver.finish() == 0, driver.said()
+    assert before < 6400, "it was killed in the middle"
+    assert hashes(root) == hashes(calm), "the same weights"
+    assert generations(root)["clip"].statuses == {"trained": 1}
+
+
+@pytest.mark.fault(49)
+@pytest.mark.timeout(600)
+def test_a_gang_whose_driver_is_killed_is_resumed_by_the_same_command(dag: Path, tmp_path: Path) -> None:
+    calm, root = tmp_path / "calm", tmp_path / "root"
+    code, said = sluice("run", dag, calm)
+    assert code == 0, said
+    with started(["run", dag, root]) as driver:
+        driver.until(lambda: checkpoints(root) >= 160, "a checkpoint is whole")
+        driver.kill()
+        driver.gone()
+    before = checkpoints(root)
+    assert 0 < before < 6400
+    code, said = sluice("run", dag, root)
+    assert code == 0, said
+    assert hashes(root) == hashes(calm)
