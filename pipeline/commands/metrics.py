@@ -37,10 +37,10 @@ def metrics(root: str, run_id: str | None, everything: bool) -> None:
         raise SluiceError(f"run {run.id} evaluated no model; add a node with stages.evaluate.Evaluate")
     models = found.models
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for header in ("set", "metric"):
+    for header in ("set", "task", "metric") if everything else ("set", "metric"):
         table.add_column(header)
     for header in ("chance", *models):
-        table.add_column(header, justify="right")
+        table.add_column(Text(header), justify="right")
 
     def shown(row: Scores) -> bool:
         return everything or (row.task.startswith(("zeroshot", "image_caption")) and row.metric.endswith(MAIN))
@@ -55,7 +55,7 @@ def metrics(root: str, run_id: str | None, everything: bool) -> None:
             text = "" if score is None else f"{100 * score.value:.1f}{off}"
             cells.append(Text(text, "bold" if score is not None and score.value == best else ""))
         chance = "" if row.chance is None else f"{100 * row.chance:.1f}"
-        name = row.metric if row.task.startswith(("zeroshot", "image_caption")) else f"{row.task} {row.metric}"
-        table.add_row(row.set, name, chance, *cells)
+        names = (row.set, row.task, row.metric) if everything else (row.set, row.metric)
+        table.add_row(*map(Text, names), chance, *cells)
     cli.out.print(table)
     cli.out.print(Text("per cent; chance is what guessing gives", "dim"))

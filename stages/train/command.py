@@ -92,7 +92,8 @@ def train(
     if trained.model is None:
         cli.out.print(f"stopped at {trained.samples:,} samples; the same command goes on from there")
         raise click.exceptions.Exit(130)
-    cli.out.print(f"the model is in {trained.model}. Next:\n  sluice evaluate {trained.model} SETS", highlight=False)
+    said = f"the model is in {trained.model}. Next:\n  sluice evaluate {trained.model} SETS"
+    cli.out.print(said, highlight=False, markup=False, soft_wrap=True)
 
 
 def _shards(generations: Mapping[str, Generation], nodes: Sequence[str]) -> dict[str, Generation]:

@@ -1,0 +1,61 @@
+"""`sluice train` outside a DAG, and `sluice recipes`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from models.recipe import Recipe, shipped
+from pipeline.cli import main
+from pipeline.records import Generation
+from pipeline.store import Store
+from tests.pools import write_run
+
+
+def sluice(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments), catch_exceptions=False, terminal_width=200)
+
+
+@pytest.fixture
+def root(store: Store, shards: Generation) -> str:
+    write_run(store, ["shards"])
+    return store.root
+
+
+def test_it_trains_on_the_shards_of_a_run_and_says_where_the_model_is(root: str, recipe: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    done = sluice("train", root, "--node", "shards", "--recipe", recipe, "--out", out, "--samples", "16")
+    assert done.exit_code == 0
+    assert f"sluice evaluate {out}/model" in done.output
+    said = json.loads((tmp_path / "out" / "model" / "training.json").read_text())
+    assert said["samples"] == 16
+    assert said["lineage"]["shards"]["shards"]["samples"] == 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--node", "shard"], "--node 'shard' made no shards; did you mean 'shards'"),
+        (["--node", "shards", "--set", "optimizer.rate=1"], "unknown key 'optimizer.rate'"),
+        (["--node", "shards", "--tiny"], "has no `tiny` overlay"),
+    ],
+)
+def test_what_cannot_be_is_told_in_a_line(
+    root: str, recipe: str, tmp_path: Path, arguments: list[str], expected: str
+) -> None:
+    done = sluice("train", root, "--recipe", recipe, "--out", str(tmp_path / "out"), *arguments)
+    assert done.exit_code == 2
+    assert expected in done.output
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_every_recipe_that_is_shipped_is_listed_and_holds_together_at_both_sizes() -> None:
+    shown = sluice("recipes").output
+    for name in shipped():
+        assert name in shown
+        full, tiny = Recipe.load(name), Recipe.load(name, tiny=True)
+        assert tiny.samples < full.samples
+        assert full.about
