@@ -16,6 +16,7 @@ ALONE = (
     "tests/chaos/test_disk_full.py",
     "tests/chaos/test_ray_killed.py",
     "tests/chaos/test_signals.py",
+    "tests/chaos/test_training_killed.py",
     "tests/chaos/test_workers_killed.py",
     "tests/pipeline/test_cluster.py",
     "tests/pipeline/test_crew.py",
