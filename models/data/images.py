@@ -17,6 +17,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from PIL import Image
 from PIL.GifImagePlugin import GifImageFile
@@ -105,7 +106,10 @@ def opened(data: bytes) -> ImageFile:
 
 
 def _decoded(image: ImageFile, box: Box, side: int) -> np.ndarray:
-    """uint8 (height, width, 3): what the box holds, perhaps at reduced scale, but no smaller than `side` for that."""
+    """uint8 (height, width, 3 or 4): what the box holds, perhaps at reduced scale, but no smaller than `side` for that.
+
+    A fourth channel means nothing.
+    """
     width, height = image.size
     factor = max(side / box[2], side / box[3])
     image.draft("RGB", (math.ceil(width * factor), math.ceil(height * factor)))
@@ -121,7 +125,7 @@ def _decoded(image: ImageFile, box: Box, side: int) -> np.ndarray:
 
 
 def _rgb(image: ImageFile) -> np.ndarray:
-    """uint8 (height, width, 3): transparency over white, 16 bits scaled to 8."""
+    """uint8 (height, width, 3 or 4): transparency over white, 16 bits scaled to 8."""
     picture: Image.Image = image
     if picture.mode.startswith("I"):  # convert("RGB") would clip at 255
         picture = picture.convert("I").point(lambda value: value * (255 / 65535) + 0.5).convert("L")
@@ -129,15 +133,20 @@ def _rgb(image: ImageFile) -> np.ndarray:
         above = picture.convert("RGBA")
         picture = Image.new("RGBA", above.size, "white")
         picture.alpha_composite(above)
-    return np.asarray(picture.convert("RGB"))
+    picture = picture.convert("RGB")
+    try:  # Pillow's own memory, which has 4 bytes a pixel: `asarray` copies it three times, with the interpreter's lock
+        pixels = pa.array(picture).flatten().to_numpy(zero_copy_only=True)
+    except ValueError:  # of more than 4 megapixels, it is in pieces
+        return np.asarray(picture)
+    return np.asarray(pixels).reshape(picture.height, picture.width, 4)
 
 
 def _resized(image_hwc: np.ndarray, side: int, mirrored: bool) -> Pixels:
     """uint8 (3, side, side)."""
     pixels = torch.from_numpy(image_hwc[:, ::-1].copy() if mirrored else image_hwc.copy()).permute(2, 0, 1)
-    if pixels.shape[1:] == (side, side):
-        return pixels
-    return interpolate(pixels[None], size=(side, side), mode="bicubic", antialias=True)[0]
+    if pixels.shape[1:] != (side, side):
+        pixels = interpolate(pixels[None], size=(side, side), mode="bicubic", antialias=True)[0]
+    return pixels[:3]
 
 
 def normalise(batch: Batch, images: Images) -> Batch:

@@ -42,11 +42,18 @@ log = logging.getLogger(__name__)
 
 
 class Collate(ABC, Generic[Row]):
-    """What becomes of samples. Both methods are called by other threads than the one that trains."""
+    """What becomes of samples. Its methods are called by other threads than the one that trains."""
+
+    def room(self, rows: int) -> dict[str, torch.Tensor]:
+        """Tensors that `row` writes to, where that spares a copy; they become part of the batch."""
+        return {}
 
     @abstractmethod
-    def row(self, sample: Sample, dice: Random) -> Row:
-        """Of one sample; all chance comes from `dice`. Raises `Damaged` for one that cannot be used."""
+    def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Row:
+        """Of one sample, which is to be row `at` of the batch. All chance comes from `dice`.
+
+        Raises `Damaged` for a sample that cannot be used.
+        """
 
     @abstractmethod
     def batch(self, rows: Sequence[Row]) -> Batch:
@@ -137,32 +144,33 @@ class Loader(Iterator[Batch], Generic[Row]):
         self._next += self._batch
         sets, numbers = self._order.span(first, end)
         whose, which = sets.tolist(), numbers.tolist()
-        parts = [
-            self._pool.submit(self._rows, first + at, whose[at : at + self._together], which[at : at + self._together])
-            for at in range(0, end - first, self._together)
-        ]
-        self._coming.append((self._last.submit(self._whole, parts, first), parts))
+        room = self._collate.room(end - first)
+        parts = []
+        for at in range(0, end - first, self._together):
+            some = slice(at, at + self._together)
+            parts.append(self._pool.submit(self._rows, first, at, whose[some], which[some], room))
+        self._coming.append((self._last.submit(self._whole, parts, first, room), parts))
 
-    def _whole(self, parts: Sequence[Future[_Made]], first: int) -> Batch:
+    def _whole(self, parts: Sequence[Future[_Made]], first: int, room: Batch) -> Batch:
         rows = [row for part in parts for row in part.result().rows]
-        batch = {**self._collate.batch(rows), "position": torch.arange(first, first + len(rows))}
+        batch = {**room, **self._collate.batch(rows), "position": torch.arange(first, first + len(rows))}
         return {name: rows.pin_memory() for name, rows in batch.items()} if self._pin else batch
 
-    def _rows(self, place: int, sets: Sequence[int], numbers: Sequence[int]) -> _Made:
+    def _rows(self, first: int, start: int, sets: Sequence[int], numbers: Sequence[int], room: Batch) -> _Made:
         made = _Made([], [])
-        for at, (whose, number) in enumerate(zip(sets, numbers, strict=True), place):
-            made.rows.append(self._row(at, self._order.names[whose], number, made.skipped))
+        for at, (whose, number) in enumerate(zip(sets, numbers, strict=True), start):
+            made.rows.append(self._row(first, at, self._order.names[whose], number, room, made.skipped))
         return made
 
-    def _row(self, place: int, name: str, number: int, skipped: list[Damaged]) -> Any:
-        seed = self._order.seed
+    def _row(self, first: int, at: int, name: str, number: int, room: Batch, skipped: list[Damaged]) -> Any:
+        seed, place = self._order.seed, first + at
         for attempt in range(ATTEMPTS):
             if attempt:
                 name, number = self._order.instead(place, attempt)
             try:
                 sample = self._sets[name].read(number)
                 with self._cores:
-                    return self._collate.row(sample, dice(seed, place, attempt))
+                    return self._collate.row(sample, dice(seed, place, attempt), room, at)
             except Damaged as damaged:
                 skipped.append(damaged)
         raise DataError(

@@ -24,30 +24,29 @@ from models.trainable import Batch
 
 LEARNT_FROM = 200_000
 """Samples whose captions a tokenizer is trained on, at most."""
-Row = tuple[torch.Tensor, list[str]]
-"""uint8 (3, side, side), and the captions."""
 
 
-class Pairs(Collate[Row]):
+class Pairs(Collate[list[str]]):
     """An image and `captions` of its captions: the pairs of contrastive objectives and captioners."""
 
     def __init__(self, data: Data, tokenizer: PreTrainedTokenizerBase) -> None:
         self._data = data
         self._encode = Encoder(tokenizer, data.texts.context)
 
-    def row(self, sample: Sample, dice: Random) -> Row:
-        texts = drawn(captions_of(sample), self._data.captions, dice)
-        return training_pixels(sample, self._data.images, dice), texts
+    def room(self, rows: int) -> dict[str, torch.Tensor]:
+        side = self._data.images.side
+        return {"pixel_values": torch.empty(rows, 3, side, side, dtype=torch.uint8)}
 
-    def batch(self, rows: Sequence[Row]) -> Batch:
-        tokens, mask = self._encode([text for _, texts in rows for text in texts])
+    def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> list[str]:
+        texts = drawn(captions_of(sample), self._data.captions, dice)
+        room["pixel_values"][at] = training_pixels(sample, self._data.images, dice)
+        return texts
+
+    def batch(self, rows: Sequence[list[str]]) -> Batch:
+        tokens, mask = self._encode([text for texts in rows for text in texts])
         if self._data.captions > 1:
             tokens, mask = (each.view(len(rows), self._data.captions, -1) for each in (tokens, mask))
-        return {
-            "pixel_values": torch.stack([pixels for pixels, _ in rows]),
-            "input_ids": tokens,
-            "attention_mask": mask,
-        }
+        return {"input_ids": tokens, "attention_mask": mask}
 
 
 def captions_of(sample: Sample) -> list[str]:
@@ -131,7 +130,7 @@ def open_pairs(
     tokenizer: PreTrainedTokenizerBase | None = None,
     threads: int | None = None,
     pin: bool = False,
-) -> tuple[Loader[Row], PreTrainedTokenizerBase]:
+) -> tuple[Loader[list[str]], PreTrainedTokenizerBase]:
     """The batches of a recipe from `start` (samples seen) on, and the tokenizer, which is `tokenizer` where a training
     goes on. Raises `DataError`."""
     sets = open_sets(recipe, folders)

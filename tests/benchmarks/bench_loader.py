@@ -26,7 +26,7 @@ import torch
 from models.data.images import training_pixels
 from models.data.loader import Collate, Loader
 from models.data.order import Order
-from models.data.pairs import Pairs
+from models.data.pairs import Pairs, captions_of, drawn
 from models.data.shards import Sample, Samples
 from models.data.tokenizer import trained
 from models.recipe import Data
@@ -91,7 +91,7 @@ def write(samples: Sequence[tuple[str, bytes, str, dict[str, Any]]], path: Path)
 class Bytes(Collate[Sample]):
     """Samples as they are."""
 
-    def row(self, sample: Sample, dice: Random) -> Sample:
+    def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Sample:
         return sample
 
     def batch(self, rows: Sequence[Sample]) -> Batch:
@@ -116,11 +116,16 @@ def bytes_by_webdataset(folder: Path) -> float:
 
 
 def decoded_by_webdataset(folder: Path, pairs: Pairs) -> float:
-    def prepared(sample: dict[str, Any]) -> Any:
-        members = {name: sample[name] for name in ("jpg", "txt", "json")}
-        return pairs.row(Sample(sample["__key__"], members), Random(1))
+    dice = Random(1)
 
-    pipeline = webdataset_of(folder).map(prepared).batched(BATCH, collation_fn=pairs.batch)
+    def prepared(sample: dict[str, Any]) -> tuple[torch.Tensor, list[str]]:
+        read = Sample(sample["__key__"], {name: sample[name] for name in ("jpg", "txt", "json")})
+        return training_pixels(read, DATA.images, dice), drawn(captions_of(read), 1, dice)
+
+    def collated(rows: Sequence[tuple[torch.Tensor, list[str]]]) -> Batch:
+        return {"pixel_values": torch.stack([row[0] for row in rows]), **pairs.batch([row[1] for row in rows])}
+
+    pipeline = webdataset_of(folder).map(prepared).batched(BATCH, collation_fn=collated)
     loader = torch.utils.data.DataLoader(
         pipeline, batch_size=None, num_workers=CORES, multiprocessing_context="fork", worker_init_fn=one_thread
     )

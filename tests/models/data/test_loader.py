@@ -31,11 +31,15 @@ class Numbers(Collate[Row]):
     def __init__(self, damaged: Sequence[int] = ()) -> None:
         self.damaged = set(damaged)
 
-    def row(self, sample: Sample, dice: Random) -> Row:
+    def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Row:
         number = int(sample.key, 16)
         if number in self.damaged:
             raise Damaged("spoilt", sample.key, "by a test")
+        room["again"][at] = number
         return number, dice.random()
+
+    def room(self, rows: int) -> dict[str, torch.Tensor]:
+        return {"again": torch.full((rows,), -1)}
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         return {"number": torch.tensor([row[0] for row in rows]), "chance": torch.tensor([row[1] for row in rows])}
@@ -73,6 +77,7 @@ def seen(
         loader = Loader(sets, order_of(sets), Numbers(damaged), batch, rank, world, start, threads)
         with loader:
             for each in islice(loader, (samples - start) // batch):
+                assert torch.equal(each["again"], each["number"])
                 columns = (each[name].tolist() for name in ("position", "number", "chance"))
                 found += zip(*columns, strict=True)
     return sorted(found)
@@ -190,7 +195,7 @@ def test_a_tar_that_is_cut_under_the_loader_is_replaced_sample_by_sample(tmp_pat
 
 def test_an_error_of_the_collator_reaches_the_trainer(sets: dict[str, Samples]) -> None:
     class Broken(Numbers):
-        def row(self, sample: Sample, dice: Random) -> Row:
+        def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Row:
             raise KeyError("a mistake")
 
     with Loader(sets, order_of(sets), Broken(), batch=8) as loader, pytest.raises(KeyError, match="a mistake"):
@@ -201,11 +206,11 @@ def test_samples_are_made_ahead_but_not_without_bound(sets: dict[str, Samples]) 
     made, enough = [], threading.Event()
 
     class Counted(Numbers):
-        def row(self, sample: Sample, dice: Random) -> Row:
+        def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Row:
             made.append(sample.key)
             if len(made) >= 40:
                 enough.set()
-            return super().row(sample, dice)
+            return super().row(sample, dice, room, at)
 
     with Loader(sets, order_of(sets), Counted(), batch=4) as loader:
         next(loader)
@@ -236,12 +241,12 @@ def test_reading_waits_for_a_store_in_many_threads_while_few_decode(
         return read(number)
 
     class Slow(Numbers):
-        def row(self, sample: Sample, dice: Random) -> Row:
+        def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Row:
             decoding.append(sample.key)
             most[0] = max(most[0], len(decoding))
             time.sleep(0.002)
             decoding.pop()
-            return super().row(sample, dice)
+            return super().row(sample, dice, room, at)
 
     monkeypatch.setattr(samples, "read", slow)
     with Loader({"a": samples}, Order({"a": 30}, {"a": 1}, 0), Slow(), batch=20, threads=2) as loader:
