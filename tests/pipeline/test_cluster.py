@@ -179,12 +179,10 @@ def test_a_driver_without_the_token_is_turned_away(machines: Machines, root: str
 
 def test_an_address_where_nothing_listens_is_said_at_once(root: str, tmp_path: Path) -> None:
     case = Case(tmp_path, 0)
-    started = time.monotonic()
     with running(command("run", str(case.dag), root, "--address", "127.0.0.1:1"), marked(os.environ)) as driver:
-        said, _ = driver.communicate(timeout=PATIENCE_S)
+        said, _ = driver.communicate(timeout=PATIENCE_S)  # Ray alone goes on trying for minutes
     assert driver.returncode == 2
     assert "no Ray cluster answers at '127.0.0.1:1': [Errno 111] Connection refused" in said
-    assert time.monotonic() - started < 60, "Ray alone goes on trying for minutes"
 
 
 def test_a_local_run_listens_on_loopback_only_and_joins_no_other_cluster(tmp_path: Path) -> None:
