@@ -10,7 +10,7 @@ ROOT := demo/root
 .PHONY: demo proof test check bench chaos clean
 
 demo: .venv/installed
-	@$(BIN)/python -m infra.miniweb.sets $(SETS) --samples 200
+	@$(BIN)/python -m infra.miniweb.sets $(SETS) --samples 400 --sets grounds retrieval
 	@$(BIN)/python -m infra.miniweb $(WEB) --pages 2400 --key $(KEY) --evaluation $(HELD_OUT) -- $(BIN)/sluice run quickstart $(ROOT)
 	@$(BIN)/python -m infra.miniweb.grade $(KEY) $(ROOT)
 	@$(BIN)/sluice report $(ROOT) --out demo/report.html

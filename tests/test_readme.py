@@ -40,7 +40,7 @@ def test_its_commands_and_its_python_run(playground: Path) -> None:
     with Miniweb(playground / "demo" / "web", pages=200, seed=17, port=18080) as web:
         evaluation.write(web.pages, playground / "demo" / "evaluation")
         first = "sluice run quickstart demo/root --until shards --set urls.rows_per_part=100"
-        sets = "python -m infra.miniweb.sets demo/sets --samples 4 --processes 0"
+        sets = "python -m infra.miniweb.sets demo/sets --samples 4 --sets binding retrieval --processes 0"
         for command in [sets, first, *commands.strip().splitlines()]:
             done = subprocess.run(
                 ["bash", "-c", command], cwd=playground, env=environment, capture_output=True, text=True
