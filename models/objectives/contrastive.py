@@ -36,7 +36,7 @@ class InfoNCE(Objective):
     def forward(self, features: Features, scalars: Scalars) -> Loss:
         left_md, right_md = _rows(features, self.left), _rows(features, self.right)
         with torch.autocast(left_md.device.type, enabled=False):
-            scale = scalars["logit_scale"].exp() if self.temperature is None else 1 / self.temperature
+            scale = scalar(scalars, "logit_scale").exp() if self.temperature is None else 1 / self.temperature
             target_m = torch.arange(len(left_md), device=left_md.device) + rank() * len(left_md)
             total = left_md.new_zeros(())
             for rows_md, others_md in ((left_md, right_md), (right_md, left_md)):
@@ -60,7 +60,7 @@ class Sigmoid(Objective):
     def forward(self, features: Features, scalars: Scalars) -> Loss:
         images_md, texts = _rows(features, "image"), features["text"]
         with torch.autocast(images_md.device.type, enabled=False):
-            scale, bias = scalars["logit_scale"].exp(), scalars["logit_bias"]
+            scale, bias = scalar(scalars, "logit_scale").exp(), scalar(scalars, "logit_bias")
             texts_mkd = texts if texts.ndim == 3 else texts[:, None]
             total = images_md.new_zeros(())
             for owner, others_mkd in ring(texts_mkd):
@@ -81,6 +81,13 @@ def _unlikely(
     if own:
         signs_mm.fill_diagonal_(1)
     return -functional.logsigmoid(signs_mm[..., None] * logits_mmk).sum()
+
+
+def scalar(scalars: Scalars, name: str) -> torch.Tensor:
+    """(). Raises `ValueError` where the model has none of that name."""
+    if name not in scalars:
+        raise ValueError(f"the model has no {name}; give it one at the start: `{name.removeprefix('logit_')}`")
+    return scalars[name]
 
 
 def _rows(features: Features, name: str) -> torch.Tensor:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from models.objectives.contrastive import scalar
 from models.objectives.ranks import rank, ring, world
 from models.splitmix import mixed
 from models.trainable import Features, Loss, Objective, Scalars
@@ -58,7 +59,7 @@ class TextConditioned(Objective):
         texts, patches_mpd, positions_m = (features[name] for name in NEEDED[1:])
         texts_mkd = texts if texts.ndim == 3 else texts[:, None]
         with torch.autocast(patches_mpd.device.type, enabled=False):
-            given = (scalars["logit_scale"].exp(), scalars["logit_bias"], patches_mpd)
+            given = (scalar(scalars, "logit_scale").exp(), scalar(scalars, "logit_bias"), patches_mpd)
             total = self._unlikely(*given, texts_mkd, 1)
             for (owner, others_mkd), (_, places_m) in zip(ring(texts_mkd), ring(positions_m), strict=True):
                 drawn_mm = mixed(mixed(positions_m)[:, None] + places_m) % others_mkd.shape[1]

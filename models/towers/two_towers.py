@@ -27,9 +27,11 @@ from models.trainable import Batch, Features, Scalars, Trainable
 
 SIGMOID = {"siglip": (10.0, -10.0), "siglip2": (10.0, -10.0)}
 """Scale and bias that SigLIP starts with (Zhai et al. 2023, section 3.2); transformers starts with 1 and 0."""
+IMAGES = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
+"""What image towers read: the last two are of images of any shape (SigLIP 2's NaFlex)."""
 PATCHES = ("clip", "siglip")
 """Whose image towers' last tokens `TwoTowers` can give, too."""
-IDLE = {"align": ("text_model.pooler",), "chinese_clip": ("text_model.pooler",)}
+IDLE = {"align": ("text_model.pooler",)}
 """Modules whose output nobody reads: without gradients, which DistributedDataParallel would wait for."""
 
 
@@ -83,7 +85,7 @@ class TwoTowers(Trainable):
         if "pixel_values" in batch:
             if self._patches is not None:
                 self._patches.positions_n = batch.get("position")
-            seen = self.model.get_image_features(pixel_values=batch["pixel_values"])
+            seen = self.model.get_image_features(**{name: batch[name] for name in IMAGES if name in batch})
             features["image"] = _unit(seen)
             if self._gives_patches:
                 features |= {"patches": self._projected(seen.last_hidden_state), "position": batch["position"]}

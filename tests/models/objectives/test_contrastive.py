@@ -115,6 +115,11 @@ def test_a_feature_that_is_missing_is_named_with_those_there_are() -> None:
         InfoNCE(right="view")({"image": _rows(4, 8), "text": _rows(4, 8)}, _scalars(14))
 
 
+def test_a_model_without_a_bias_is_told_how_to_get_one() -> None:
+    with pytest.raises(ValueError, match="the model has no logit_bias; give it one at the start: `bias`"):
+        Sigmoid()({"image": _rows(4, 8), "text": _rows(4, 8)}, {"logit_scale": torch.zeros(())})
+
+
 @pytest.mark.parametrize("objective", [InfoNCE(), Sigmoid()])
 def test_losses_are_computed_in_float32_where_the_towers_are_not(objective: InfoNCE | Sigmoid) -> None:
     features, scalars = {"image": _rows(6, 8), "text": _rows(6, 8, seed=1)}, _scalars(14, -10)
