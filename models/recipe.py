@@ -256,7 +256,10 @@ class Recipe(Part):
                 raise RecipeError(f"recipe {name} has no `tiny` overlay; add one, or leave --tiny out")
             document = laid_over(document, overlay)
         for override in overrides:
-            document = laid_over(document, _override(override))
+            try:
+                document = laid_over(document, _override(override))
+            except yaml.YAMLError:
+                raise RecipeError(f"{override!r}: its value is no YAML; quote it, or close its brackets") from None
         try:
             return cls.model_validate({"name": name, **document})
         except ValidationError as error:
@@ -295,7 +298,7 @@ def _parameters(path: str) -> set[str] | None:
         found = importlib.util.find_spec(module)
     except (ImportError, ValueError):
         found = None
-    if found is None or found.origin is None:
+    if found is None or found.origin is None or not found.origin.endswith(".py"):
         raise ValueError(f"{path!r} cannot be imported: no module {module!r}; expected package.module.Class")
     tree = ast.parse(Path(found.origin).read_text(encoding="utf-8"))
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}

@@ -90,6 +90,10 @@ class Size:
     gpus: float
 
 
+LEADER = Size(0, 0)
+"""Of a worker that starts a gang and waits for it."""
+
+
 @dataclass(eq=False)
 class Hand:
     """An actor and what it is doing."""
@@ -305,7 +309,7 @@ class Crew:
                 f"{total.get('CPU', 0):g} and {total.get('GPU', 0):g}; lower `workers` or give --address"
             )
         if gang:  # one worker that starts the others and waits, on no CPU of its own
-            lane = Lane(Size(0, 0), 1)
+            lane = Lane(LEADER, 1)
         else:
             lane = Lane(Size(workers.cpus, workers.gpus), min(workers.count or max(fits, 1), max(calls, 1)))
         with self._lock:
@@ -361,6 +365,10 @@ class Crew:
 
     def _hire(self) -> None:
         """Start actors for the lanes that wait; let idle ones of another size go."""
+        if any(lane.size == LEADER and lane.flying for lane in self._lanes):  # its gang waits for their CPUs
+            busy = {lane.size for lane in self._lanes if lane.waiting}
+            for hand in [h for h in self._hands if h.size not in (*busy, LEADER) and not h.calls and not h.starting]:
+                self._dismiss(hand)
         for size in {lane.size for lane in self._lanes if lane.waiting}:
             lanes = [lane for lane in self._lanes if lane.size == size]
             have = [hand for hand in self._hands if hand.size == size]

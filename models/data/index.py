@@ -65,11 +65,19 @@ class Index:
 # -- which tars --------------------------------------------------------------------------------------------------------
 
 
-def listed(fs: Any, pattern: str) -> list[Tar]:
-    """The tars of a folder in the order of their names, of a node of sluice (its newest shards), or of a pattern with
-    braces, in its order. Raises `DataError` where there are none."""
+def listed(fs: Any, patterns: Sequence[str]) -> list[Tar]:
+    """The tars of every folder in the order of their names, of a node of sluice (its newest shards), or of a pattern
+    with braces, in its order. Each folder is listed once. Raises `DataError` where there are none."""
     fs.invalidate_cache()
+    folders: dict[str, dict[str, Tar]] = {}
+    return [tar for pattern in patterns for tar in _listed(fs, pattern, folders)]
+
+
+def _listed(fs: Any, pattern: str, folders: dict[str, dict[str, Tar]]) -> list[Tar]:
+    """`folders`: what was listed already."""
     path = pattern.rstrip("/")
+    if path in folders.get(posixpath.dirname(path), {}):
+        return [folders[posixpath.dirname(path)][path]]
     if "{" not in path and fs.isdir(path):
         tars = _in_folder(fs, path)
         if not tars:
@@ -78,7 +86,6 @@ def listed(fs: Any, pattern: str) -> list[Tar]:
         if not tars:
             raise DataError(f"{pattern!r} holds no tars; expected a folder of WebDataset shards")
         return tars
-    folders: dict[str, dict[str, Tar]] = {}
     tars = []
     for name in expanded(path):
         folder = posixpath.dirname(name)

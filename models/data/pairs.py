@@ -22,6 +22,8 @@ from models.data.tokenizer import Encoder, trained
 from models.recipe import Data, Recipe
 from models.trainable import Batch
 
+LONGEST = 20_000
+"""Characters of a caption that are looked at."""
 LEARNT_FROM = 200_000
 """Samples whose captions a tokenizer is trained on, at most."""
 
@@ -57,7 +59,9 @@ def captions_of(sample: Sample) -> list[str]:
     found = [one.get("text") for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
     if not found and "txt" in sample.members:
         found = [sample.members["txt"].decode("utf-8", "replace")]
-    texts = [text for text in found or [said.get("caption")] if isinstance(text, str) and text.strip()]
+    given = (text for text in found or [said.get("caption")] if isinstance(text, str) and text.strip())
+    # JSON can say half a surrogate pair, which no tokenizer takes; and what is cut to a context needs no book before.
+    texts = [text[:LONGEST].encode("utf-8", "replace").decode("utf-8") for text in given]
     if not texts:
         raise Damaged("no caption", sample.key, "expected a txt, or captions in the json")
     return texts

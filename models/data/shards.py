@@ -67,7 +67,7 @@ class Samples(Sequence[Sample]):
         if len({fs for fs, _ in systems}) > 1:
             raise DataError(f"{where!r} lies in several stores; give each a name of its own in the mixture")
         fs = systems[0][0]
-        made = index(fs, [tar for _, path in systems for tar in listed(fs, path)])
+        made = index(fs, listed(fs, [path for _, path in systems]))
         if not len(made.spans_n2):
             told = "; ".join(f"{tar}: {fault}" for tar, fault in list(made.faults.items())[:1])
             raise DataError(f"{where!r} holds no sample; expected WebDataset shards" + (f" ({told})" if told else ""))

@@ -80,7 +80,7 @@ def members_of(span: bytes) -> tuple[str, Members]:
         if kind != b"0" or magic != b"ustar" or prefix or not size.isdigit():
             return _by_all_rules(span)  # four times as slow
         begin = place + BLOCK
-        stop = begin + int(size, 8)
+        stop = begin + _octal(size)
         if stop > end:
             raise NotATar(f"a member ends {stop - end} bytes later than its sample")
         key = _put(members, key, name.split(b"\0", 1)[0].decode("utf-8", "surrogateescape"), span[begin:stop])
@@ -151,7 +151,9 @@ def entries(read_at: ReadAt, nbytes: int) -> Iterator[Entry]:
             said |= _said(found.kind, read_at(place, found.size))
             place += found.size + -found.size % BLOCK
             continue
-        size = int(said.get("size", found.size)) if found.kind in REGULAR else 0
+        size = found.size if found.kind in REGULAR else 0
+        if found.kind in REGULAR and "size" in said:
+            size = _decimal(said["size"])
         if place + size > nbytes:
             raise NotATar(f"the file ends at byte {nbytes}, within a member")
         yield Entry(found.kind, said.get("path", found.name), start, place, place + size)
@@ -163,7 +165,7 @@ def _header(block: bytes, place: int) -> Header:
     """A header whose checksum fits. Raises `NotATar`."""
     name, size, kind, magic, prefix = HEADER.unpack(block)
     if kind == b"0" and magic == b"ustar" and not prefix and size.isdigit() and _sums_up(block):
-        return Header(kind[0], name.split(b"\0", 1)[0].decode("utf-8", "surrogateescape"), int(size, 8))
+        return Header(kind[0], name.split(b"\0", 1)[0].decode("utf-8", "surrogateescape"), _octal(size))
     try:
         found = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.HeaderError, ValueError) as error:
@@ -175,7 +177,22 @@ def _header(block: bytes, place: int) -> Header:
 
 def _sums_up(block: bytes) -> bool:
     told = block[SUM].strip(b"\0 ")
-    return told.isdigit() and int(told, 8) == sum(block) - sum(block[SUM]) + 8 * ord(" ")
+    return told.isdigit() and _octal(told) == sum(block) - sum(block[SUM]) + 8 * ord(" ")
+
+
+def _octal(digits: bytes) -> int:
+    """Raises `NotATar` for an 8 or a 9."""
+    try:
+        return int(digits, 8)
+    except ValueError:
+        raise NotATar(f"{digits!r} is no octal number") from None
+
+
+def _decimal(digits: str) -> int:
+    """A size as an extended header has it. Raises `NotATar`."""
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 19:
+        raise NotATar(f"an extended header says a size of {digits[:40]!r}")
+    return int(digits)
 
 
 def _said(kind: int, data: bytes) -> dict[str, str]:

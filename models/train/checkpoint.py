@@ -127,8 +127,8 @@ class Checkpoints:
             except (FileNotFoundError, ValueError):  # killed before it was written, or while it was
                 log.warning("%s/%s was never finished; it does not count", self.folder, name)
                 continue
-            if (sizes := self._sizes(path)) != mark["files"]:
-                odd = min(file for file, size in mark["files"].items() if sizes.get(file) != size)
+            sizes = self._sizes(path)
+            if odd := min((file for file, size in mark["files"].items() if sizes.get(file) != size), default=None):
                 log.warning("%s/%s/%s is not as it was written; the checkpoint does not count", self.folder, name, odd)
                 continue
             found.append(Checkpoint(f"{self.folder}/{name}", mark["samples"], mark["facts"]))

@@ -72,7 +72,7 @@ def train(
     """Train a recipe, and write checkpoints and the model to `out`, a folder on any fsspec store.
 
     `lineage`: where the data comes from, for checkpoints, `training.json` and the model card. `resume`: False deletes
-    what `out` holds. `report`: told of every checkpoint, may stop the training. `stop`: asked before every step.
+    the checkpoints. `report`: told of every checkpoint, may stop the training. `stop`: asked before every step.
     `watch`: told of the samples seen after every step, on the first process.
     `wandb`: a project of Weights & Biases to log to. `source`: instead of the recipe's own.
 
@@ -169,8 +169,8 @@ def _count(recipe: Recipe, system: System, source: Source) -> list[flops.Work]:
     """Operations of a sample in each phase."""
     trained = {name: own for name, own in system.model.named_parameters() if own.requires_grad}
     with closing(source.open(0)) as loader:
-        batch = {name: column[:2].to(system.place.device) for name, column in next(iter(loader)).items()}
-    batch = {**source.ready(batch), "position": torch.arange(len(next(iter(batch.values()))))}
+        first = {name: column[:2].to(system.place.device) for name, column in next(iter(loader)).items()}
+    batch = source.ready(first)
     works = []
     for phase in recipe.phases:
         optimizer.enter(system.model, trained, phase)
@@ -197,10 +197,13 @@ def _export(recipe: Recipe, system: System, trainer: Trainer, source: Source, sa
 
 
 def _same(newest: Checkpoint, facts: Mapping[str, Any], out: str) -> None:
-    """Raise `RecipeError` where a checkpoint is of another training."""
-    for name in ("recipe", "lineage"):
+    """Raise `RecipeError` where a checkpoint is of another training: of another recipe, or of other samples.
+
+    How those were selected is only told: other rules may keep the same.
+    """
+    for name, free in (("recipe", FREE), ("lineage", frozenset({"funnels"}))):
         then, now = newest.facts[name], json.loads(json.dumps(facts[name]))
-        for key in sorted({*then, *now} - (FREE if name == "recipe" else set())):
+        for key in sorted({*then, *now} - free):
             if then.get(key) != now.get(key):
                 raise RecipeError(
                     f"{out} holds a training whose {name}.{key} was {_short(then.get(key))}, and now is "

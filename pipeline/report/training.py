@@ -87,9 +87,13 @@ def training(ask: Ask, tables: Mapping[tuple[str, str], Table]) -> Training:
 
 
 def _curve(ask: Ask, table: Table) -> Curve:
-    rows = ask(f"SELECT samples, loss FROM ({live(table)}) WHERE isfinite(loss) ORDER BY samples").to_pylist()
+    """Of several models of a node, trained with seeds of their own, the mean."""
+    rows = ask(
+        f"SELECT samples, avg(loss) AS loss FROM ({live(table)}) WHERE isfinite(loss) GROUP BY samples ORDER BY samples"
+    ).to_pylist()
     every = -(-len(rows) // POINTS) or 1
-    return Curve(table.node, tuple((row["samples"], row["loss"]) for row in rows[::every]))
+    shown = rows[::-1][::every][::-1]  # with the last one
+    return Curve(table.node, tuple((row["samples"], row["loss"]) for row in shown))
 
 
 def _scores(ask: Ask, table: Table) -> Iterator[Scores]:

@@ -7,11 +7,13 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import fsspec
 
 from pipeline.dag import Workers
+from pipeline.errors import SluiceError
 
 PROGRESS_S = 5.0
 RESTARTS = 3
@@ -20,11 +22,16 @@ RESTARTS = 3
 
 def train_here(call: Mapping[str, Any]) -> list[dict[str, Any]]:
     """In this process, on its GPU where it was given one; the curve."""
-    from models.recipe import Recipe
+    from models.data.shards import DataError
+    from models.recipe import Recipe, RecipeError
+    from models.train.guard import TrainingError
     from models.train.loop import train  # torch and transformers: seconds
 
     recipe, data, out = Recipe.model_validate(call["recipe"]), call["data"], call["out"]
-    trained = train(recipe, data, out, lineage=call["lineage"], watch=_Progress(call["progress"]))
+    try:
+        trained = train(recipe, data, out, lineage=call["lineage"], watch=_Progress(call["progress"]))
+    except (RecipeError, DataError, TrainingError) as error:  # another try would come to the same
+        raise SluiceError(str(error)) from None
     return [dict(row) for row in trained.curve]
 
 
@@ -45,17 +52,20 @@ class _Progress:
 def train_in_a_gang(call: Mapping[str, Any], workers: Workers) -> list[dict[str, Any]]:
     """In `workers.count` processes of one process group, started again where one of them dies; the curve.
 
-    Raises what the training raised, once the restarts are used up.
+    Raises `SluiceError` for what another try would not mend, else what the training raised, after `RESTARTS` tries.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    fs, path = fsspec.core.url_to_fs(call["refused"])
+    if fs.exists(path):  # of an earlier try
+        fs.rm_file(path)
     count: Any = workers.count or 1
     if workers.least is not None:
         count = (workers.least, count)
     with tempfile.TemporaryDirectory(prefix="sluice-train-") as folder:
-        result = TorchTrainer(
+        TorchTrainer(
             _one_of_many,
             train_loop_config=dict(call),
             scaling_config=ScalingConfig(
@@ -63,14 +73,25 @@ def train_in_a_gang(call: Mapping[str, Any], workers: Workers) -> list[dict[str,
                 use_gpu=workers.gpus > 0,
                 resources_per_worker={"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})},
             ),
-            run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=RESTARTS)),
+            run_config=RunConfig(
+                storage_path=folder,
+                failure_config=FailureConfig(
+                    max_failures=RESTARTS,
+                    controller_failure_limit=RESTARTS,  # type: ignore[call-arg]  # mypy sees that of Ray Train's first version
+                ),
+            ),
         ).fit()
-    if result.error is not None:
-        raise result.error
+    with suppress(FileNotFoundError), fsspec.open(call["refused"], "rt", encoding="utf-8") as handle:
+        raise SluiceError(handle.read())
     with fsspec.open(f"{call['out']}/model/training.json", "rb") as handle:
         curve: list[dict[str, Any]] = json.load(handle)["curve"]
     return curve
 
 
 def _one_of_many(call: dict[str, Any]) -> None:
-    train_here(call)
+    """What is refused is written down: raised here, Ray Train would start the gang again."""
+    try:
+        train_here(call)
+    except SluiceError as error:
+        with fsspec.open(call["refused"], "wt", encoding="utf-8") as handle:
+            handle.write(str(error))

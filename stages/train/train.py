@@ -44,7 +44,7 @@ FILES = pa.schema([("name", pa.string()), ("sha256", pa.string())])
 """What the model consists of; what was measured while it was trained is left out, for it differs from run to run."""
 MEASURED = frozenset({"README.md", "training.json"})
 SHARD = "shard"
-HOW = ("parallel", "checkpoint_every")
+HOW = ("about", "parallel", "checkpoint_every", "keep")
 """Of a recipe: what changes how it is trained, and not what."""
 
 
@@ -101,6 +101,7 @@ class Train(Job):
             "recipe": {**task.payload["recipe"], **task.hints["how"]},
             "data": {name: tars(attempt.store, task.inputs[node]) for name, node in task.payload["data"].items()},
             "out": out,
+            "refused": f"{out}.refused",
             "progress": attempt.store.url(progress_path(attempt.node, attempt.work_key)),
             "lineage": task.hints["lineage"],
         }

@@ -201,3 +201,16 @@ def test_captions_without_any_text_are_an_error_before_the_training(tmp_path: Pa
     (tmp_path / "0.tar").write_bytes(tar_of([("a.jpg", picture(0)), ("a.json", json.dumps({}).encode())]))
     with pytest.raises(DataError, match="no sample of shards has a caption; expected txt members"):
         open_pairs(recipe_of(), {"shards": str(tmp_path)})
+
+
+def test_half_an_emoji_and_a_whole_book_are_captions_like_others(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    spoilt = {"captions": [{"text": "a \ud83d cat"}, {"text": "b" * 1_000_000}]}
+    members = [(f"{n}.jpg", picture(n)) for n in range(8)]
+    members = [one for n in range(8) for one in (members[n], (f"{n}.json", json.dumps(spoilt).encode()))]
+    (tmp_path / "set" / "0.tar").write_bytes(tar_of(members))
+    found = captions_of(Samples.open(tmp_path / "set")[0])
+    assert found[0] == "a ? cat"
+    assert len(found[1]) == 20_000
+    loader, _ = open_pairs(recipe_of(), {"shards": str(tmp_path / "set")}, 0, 1, 0)
+    assert next(iter(loader))["input_ids"].shape == (8, 12)

@@ -14,6 +14,7 @@ from typing import Any
 import braceexpand
 import fsspec
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from models.data import index as indexes
 from models.data.index import DataError, expanded
@@ -363,3 +364,19 @@ def test_shards_on_s3_with_sluices_index_are_opened_without_reading_a_tar(tmp_pa
         with ThreadPoolExecutor(8) as threads:
             read = list(threads.map(samples.read, range(len(samples))))
         assert len({sample.key for sample in read}) == len(samples)
+
+
+def test_a_folder_whose_tars_are_named_one_by_one_is_listed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shards(tmp_path / "set", range(12), per_shard=3)
+    asked: list[str] = []
+    real = LocalFileSystem.ls
+
+    def ls(self: LocalFileSystem, path: str, *arguments: Any, **options: Any) -> Any:
+        asked.append(path)
+        return real(self, path, *arguments, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "ls", ls)
+    assert len(Samples.open([str(path) for path in sorted(folder.glob("*.tar"))])) == 12
+    assert len(asked) == 1

@@ -162,3 +162,26 @@ def test_spans_are_int64_even_where_there_are_none() -> None:
     found = scanned(tar_of([]))
     assert found.spans_n2.shape == (0, 2)
     assert found.spans_n2.dtype == np.int64
+
+
+@pytest.mark.parametrize("place", [124, 134, 148])
+def test_a_digit_that_is_not_octal_is_a_fault_of_the_tar_and_not_of_the_reader(place: int) -> None:
+    """One flipped bit makes an 8 of a 0: in the first and last digit of a size, and in the sum of a header."""
+    tar = bytearray(tar_of([("a.jpg", b"1"), ("a.txt", b"2"), ("b.jpg", b"3")]))
+    second = 3 * 1024
+    tar[second + place] |= 8
+    found = scanned(bytes(tar))
+    assert found.fault is not None
+    with suppress(NotATar):
+        members_of(bytes(tar[second : second + 1024]))
+
+
+def test_an_extended_size_of_thousands_of_digits_is_a_fault() -> None:
+    record = b"5010 size=" + b"9" * 4999 + b"\n"
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        info = tarfile.TarInfo("pax")
+        info.type, info.size = tarfile.XHDTYPE, len(record)
+        tar.addfile(info, io.BytesIO(record))
+        tar.addfile(tarfile.TarInfo("a.jpg"))
+    assert "a size of '9999" in str(scanned(sink.getvalue()).fault)

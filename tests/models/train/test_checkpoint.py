@@ -176,3 +176,10 @@ def test_anew_deletes_all(out: str) -> None:
     found.start(anew=True)
     assert found.newest() is None
     assert found._names() == []
+
+
+def test_a_file_that_somebody_left_beside_it_spoils_no_checkpoint(tmp_path: Path) -> None:
+    checkpoints = kept(str(tmp_path / "out"), 8, 16)
+    for folder in (tmp_path / "out" / "checkpoints").iterdir():
+        (folder / ".DS_Store").write_bytes(b"found")
+    assert loaded(checkpoints) == (16, 16.0)

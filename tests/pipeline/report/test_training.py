@@ -44,6 +44,16 @@ def root(tmp_path: Path) -> str:
     return str(tmp_path / "root")
 
 
+def test_the_curve_of_several_seeds_is_their_mean_and_ends_at_the_last_sample(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "root"))
+    samples = list(range(1, 1001))
+    parts = {str(seed): {"curve": pa.table({"samples": samples, "loss": [seed + 0.5] * 1000})} for seed in (1, 2)}
+    write_node(store, "clip", parts)
+    write_run(store, ["clip"])
+    page = report(store.root)
+    assert "1,000 samples, loss 2.000" in page
+
+
 def test_seeds_become_their_mean_and_deviation_and_tasks_stay_apart(root: str) -> None:
     shown = CliRunner().invoke(main, ["metrics", root, "--all"], catch_exceptions=False, terminal_width=200).output
     lines = [re.split(r"\s{2,}", line.strip()) for line in shown.splitlines()]

@@ -150,6 +150,28 @@ def test_without_shards_there_is_nothing_to_train_on(store: Store, kept: Generat
         tasks_of(store, Train(recipe=recipe), [kept])
 
 
+def test_what_another_try_would_not_mend_is_refused_in_a_line(store: Store, shards: Generation, recipe: str) -> None:
+    hopeless = Train(recipe=recipe, settings=("optimizer.learning_rate=1e30",))
+    with pytest.raises(SluiceError, match="step"):
+        trained(store, hopeless, [shards])
+
+
+def test_other_rules_that_keep_the_same_do_not_stop_a_training_that_was_killed(
+    store: Store, shards: Generation, kept: Generation, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(gang._Progress):
+        def __call__(self, samples: int) -> None:
+            if samples == 40:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gang, "_Progress", Killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained(store, Train(recipe=recipe), [shards])
+    (record,) = trained(store, Train(recipe=recipe), [shards, kept])
+    assert store.read_table(record, "curve").column("samples").to_pylist()[-1] == 64
+
+
 @pytest.mark.parametrize(
     ("parameters", "said"),
     [
