@@ -12,7 +12,7 @@ ROOT := demo/root
 demo: .venv/installed
 	@$(BIN)/python -m infra.miniweb.sets $(SETS) --samples 400 --sets grounds retrieval
 	@$(BIN)/python -m infra.miniweb $(WEB) --pages 2400 --key $(KEY) --evaluation $(HELD_OUT) -- $(BIN)/sluice run quickstart $(ROOT)
-	@$(BIN)/python -m infra.miniweb.grade $(KEY) $(ROOT)
+	@$(BIN)/python -m infra.miniweb.grade $(KEY) $(ROOT) --selection kept
 	@$(BIN)/sluice report $(ROOT) --out demo/report.html
 	@echo "The same CLIP, as many samples seen, on curated, random and raw pairs:"
 	@$(BIN)/sluice metrics $(ROOT)
@@ -28,7 +28,7 @@ proof: .venv/installed
 	@$(BIN)/python -m infra.miniweb proof/trusted --pages 1000 --seed 4711 --mix clean --port 18081 --key proof/trusted_key/key.parquet -- \
 	  $(BIN)/python -m infra.miniweb proof/web --pages 20000 --key proof/key/key.parquet --evaluation proof/evaluation -- \
 	  $(BIN)/sluice run proof proof/root
-	@$(BIN)/python -m infra.miniweb.grade proof/key/key.parquet proof/root
+	@$(BIN)/python -m infra.miniweb.grade proof/key/key.parquet proof/root --selection kept
 	@$(BIN)/sluice report proof/root --out proof/report.html
 	@$(BIN)/sluice metrics proof/root
 
