@@ -58,9 +58,16 @@ class Component(Part):
         return self
 
     def load(self) -> Any:
-        """The class."""
+        """The class. Raises `RecipeError` for what is neither a model nor an objective: recipes may be strangers'."""
+        from models.trainable import Objective, Trainable  # torch: seconds, paid by who builds something
+
         module, _, name = self.path.rpartition(".")
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
+        if not (isinstance(found, type) and issubclass(found, (Trainable, Objective))):
+            raise RecipeError(
+                f"{self.path} is neither a model nor an objective; expected a class of `models.trainable`'s"
+            )
+        return found
 
     def build(self, **given: Any) -> Any:
         """An instance of it, with its parameters and what only the caller knows."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos import driver
 from tests.chaos.drive import generations, hashes
 from tests.chaos.driver import Driver, send, sluice, started
 from tests.stages.train.conftest import RECIPE
@@ -34,6 +35,12 @@ def dag(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers and Ray Train load torch and transformers each, at the lowest priority."""
+    monkeypatch.setattr(driver, "PATIENCE_S", 500)
+
+
 def checkpoints(root: Path) -> int:
     """The samples of the newest checkpoint that is whole."""
     return max((int(path.name) for path in root.glob("clip/checkpoints/*/checkpoints/*") if whole(path)), default=0)
@@ -43,36 +50,36 @@ def whole(path: Path) -> bool:
     return (path / "complete.json").exists()
 
 
-def members(driver: Driver) -> list[int]:
-    return [pid for pid, command in driver.processes().items() if "TrainWorker" in command]
+def members(running: Driver) -> list[int]:
+    return [pid for pid, command in running.processes().items() if "TrainWorker" in command]
 
 
 @pytest.mark.fault(35)
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_gang_that_loses_a_worker_goes_on_from_its_newest_checkpoint(dag: Path, tmp_path: Path) -> None:
     calm, root = tmp_path / "calm", tmp_path / "root"
     code, said = sluice("run", dag, calm)
     assert code == 0, said
-    with started(["run", dag, root]) as driver:
-        driver.until(lambda: checkpoints(root) >= 160 and len(members(driver)) == 2, "two workers trained")
+    with started(["run", dag, root]) as running:
+        running.until(lambda: checkpoints(root) >= 160 and len(members(running)) == 2, "two workers trained")
         before = checkpoints(root)
-        send(members(driver)[0], signal.SIGKILL)
-        assert driver.finish() == 0, driver.said()
+        send(members(running)[0], signal.SIGKILL)
+        assert running.finish() == 0, running.said()
     assert before < 3200, "it was killed in the middle"
     assert hashes(root) == hashes(calm), "the same weights"
     assert generations(root)["clip"].statuses == {"trained": 1}
 
 
 @pytest.mark.fault(49)
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_gang_whose_driver_is_killed_is_resumed_by_the_same_command(dag: Path, tmp_path: Path) -> None:
     calm, root = tmp_path / "calm", tmp_path / "root"
     code, said = sluice("run", dag, calm)
     assert code == 0, said
-    with started(["run", dag, root]) as driver:
-        driver.until(lambda: checkpoints(root) >= 160, "a checkpoint is whole")
-        driver.kill()
-        driver.gone()
+    with started(["run", dag, root]) as running:
+        running.until(lambda: checkpoints(root) >= 160, "a checkpoint is whole")
+        running.kill()
+        running.gone()
     before = checkpoints(root)
     assert 0 < before < 3200
     code, said = sluice("run", dag, root)
