@@ -14,7 +14,7 @@ demo: .venv/installed
 	@$(BIN)/python -m infra.miniweb $(WEB) --pages 2400 --key $(KEY) --evaluation $(HELD_OUT) -- $(BIN)/sluice run quickstart $(ROOT)
 	@$(BIN)/python -m infra.miniweb.grade $(KEY) $(ROOT) --selection kept
 	@$(BIN)/sluice report $(ROOT) --out demo/report.html
-	@echo "The same CLIP, as many samples seen, on curated, random and raw pairs:"
+	@echo "The same CLIP, as many samples seen, on curated (clip), random and raw pairs:"
 	@$(BIN)/sluice metrics $(ROOT)
 	@echo "Shards: $(ROOT)/shards/data; models: $(ROOT)/clip/data; what was planted: $(KEY). Next:"
 	@echo "  $(BIN)/sluice what-if $(ROOT) --rule slim='aspect_ratio <= 2'"
@@ -22,7 +22,6 @@ demo: .venv/installed
 	@echo "  $(BIN)/sluice links $(ROOT)"
 	@echo "  $(BIN)/sluice sql $(ROOT) 'FROM drops'"
 
-# Two processes, but for `make test ARGS=tests/...`; tests/conftest.py says what runs beside what.
 proof: .venv/installed
 	@$(BIN)/python -m infra.miniweb.sets proof/sets --samples 500
 	@$(BIN)/python -m infra.miniweb proof/trusted --pages 1000 --seed 4711 --mix clean --port 18081 --key proof/trusted_key/key.parquet -- \
@@ -32,6 +31,7 @@ proof: .venv/installed
 	@$(BIN)/sluice report proof/root --out proof/report.html
 	@$(BIN)/sluice metrics proof/root
 
+# Two processes, but for `make test ARGS=tests/...`; tests/conftest.py says what runs beside what.
 test: .venv/installed
 	$(BIN)/python -m pytest -m "not chaos" $(if $(findstring tests/,$(ARGS)),,-n 2) $(ARGS)
 
