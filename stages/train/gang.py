@@ -73,13 +73,8 @@ def train_in_a_gang(call: Mapping[str, Any], workers: Workers) -> list[dict[str,
                 use_gpu=workers.gpus > 0,
                 resources_per_worker={"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})},
             ),
-            run_config=RunConfig(
-                storage_path=folder,
-                failure_config=FailureConfig(
-                    max_failures=RESTARTS,
-                    controller_failure_limit=RESTARTS,  # type: ignore[call-arg]  # mypy sees that of Ray Train's first version
-                ),
-            ),
+            # How often it may wait in vain for its CPUs is left without limit: another gang may have them for hours.
+            run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=RESTARTS)),
         ).fit()
     with suppress(FileNotFoundError), fsspec.open(call["refused"], "rt", encoding="utf-8") as handle:
         raise SluiceError(handle.read())
