@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline import Dag, run
+from pipeline import Dag, crew, run
 from pipeline.stage import Batch, Device, PartStage
 from pipeline.store import Store
 
@@ -53,3 +53,23 @@ def test_two_long_parts_go_to_two_workers_and_not_one_behind_the_other(tmp_path:
     assert generation is not None
     tables = [store.read_table(record, "image") for record in generation.records]
     assert pa.concat_tables(tables).column("met").to_pylist() == [True] * 8
+
+
+def test_while_a_gang_waits_for_its_cpus_idle_workers_go_and_busy_ones_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[str] = []
+    monkeypatch.setattr("ray.kill", killed.append)
+    leading = crew.Lane(crew.LEADER, 1, flying=1)
+    hands = {name: crew.Hand(name, crew.Size(1, 0), None) for name in ("idle", "busy", "wanted")}  # type: ignore[arg-type]
+    hands["leader"] = crew.Hand("leader", crew.LEADER, None)  # type: ignore[arg-type]
+    hands["busy"].calls = {"a part": object()}  # type: ignore[dict-item]
+    hands["wanted"].size = crew.Size(2, 0)
+    own = object.__new__(crew.Crew)
+    order = object()
+    vars(own).update(_hands=list(hands.values()), _lanes=[leading, crew.Lane(crew.Size(2, 0), 1)])
+    own._lanes[1].waiting.append(order)  # type: ignore[arg-type]
+    own._hire()
+    assert killed == ["idle"]
+    leading.flying = 0
+    hands["busy"].calls = {}
+    own._hire()
+    assert killed == ["idle"], "without a gang, workers stay warm for the next node"
