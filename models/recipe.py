@@ -120,6 +120,7 @@ class Data(Part):
     """Which samples, and what becomes of them."""
 
     kind: Literal["pairs"] = "pairs"
+    """`models.data.kinds` has what each is read as."""
     captions: int = Field(default=1, ge=1)
     """How many of its captions a sample is seen with at once; drawn anew each time where it has more."""
     images: Images = Images()

@@ -20,7 +20,9 @@ Batch = Mapping[str, torch.Tensor]
 int64 is a sample's place in the order of the whole training: what a model draws at random for a sample, it draws from
 that, so that another number of processes or a second pass (GradCache) draws the same."""
 Features = dict[str, torch.Tensor]
-"""What a model made of a batch: `image` (n, d), `text` (n, d), …; row i of every tensor belongs to sample i."""
+"""What a model made of a batch: `image` (n, d), `text` (n, d), …; row i of every tensor belongs to sample i. Of a
+language model, `logits` (n, length, vocabulary) and `labels` (n, length) int64: the token that each place is to be
+followed by, which the model has shifted already, and -100 where nothing is to be learnt."""
 Scalars = Mapping[str, torch.Tensor]
 """Learned numbers that objectives use and towers do not: `logit_scale` (its logarithm), `logit_bias`."""
 
@@ -64,6 +66,9 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, features: Features, scalars: Scalars) -> Loss:
         """This process's share. Where torch.distributed runs, a joint objective gathers the others' rows itself."""
+
+    def after_step(self) -> None:
+        """What moves once a step and not by a gradient, such as a queue or a centre."""
 
     def export(self, folder: Path) -> None:  # most learn nothing
         """Write what it learned and an evaluation may need, beside the model."""

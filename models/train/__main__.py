@@ -50,6 +50,13 @@ Examples:
 @click.option("--samples", type=click.IntRange(min=1), help="Seen in all, instead of what the recipe says.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY.KEY=VALUE", help="Lay a value over the recipe.")
 @click.option("--restart", is_flag=True, help="Delete the folder's checkpoints instead of going on from the newest.")
+@click.option(
+    "--weights",
+    multiple=True,
+    metavar="NAME=FOLDER",
+    callback=_named,
+    help="What the model begins with, by its parameter: pretrained=FOLDER. May be repeated.",
+)
 @click.option("--wandb", metavar="PROJECT", help="Log to Weights & Biases, too.")
 def main(
     recipe: str,
@@ -59,6 +66,7 @@ def main(
     samples: int | None,
     overrides: tuple[str, ...],
     restart: bool,
+    weights: dict[str, str],
     wandb: str | None,
 ) -> None:
     """Train RECIPE, a YAML file or one that sluice ships, on shards, and write checkpoints and the model.
@@ -79,7 +87,16 @@ def main(
         counted = [] if samples is None else [f"samples={samples}"]
         chosen = Recipe.load(recipe, tiny, [*overrides, *counted])
         _join()
-        trained = train(chosen, data, out, resume=not restart, stop=stop.is_set, wandb=wandb)
+        trained = train(
+            chosen,
+            data,
+            out,
+            lineage={"weights": weights} if weights else None,
+            resume=not restart,
+            stop=stop.is_set,
+            wandb=wandb,
+            weights=weights,
+        )
     except (RecipeError, DataError, TrainingError) as error:
         click.secho(f"error: {error}", fg="red", err=True)
         sys.exit(2)

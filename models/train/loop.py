@@ -32,7 +32,7 @@ from models.train.finish import export
 from models.train.meter import Row
 from models.train.parallel import Place, compile_blocks, lighten
 from models.train.progress import Board
-from models.train.source import Pairs, Source
+from models.train.source import Shards, Source
 from models.train.trainer import Report, Trainer
 from models.trainable import Trainable
 
@@ -40,7 +40,6 @@ Data = Mapping[str, Any]
 """Where every set of the recipe's mixture lies: a folder, a pattern, or a list of tars."""
 FREE = frozenset({"about", "samples", "guard", "parallel", "checkpoint_every", "keep"})
 """What a recipe may say otherwise than when the training began."""
-SOURCES: Mapping[str, Callable[[Recipe, Data, Place, Any], Source]] = {"pairs": Pairs}
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,7 @@ def train(
     watch: Callable[[int], None] | None = None,
     wandb: str | None = None,
     source: Source | None = None,
+    weights: Mapping[str, str] | None = None,
 ) -> Trained:
     """Train a recipe, and write checkpoints and the model to `out`, a folder on any fsspec store.
 
@@ -75,9 +75,12 @@ def train(
     the checkpoints. `report`: told of every checkpoint, may stop the training. `stop`: asked before every step.
     `watch`: told of the samples seen after every step, on the first process.
     `wandb`: a project of Weights & Biases to log to. `source`: instead of the recipe's own.
+    `weights`: what the model begins with, a folder by the name of the model's parameter, such as `pretrained`; the
+    tokenizer comes from there, too, where one lies beside them and the recipe names none.
 
     Raises `RecipeError` and `DataError` for what cannot be, `TrainingError` for a loss that is no number, or jumps.
     """
+    weights = weights or {}
     place = Place.here()
     place.share_of(recipe.batch)
     checkpoints = Checkpoints(out, place, recipe.keep)
@@ -90,12 +93,11 @@ def train(
         if newest is not None:
             _same(newest, facts, out)
         if source is None:
-            tokenizer = _load_tokenizer(out) if newest is not None else None
-            source = SOURCES[recipe.data.kind](recipe, data, place, tokenizer)
+            source = Shards(recipe, data, place, _tokenizer(recipe, weights, out, anew=newest is None))
         if place.first and newest is None:
             _save_tokenizer(source.tokenizer, out)
 
-        system = _system(recipe, source, place)
+        system = _system(recipe, source, place, weights)
         works = _count(recipe, system, source)
         if recipe.parallel.checkpoint_activations:
             lighten(system.model)
@@ -140,20 +142,24 @@ def train(
                 "left_out": sorted(trainer.left_out),
                 "curve": trainer.curve,
             }
-            model = _export(recipe, system, trainer, source, said, out)
+            model = _export(recipe, system, trainer, source, weights, said, out)
         return Trained(model, trainer.samples, tuple(trainer.curve), skipped)
 
 
-def _build(recipe: Recipe, source: Source) -> Trainable:
-    """The recipe's model, with the tokenizer where it asks for one."""
-    given = {"tokenizer": source.tokenizer} if "tokenizer" in inspect.signature(recipe.model.load()).parameters else {}
+def _build(recipe: Recipe, source: Source, weights: Mapping[str, str]) -> Trainable:
+    """The recipe's model, with the tokenizer where it asks for one. Raises `RecipeError`."""
+    taken = inspect.signature(recipe.model.load()).parameters
+    for name in weights:
+        if name not in taken:
+            raise RecipeError(f"weights.{name}: {recipe.model.path} takes {', '.join(taken)}, and nothing of that name")
+    given = {"tokenizer": source.tokenizer} if "tokenizer" in taken else {}
     torch.manual_seed(recipe.seed)
-    model: Trainable = recipe.model.build(**given)
+    model: Trainable = recipe.model.build(**given, **weights)
     return model
 
 
-def _system(recipe: Recipe, source: Source, place: Place) -> System:
-    model = _build(recipe, source).to(place.device)
+def _system(recipe: Recipe, source: Source, place: Place, weights: Mapping[str, str]) -> System:
+    model = _build(recipe, source, weights).to(place.device)
     return System(
         model,
         [term.objective.build().to(place.device) for term in recipe.objectives],
@@ -181,13 +187,22 @@ def _count(recipe: Recipe, system: System, source: Source) -> list[flops.Work]:
     return works
 
 
-def _export(recipe: Recipe, system: System, trainer: Trainer, source: Source, said: Mapping[str, Any], out: str) -> str:
+def _export(
+    recipe: Recipe,
+    system: System,
+    trainer: Trainer,
+    source: Source,
+    weights: Mapping[str, str],
+    said: Mapping[str, Any],
+    out: str,
+) -> str:
     averages = trainer.average.values if trainer.average is not None else {}
-    weights = state.whole(state.parameters(system) | averages | state.buffers(system))
+    learned = state.whole(state.parameters(system) | averages | state.buffers(system))
     folder = None
     if system.place.first:
-        anew = System(_build(recipe, source), [term.objective.build() for term in recipe.objectives], (), system.place)
-        state.fill(anew, weights)
+        objectives = [term.objective.build() for term in recipe.objectives]
+        anew = System(_build(recipe, source, weights), objectives, (), system.place)
+        state.fill(anew, learned)
         folder = export([anew.model, *anew.objectives], source.tokenizer, recipe, said, out)
     told: str = system.place.told(folder)
     return told
@@ -228,8 +243,22 @@ def _save_tokenizer(tokenizer: Any, out: str) -> None:
             fs.put_file(str(file), f"{path}/{file.name}")
 
 
+def _tokenizer(recipe: Recipe, weights: Mapping[str, str], out: str, anew: bool) -> Any:
+    """That of the training that goes on, else of the weights that it begins with; None where the recipe has its own."""
+    if not anew:
+        return _load_tokenizer(out)
+    if recipe.data.texts.tokenizer is None:
+        for folder in weights.values():
+            if (Path(folder) / "tokenizer_config.json").is_file():
+                return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return None
+
+
 def _load_tokenizer(out: str) -> Any:
+    """None where the training has none."""
     fs, path = url_to_fs(f"{out.rstrip('/')}/tokenizer")
+    if not fs.exists(path):
+        return None
     with tempfile.TemporaryDirectory(prefix="sluice-tokenizer-") as local:
         for file in fs.ls(path, detail=False):
             fs.get_file(file, f"{local}/{str(file).rpartition('/')[2]}")

@@ -6,8 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+from models.data import loader
 from models.data.images import normalise
-from models.data.pairs import open_pairs, open_sets, order_of, tokenizer_for
+from models.data.kinds import KINDS
+from models.data.pairs import open_sets, order_of
 from models.recipe import Recipe
 from models.train.parallel import Place
 from models.trainable import Batch
@@ -43,25 +45,29 @@ class Source(ABC):
         return batch
 
 
-class Pairs(Source):
-    """Images and their captions."""
+class Shards(Source):
+    """The sets of a recipe's mixture, each sample made a row by its kind of data."""
 
     def __init__(self, recipe: Recipe, data: Mapping[str, Any], place: Place, tokenizer: Any) -> None:
-        self._recipe, self._data, self._place = recipe, data, place
-        self.tokenizer = tokenizer or tokenizer_for(recipe, open_sets(recipe, data))
+        """`tokenizer`: of the training that goes on, or of the weights that it begins with; None for the recipe's."""
+        self._recipe, self._place = recipe, place
+        self._sets = open_sets(recipe, data)
+        self._order = order_of(recipe, self._sets)
+        kind = KINDS[recipe.data.kind]
+        if kind.tokenizer is not None:
+            self.tokenizer = tokenizer or kind.tokenizer(recipe, self._sets)
+        self._collate = kind.collate(recipe, self.tokenizer)
 
     def open(self, start: int) -> Loader:
         rank, world, pin = self._place.rank, self._place.world, self._place.device.type == "cuda"
-        return open_pairs(self._recipe, self._data, rank, world, start, self.tokenizer, pin=pin)[0]
+        return loader.Loader(self._sets, self._order, self._collate, self._recipe.batch, rank, world, start, None, pin)
 
     def keys(self, start: int, end: int) -> list[str]:
-        sets = open_sets(self._recipe, self._data)
-        order = order_of(self._recipe, sets)
-        whose, which = order.span(start, end)
+        whose, which = self._order.span(start, end)
+        names = [self._order.names[number] for number in whose.tolist()]
         return [
-            f"{order.names[number]}/{sets[order.names[number]].read(sample).key}"
-            for number, sample in zip(whose.tolist(), which.tolist(), strict=True)
+            f"{name}/{self._sets[name].read(sample).key}" for name, sample in zip(names, which.tolist(), strict=True)
         ]
 
     def ready(self, batch: Batch) -> Batch:
-        return normalise(batch, self._recipe.data.images)
+        return normalise(batch, self._recipe.data.images) if "pixel_values" in batch else batch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -74,15 +74,30 @@ def model_folder(weights: str | NodeRef, names: tuple[str, ...] = ()) -> Iterato
     elif not isinstance(weights, NodeRef) and "://" not in files[0]:
         yield Path(files[0]).parent
     else:
-        with tempfile.TemporaryDirectory(prefix="sluice-model-") as folder:
-            for file in files:
-                base = file.rpartition("/")[2]
-                found = TOKEN.fullmatch(base)
-                name = found[1] if found else base
-                if not names or name in names:
-                    fs, path = fsspec.core.url_to_fs(file)
-                    fs.get_file(path, f"{folder}/{name}")
-            yield Path(folder)
+        with fetched(files, "sluice-model-", names) as folder:
+            yield folder
+
+
+@contextmanager
+def fetched(files: Sequence[str], prefix: str, names: tuple[str, ...] = ()) -> Iterator[Path]:
+    """A folder on this machine with the files at these addresses, called as the model's author called them; all, or
+    those of the given names. A single `org/name@commit` is a model of the hub. Raises `SluiceError` for several models."""
+    if len(files) == 1 and "@" in files[0] and "/" not in files[0].partition("@")[2]:
+        yield from_hub(files[0], "weights")
+        return
+    with tempfile.TemporaryDirectory(prefix=prefix) as folder:
+        for file in files:
+            base = file.rpartition("/")[2]
+            found = TOKEN.fullmatch(base)
+            name = found[1] if found else base
+            if not names or name in names:
+                if Path(folder, name).exists():
+                    raise SluiceError(
+                        f"weights: that node trained several models, each with a {name}; let it train one"
+                    )
+                fs, path = fsspec.core.url_to_fs(file)
+                fs.get_file(path, f"{folder}/{name}")
+        yield Path(folder)
 
 
 def encoder(weights: str | NodeRef, dtype: Dtype | None, device: str, width: int) -> DualEncoder:

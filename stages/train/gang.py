@@ -7,13 +7,14 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import fsspec
 
 from pipeline.dag import Workers
 from pipeline.errors import SluiceError
+from stages.kit.encoders import fetched
 
 PROGRESS_S = 5.0
 RESTARTS = 3
@@ -29,7 +30,13 @@ def train_here(call: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     recipe, data, out = Recipe.model_validate(call["recipe"]), call["data"], call["out"]
     try:
-        trained = train(recipe, data, out, lineage=call["lineage"], watch=_Progress(call["progress"]))
+        with ExitStack() as stack:
+            weights = {
+                name: str(stack.enter_context(fetched(files, f"sluice-{name}-")))
+                for name, files in call["weights"].items()
+            }
+            watch = _Progress(call["progress"])
+            trained = train(recipe, data, out, lineage=call["lineage"], watch=watch, weights=weights)
     except (RecipeError, DataError, TrainingError) as error:  # another try would come to the same
         raise SluiceError(str(error)) from None
     return [dict(row) for row in trained.curve]

@@ -24,7 +24,7 @@ from pipeline.attempt import Attempt
 from pipeline.dag import Workers
 from pipeline.errors import SluiceError
 from pipeline.records import ABOUT, Generation, Record
-from pipeline.stage import OBSERVED, Column, Effort, Job, Promise, ResourceMark, Task, Work
+from pipeline.stage import OBSERVED, Column, Effort, Job, NodeRef, Promise, ResourceMark, Task, Weights, Work
 from pipeline.store import Store
 from pipeline.worker import progress_path
 from stages.train.gang import train_here, train_in_a_gang
@@ -44,6 +44,8 @@ FILES = pa.schema([("name", pa.string()), ("sha256", pa.string())])
 """What the model consists of; what was measured while it was trained is left out, for it differs from run to run."""
 MEASURED = frozenset({"README.md", "training.json"})
 SHARD = "shard"
+BEGINS = ("pretrained", "vision", "language")
+"""Parameters that are weights; a recipe's model has one of the same name for each."""
 HOW = ("about", "parallel", "checkpoint_every", "keep")
 """Of a recipe: what changes how it is trained, and not what."""
 
@@ -68,6 +70,12 @@ class Train(Job):
     """Seen in all, instead of what the recipe says."""
     seeds: int = Field(default=1, ge=1)
     """How many models are trained, with seeds that follow the DAG's: how far two of them differ by chance alone."""
+    pretrained: Weights | None = None
+    """A model of the recipe's kind to begin with, such as another training's: `{node: blip}`."""
+    vision: Weights | None = None
+    """What the recipe's image tower begins with."""
+    language: Weights | None = None
+    """What the recipe's language model begins with."""
     parallel: Annotated[dict[str, Any], Effort] = {}
     """How the work is laid over processes, such as `{mode: fsdp}`, over what the recipe says of it."""
 
@@ -81,13 +89,14 @@ class Train(Job):
         recipes = [self._resolved(work.resources["recipe"][0][0], work.seed + number) for number in range(self.seeds)]
         shards = {name: generation for name, generation in work.inputs.items() if holds_shards(generation)}
         data = named(recipes[0]["data"]["mixture"], list(shards))
+        begins = {name: addresses for name in BEGINS if (addresses := self._files(name, work))}
         tasks = [
             Task(
                 "model" if self.seeds == 1 else f"model-{number}",
                 {"recipe": {key: value for key, value in recipe.items() if key not in HOW}, "data": data},
                 {name: generation.records for name, generation in shards.items()},
                 rows=recipe["samples"],
-                hints={"how": {key: recipe[key] for key in HOW}, "lineage": lineage(work.inputs)},
+                hints={"how": {key: recipe[key] for key in HOW}, "lineage": lineage(work.inputs), "weights": begins},
             )
             for number, recipe in enumerate(recipes)
         ]
@@ -104,12 +113,20 @@ class Train(Job):
             "refused": f"{out}.refused",
             "progress": attempt.store.url(progress_path(attempt.node, attempt.work_key)),
             "lineage": task.hints["lineage"],
+            "weights": task.hints["weights"],
         }
         curve = train_here(call) if (workers.count or 1) == 1 else train_in_a_gang(call, workers)
         attempt.write("curve", pa.Table.from_pylist(curve, schema=CURVE))
         attempt.write("files", pa.Table.from_pylist(list(_take(attempt, f"{out}/model")), schema=FILES))
         attempt.count({"trained": 1})
         attempt.note(**{ABOUT: {"model": f"{attempt.node}/data/{attempt.stem}", "loss": round(curve[-1]["loss"], 3)}})
+
+    def _files(self, name: str, work: Work) -> list[str]:
+        """The addresses of the files of weights, or `org/name@commit` alone where the hub has them."""
+        value = getattr(self, name)
+        if isinstance(value, NodeRef):
+            return list(value.files)
+        return [] if value is None else [address for address, _ in work.resources[name]]
 
     def _resolved(self, path: str, seed: int) -> dict[str, Any]:
         from models.recipe import Recipe, RecipeError  # pydantic and YAML only; torch comes with the training
