@@ -81,7 +81,8 @@ def model_folder(weights: str | NodeRef, names: tuple[str, ...] = ()) -> Iterato
 @contextmanager
 def fetched(files: Sequence[str], prefix: str, names: tuple[str, ...] = ()) -> Iterator[Path]:
     """A folder on this machine with the files at these addresses, called as the model's author called them; all, or
-    those of the given names. A single `org/name@commit` is a model of the hub. Raises `SluiceError` for several models."""
+    those of the given names. A single `org/name@commit` is a model of the hub. Raises `SluiceError` for several models.
+    """
     if len(files) == 1 and "@" in files[0] and "/" not in files[0].partition("@")[2]:
         yield from_hub(files[0], "weights")
         return
