@@ -103,6 +103,14 @@ class Images(Part):
     """Chance of a mirrored image; 0 where captions say left and right."""
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     deviation: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    fit: Literal["random", "centre", "pad", "anyres"] = "random"
+    """What of an image becomes the square: a random crop; the centre; all of it, padded with `mean` (LLaVA-1.5); or all
+    of it once, and once cut into tiles of that side (AnyRes, LLaVA-NeXT). Where turns are learnt, chance has no say."""
+    grids: tuple[tuple[int, int], ...] = ()
+    """Heights and widths in px that AnyRes may cut into tiles; multiples of `side`."""
+    tokens: int | None = Field(default=None, ge=1)
+    """That the model makes of a square, where images stand among the tokens of a text: the patches of its tower, or
+    what its connector leaves of them."""
 
 
 class Texts(Part):
@@ -119,7 +127,7 @@ class Texts(Part):
 class Data(Part):
     """Which samples, and what becomes of them."""
 
-    kind: Literal["pairs"] = "pairs"
+    kind: Literal["pairs", "conversations"] = "pairs"
     """`models.data.kinds` has what each is read as."""
     captions: int = Field(default=1, ge=1)
     """How many of its captions a sample is seen with at once; drawn anew each time where it has more."""
@@ -127,6 +135,19 @@ class Data(Part):
     texts: Texts = Texts()
     mixture: dict[str, float] = {"shards": 1}
     """Sets of shards by name, and the share of the samples that each gives; the command says where they lie."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        images = self.images
+        if self.kind == "conversations" and (images.fit == "random" or images.tokens is None):
+            raise ValueError("conversations want images.fit = centre, pad or anyres, and images.tokens of a square")
+        if self.kind == "pairs" and images.fit != "random":
+            raise ValueError(f"images.fit = {images.fit!r} is for conversations; leave it out")
+        if (images.fit == "anyres") != bool(images.grids):
+            raise ValueError("images.grids are for images.fit = anyres, which needs some")
+        if odd := [grid for grid in images.grids if grid[0] % images.side or grid[1] % images.side]:
+            raise ValueError(f"images.grids: {odd[0]} is no multiple of images.side = {images.side}")
+        return self
 
 
 class Phase(Part):
@@ -140,6 +161,8 @@ class Phase(Part):
     0 freezes, and so does no match."""
     patch_dropout: float = Field(default=0, ge=0, lt=1)
     """Share of the patches that the image tower does not see (FLIP, Li et al. 2023)."""
+    mixture: dict[str, float] | None = None
+    """Sets of this phase alone, gone through from their beginning; by default `data.mixture`."""
 
 
 class Optimizer(Part):
@@ -175,7 +198,8 @@ class Guard(Part):
 
 
 class Parallel(Part):
-    """How the work is laid over processes; none of it changes what is computed."""
+    """How the work is laid over processes; none of it changes what is computed, but for towers with batch statistics
+    (ALIGN, CLIP's ResNets): those are of the rows that a process works on at once."""
 
     mode: Literal["ddp", "fsdp"] = "ddp"
     micro_batch: int | None = Field(default=None, ge=1)
@@ -272,6 +296,12 @@ class Recipe(Part):
             return cls.model_validate({"name": name, **document})
         except ValidationError as error:
             raise RecipeError(f"recipe {name}: {_first(error)}") from None
+
+    @property
+    def sets(self) -> dict[str, float]:
+        """Every set that some phase reads, with the share of the first one that does."""
+        mixtures = [self.data.mixture if phase.mixture is None else phase.mixture for phase in self.phases]
+        return {name: share for mixture in reversed(mixtures) for name, share in mixture.items()}
 
     def phase_at(self, samples: int) -> tuple[int, Phase]:
         """The number of the phase, and the phase, in which the sample after `samples` is seen."""

@@ -2,8 +2,10 @@
 
     <out>/checkpoints/000000012800/__0_0.distcp …   tensors, by torch.distributed.checkpoint, for any world size
     <out>/checkpoints/000000012800/complete.json    written last: sizes of the files, and all that is no tensor
+    <out>/owner                                     a word of the training that began last in this folder
 
-Tensors are copied first and written in a thread while the training goes on.
+Tensors are copied first and written in a thread while the training goes on. Of two trainings in one folder the older
+one, which somebody took for dead, stops at its next checkpoint and finishes none.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -25,6 +28,7 @@ from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, Fsspec
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from models.train.guard import TrainingError
 from models.train.parallel import Place
 
 Tensors = dict[str, torch.Tensor]
@@ -50,6 +54,8 @@ class Checkpoints:
         self.out = out.rstrip("/")
         self.folder = f"{self.out}/checkpoints"
         self._fs, self._path = url_to_fs(self.folder)
+        self._owner = f"{self._path.rpartition('/')[0]}/owner"
+        self._word: bytes | None = None
         self._place, self._keep = place, keep
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._saving: Future[Checkpoint] | None = None
@@ -61,8 +67,11 @@ class Checkpoints:
         return newest
 
     def start(self, anew: bool) -> None:
-        """Delete what a killed training left unfinished; all there is, if `anew`."""
+        """Own the folder from now on, and delete what a killed training left unfinished; all there is, if `anew`."""
         if self._place.first:
+            self._word = uuid4().hex.encode()
+            self._fs.makedirs(self._owner.rpartition("/")[0], exist_ok=True)
+            self._fs.pipe_file(self._owner, self._word)
             kept = set() if anew else {checkpoint.folder for checkpoint in self._complete()}
             for name in self._names():
                 if f"{self.folder}/{name}" not in kept:
@@ -89,8 +98,10 @@ class Checkpoints:
     def _write(
         self, folder: str, writer: FsspecWriter, tensors: Tensors, samples: int, facts: dict[str, Any]
     ) -> Checkpoint:
+        self._still_owned()
         with _quietly():
             save(tensors, storage_writer=writer, process_group=self._place.side_group)
+        self._still_owned()
         checkpoint = Checkpoint(folder, samples, facts)
         if self._place.first:
             path = f"{self._path}/{samples:012d}"
@@ -111,6 +122,12 @@ class Checkpoints:
 
     def close(self) -> None:
         self._thread.shutdown()
+
+    def _still_owned(self) -> None:
+        """Raise `TrainingError`, on all processes, where another training has begun in the folder since."""
+        lost = self._place.told(self._word is not None and self._fs.cat_file(self._owner) != self._word)
+        if lost:
+            raise TrainingError(f"another training has begun in {self.out}; this one stops and leaves the folder to it")
 
     def _names(self) -> list[str]:
         self._fs.invalidate_cache()

@@ -10,6 +10,7 @@ from models.data import loader
 from models.data.images import normalise
 from models.data.kinds import KINDS
 from models.data.pairs import open_sets, order_of
+from models.data.shards import Damaged
 from models.recipe import Recipe
 from models.train.parallel import Place
 from models.trainable import Batch
@@ -65,9 +66,13 @@ class Shards(Source):
     def keys(self, start: int, end: int) -> list[str]:
         whose, which = self._order.span(start, end)
         names = [self._order.names[number] for number in whose.tolist()]
-        return [
-            f"{name}/{self._sets[name].read(sample).key}" for name, sample in zip(names, which.tolist(), strict=True)
-        ]
+        return [self._key(name, sample) for name, sample in zip(names, which.tolist(), strict=True)]
+
+    def _key(self, name: str, sample: int) -> str:
+        try:
+            return f"{name}/{self._sets[name].read(sample).key}"
+        except Damaged as damaged:  # another stood in its place
+            return f"{name}/{damaged}"
 
     def ready(self, batch: Batch) -> Batch:
         return normalise(batch, self._recipe.data.images) if "pixel_values" in batch else batch

@@ -165,8 +165,9 @@ class Trainer:
         share = rate(recipe.schedule, position - start, recipe.batch, end - start)
         self._rate = optimizers.set_rates(self.optimizer, recipe, self._phase, share)
         self.optimizer.step()
-        for part in (self.system.model, *self.system.objectives):
-            part.after_step()
+        self.system.model.after_step()
+        for objective in self.system.objectives:
+            objective.after_step()
         if self.average is not None:
             self.average.step(self._trained)
         counted = torch.tensor([tokens, operations, asked, self._checkpoints.saved], dtype=torch.float64, device=device)

@@ -46,7 +46,7 @@ MEASURED = frozenset({"README.md", "training.json"})
 SHARD = "shard"
 BEGINS = ("pretrained", "vision", "language")
 """Parameters that are weights; a recipe's model has one of the same name for each."""
-HOW = ("about", "parallel", "checkpoint_every", "keep")
+HOW = ("about", "guard", "parallel", "checkpoint_every", "keep")
 """Of a recipe: what changes how it is trained, and not what."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from models.objectives.contrastive import InfoNCE
 from models.train import state
 from models.train.accumulate import System, gradients
-from models.train.parallel import Place, lighten
+from models.train.parallel import Place, compile_blocks, lighten
 from models.trainable import Features, Loss, Objective, Scalars
 from tests.models.train.processes import MICROS, OBJECTIVES, step
 from tests.models.train.toy import NextToken, Toy, rows
@@ -65,9 +66,36 @@ def test_features_are_encoded_again_with_the_dropout_that_they_were_cached_with(
     assert max(far(found, {name: dropping(3)[name] for name in found}).values()) > 1e-3
 
 
+def test_dropout_follows_the_seed_and_the_place_alone() -> None:
+    model, batch = Toy(dropout=0.5), rows(0, 4)
+    one, two = (System(model, [InfoNCE()], [1.0], Place.here(), seed=seed) for seed in (1, 2))
+    first, again, elsewhere, other = (
+        system.encode(batch, place)["text"] for system, place in ((one, 0), (one, 0), (one, 4), (two, 0))
+    )
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, elsewhere)
+    assert not torch.allclose(first, other)
+
+
 @pytest.mark.parametrize("micro", [None, 4])
 def test_computing_activations_again_changes_nothing(micro: int | None) -> None:
     assert max(far(dropping(micro, light=True), dropping(micro)).values()) == 0
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # which the compiler looks at itself
+def test_compiled_layers_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the compiler at the end, which takes half a minute: captured and differentiated ahead of time."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    plain, compiled = Toy(), Toy()
+    compiled.load_state_dict(plain.state_dict())
+    compile_blocks(compiled)
+    found = []
+    for model in (plain, compiled):
+        system = System(model, [InfoNCE()], [1.0], Place.here())
+        gradients(system, rows(0, 8), 0, None)
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    assert max(far(found[1], found[0]).values()) < 1e-6
 
 
 class Nothing(Objective):

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from models.train import checkpoint as module
 from models.train.checkpoint import Checkpoints
+from models.train.guard import TrainingError
 from models.train.parallel import Place
 
 
@@ -63,6 +64,22 @@ def test_only_the_newest_and_the_best_stay(out: str) -> None:
     assert found._names() == [f"{samples:012d}" for samples in (200, 400, 500)]
     kept(out, 600, losses={600: 0.1})
     assert found._names() == [f"{samples:012d}" for samples in (500, 600)]
+
+
+def test_of_two_trainings_in_a_folder_the_older_stops(out: str) -> None:
+    older = Checkpoints(out, Place.here(), 2)
+    older.start(anew=False)
+    older.save(100, tensors(100), {"loss": 1.0})
+    older.wait()
+    newer = Checkpoints(out, Place.here(), 2)
+    newer.start(anew=False)
+    older.save(200, tensors(200), {"loss": 1.0})
+    with pytest.raises(TrainingError, match=r"another training has begun in .*out; this one stops"):
+        older.wait()
+    assert loaded(newer) == (100, 100.0)
+    newer.save(200, tensors(200), {"loss": 1.0})
+    newer.wait()
+    assert loaded(newer) == (200, 200.0)
 
 
 def test_what_changes_after_save_is_not_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
