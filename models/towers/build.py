@@ -35,7 +35,7 @@ def dual_encoder(config: Mapping[str, Any] | None, pretrained: str | Mapping[str
     kind = said.pop("model_type", JOINED if towers else None)
     if towers and kind != JOINED:
         raise ValueError(f"towers of their own are joined by model_type {JOINED}, not by {kind!r}")
-    _known(kind, said)
+    check_config(kind, said)
     for name, tower in towers.items():
         said[f"{name}_config"] = tower.config.to_dict()
     if "text" not in towers:
@@ -83,8 +83,9 @@ def _fits(tokenizer: Any, config: Any) -> None:
         raise ValueError(f"a tokenizer of {len(tokenizer)} tokens; the text tower knows {text.vocab_size}")
 
 
-def _known(kind: Any, said: Mapping[str, Any]) -> None:
-    """transformers keeps keys that it does not know without a word: a typo would train another model."""
+def check_config(kind: Any, said: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for keys that transformers does not know: it keeps them without a word, and a typo would train
+    another model."""
     if kind not in CONFIG_MAPPING:
         raise ValueError(f"model_type = {kind!r} is not known to transformers{_nearest(kind, CONFIG_MAPPING.keys())}")
     inner = CONFIG_MAPPING[kind].sub_configs
