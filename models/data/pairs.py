@@ -17,8 +17,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from models.data.images import training_pixels
 from models.data.loader import Collate, Loader
 from models.data.order import Order
+from models.data.phases import PhasedOrder, Places
 from models.data.shards import Damaged, DataError, Sample, Samples
-from models.data.tokenizer import Encoder, trained
+from models.data.tokenizer import CAPTION, Encoder, Marks, trained
 from models.recipe import Data, Recipe
 from models.trainable import Batch
 
@@ -51,23 +52,24 @@ class Pairs(Collate[list[str]]):
         return {"input_ids": tokens, "attention_mask": mask}
 
 
-def captions_of(sample: Sample) -> list[str]:
+def captions_of(sample: Sample, longest: int = LONGEST) -> list[str]:
     """All of them: the texts of `captions` in the JSON, as sluice's shards have it, else the txt, else the JSON's
-    `caption`, as img2dataset's have it. Raises `Damaged` where there is none."""
-    said = _json(sample)
+    `caption`, as img2dataset's have it. `longest`: characters of each. Raises `Damaged` where there is none."""
+    said = document_of(sample)
     listed = said.get("captions")
     found = [one.get("text") for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
     if not found and "txt" in sample.members:
         found = [sample.members["txt"].decode("utf-8", "replace")]
     given = (text for text in found or [said.get("caption")] if isinstance(text, str) and text.strip())
     # JSON can say half a surrogate pair, which no tokenizer takes; and what is cut to a context needs no book before.
-    texts = [text[:LONGEST].encode("utf-8", "replace").decode("utf-8") for text in given]
+    texts = [text[:longest].encode("utf-8", "replace").decode("utf-8") for text in given]
     if not texts:
         raise Damaged("no caption", sample.key, "expected a txt, or captions in the json")
     return texts
 
 
-def _json(sample: Sample) -> dict[str, object]:
+def document_of(sample: Sample) -> dict[str, object]:
+    """What its JSON says; nothing where it cannot be read."""
     try:
         said = json.loads(sample.members.get("json", b"{}"))
     except (ValueError, RecursionError):
@@ -84,8 +86,8 @@ def drawn(texts: Sequence[str], count: int, dice: Random) -> list[str]:
 
 
 def open_sets(recipe: Recipe, folders: Mapping[str, str]) -> dict[str, Samples]:
-    """The sets of the recipe's mixture. Raises `DataError` for one that no folder is given for, or the other way."""
-    wanted = recipe.data.mixture
+    """The sets of the recipe's mixtures. Raises `DataError` for one that no folder is given for, or the other way."""
+    wanted = recipe.sets
     for name in wanted:
         if name not in folders:
             raise DataError(f"mixture.{name}: nothing says where it lies; give --data {name}=FOLDER")
@@ -95,7 +97,9 @@ def open_sets(recipe: Recipe, folders: Mapping[str, str]) -> dict[str, Samples]:
     return {name: Samples.open(folders[name]) for name in wanted}
 
 
-def tokenizer_for(recipe: Recipe, sets: Mapping[str, Samples]) -> PreTrainedTokenizerBase:
+def tokenizer_for(
+    recipe: Recipe, sets: Mapping[str, Samples], marks: Marks = CAPTION, cased: bool = False
+) -> PreTrainedTokenizerBase:
     """The one that the recipe names, else one that is trained on captions as the mixture has them."""
     texts = recipe.data.texts
     if texts.tokenizer is not None:
@@ -104,10 +108,10 @@ def tokenizer_for(recipe: Recipe, sets: Mapping[str, Samples]) -> PreTrainedToke
         except (OSError, ValueError) as error:
             told = str(error).strip().splitlines()[0]
             raise DataError(f"data.texts.tokenizer = {texts.tokenizer!r} cannot be loaded: {told}") from None
-    return trained(_captions(order_of(recipe, sets), sets), texts.vocabulary, texts.context)
+    return trained(_captions(order_of(recipe, sets), sets), texts.vocabulary, texts.context, marks, cased)
 
 
-def _captions(order: Order, sets: Mapping[str, Samples]) -> Iterator[str]:
+def _captions(order: Places, sets: Mapping[str, Samples]) -> Iterator[str]:
     """All captions of the first samples of the order, as many as the sets hold, or `LEARNT_FROM`."""
     whose, which = order.span(0, min(LEARNT_FROM, sum(len(sets[name]) for name in order.names)))
     found = False
@@ -121,8 +125,11 @@ def _captions(order: Order, sets: Mapping[str, Samples]) -> Iterator[str]:
         raise DataError(f"no sample of {', '.join(order.names)} has a caption; expected txt members")
 
 
-def order_of(recipe: Recipe, sets: Mapping[str, Samples]) -> Order:
-    return Order({name: len(samples) for name, samples in sets.items()}, recipe.data.mixture, recipe.seed)
+def order_of(recipe: Recipe, sets: Mapping[str, Samples]) -> Places:
+    sizes = {name: len(samples) for name, samples in sets.items()}
+    if any(phase.mixture is not None for phase in recipe.phases):
+        return PhasedOrder(recipe, sizes)
+    return Order(sizes, recipe.data.mixture, recipe.seed)
 
 
 def open_pairs(

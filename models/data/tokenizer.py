@@ -1,4 +1,4 @@
-"""A tokenizer of the captions at hand: byte-level BPE (Sennrich et al. 2016), lower case, as CLIP's.
+"""A tokenizer of the texts at hand: byte-level BPE (Sennrich et al. 2016); of captions in lower case, as CLIP's.
 
 Every text can be written, for its bytes are tokens. The same captions give the same tokenizer.
 """
@@ -6,7 +6,7 @@ Every text can be written, for its bytes are tokens. The same captions give the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,27 +23,52 @@ LEAST = 2
 """Times that a pair of tokens must be seen to become one."""
 
 
-def trained(captions: Iterable[str], vocabulary: int, context: int) -> PreTrainedTokenizerFast:
-    """At most `vocabulary` tokens, the 256 bytes and 3 special ones among them."""
+class Marks(NamedTuple):
+    """Tokens that no text has, which get the first ids in this order, and where they stand."""
+
+    pad: str = PAD
+    end: str = END
+    start: str = START
+    mask: str | None = None
+    """In place of tokens that are to be guessed; texts then come in pairs, too, each with an end of its own."""
+    closes: bool = True
+    """Whether a text that is given has its end. That of a model which writes on has none."""
+
+
+CAPTION = Marks()
+WRITTEN_ON = Marks(closes=False)
+MASKED = Marks("[PAD]", "[SEP]", "[CLS]", "[MASK]")
+"""Called as BERT calls them (Devlin et al. 2019, section 3)."""
+
+
+def trained(
+    texts: Iterable[str], vocabulary: int, context: int, marks: Marks = CAPTION, cased: bool = False
+) -> PreTrainedTokenizerFast:
+    """At most `vocabulary` tokens, the 256 bytes and the special ones among them."""
     tokenizer = Tokenizer(BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    normal = [normalizers.NFC()] if cased else [normalizers.NFC(), normalizers.Lowercase()]
+    tokenizer.normalizer = normalizers.Sequence(normal)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         min_frequency=LEAST,
-        special_tokens=[PAD, END, START],
+        special_tokens=[marks.pad, marks.end, marks.start, *([marks.mask] if marks.mask else [])],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(captions, trainer)
-    ends = [(token, tokenizer.token_to_id(token)) for token in (START, END)]
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=ends)
+    tokenizer.train_from_iterator(texts, trainer)
+    start, end = marks.start, f" {marks.end}" if marks.closes else ""
+    ends = [(token, tokenizer.token_to_id(token)) for token in (marks.start, marks.end)]
+    pair = {"pair": f"{start} $A{end} $B:1 {marks.end}:1"} if marks.mask else {}
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{start} $A{end}", special_tokens=ends, **pair)
+    masked = {"cls_token": marks.start, "sep_token": marks.end, "mask_token": marks.mask} if marks.mask else {}
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
-        bos_token=START,
-        eos_token=END,
-        pad_token=PAD,
+        bos_token=marks.start,
+        eos_token=marks.end,
+        pad_token=marks.pad,
+        **masked,
         model_max_length=context,
         clean_up_tokenization_spaces=False,
         split_special_tokens=True,  # what a caption says is no end of it
@@ -55,16 +80,11 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int) -> None:
         """Raises `ValueError` for a tokenizer that cannot pad."""
-        name = tokenizer.name_or_path
         if tokenizer.pad_token_id is None:
-            raise ValueError(f"the tokenizer {name!r} has no pad token; give it one and save it again")
-        backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise ValueError(f"the tokenizer {name!r} is slow; load it with AutoTokenizer and save that")
-        # A copy with settings of its own: transformers changes them with every call. And it makes Python lists of
-        # everything there is to say of a text, which takes ten times as long as to find its tokens.
-        self._tokenizer = Tokenizer.from_str(backend.to_str())
-        self._tokenizer.encode_special_tokens = True  # what a caption says is no end of it
+            raise ValueError(
+                f"the tokenizer {tokenizer.name_or_path!r} has no pad token; give it one and save it again"
+            )
+        self._tokenizer = _copied(tokenizer)
         self._tokenizer.enable_truncation(context)
         self._tokenizer.enable_padding(
             pad_id=tokenizer.pad_token_id, pad_token=str(tokenizer.pad_token), length=context
@@ -76,3 +96,42 @@ class Encoder:
         ids = np.array([one.ids for one in found], np.int64)
         mask = np.array([one.attention_mask for one in found], np.int64)
         return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+class Tokens:
+    """Texts to tokens, as many as they are; with a start where the tokenizer gives texts one, and an end."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raises `ValueError` for a tokenizer without an end."""
+        self._tokenizer = _copied(tokenizer)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        if tokenizer.eos_token_id is None:
+            raise ValueError(f"the tokenizer {tokenizer.name_or_path!r} has no end token; give it an eos_token")
+        begins = tokenizer.bos_token_id is not None and tokenizer.bos_token_id in self._tokenizer.encode("").ids[:1]
+        self._start = [tokenizer.bos_token_id] if begins else []
+        self._end = [tokenizer.eos_token_id]
+        self._pad = tokenizer.pad_token_id or 0  # whatever it is, the mask hides it
+
+    def __call__(self, text: str, start: bool = True, end: bool = True) -> list[int]:
+        """`start`, `end`: whether the text's own are among them; False within a longer text."""
+        found: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return [*(self._start if start else ()), *found, *(self._end if end else ())]
+
+    def padded(self, rows: Sequence[Sequence[int]], length: int) -> dict[str, torch.Tensor]:
+        """int64 (rows, length) each: `input_ids`, and `attention_mask`, 1 where they are not padding."""
+        ids, mask = np.full((len(rows), length), self._pad, np.int64), np.zeros((len(rows), length), np.int64)
+        for number, tokens in enumerate(rows):
+            ids[number, : len(tokens)], mask[number, : len(tokens)] = tokens, 1
+        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+
+
+def _copied(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """With settings of its own: transformers changes them with every call. And it makes Python lists of everything
+    there is to say of a text, which takes ten times as long as to find its tokens. Raises `ValueError`."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError(f"the tokenizer {tokenizer.name_or_path!r} is slow; load it with AutoTokenizer and save that")
+    copied = Tokenizer.from_str(backend.to_str())
+    copied.encode_special_tokens = True  # what a caption says is no end of it
+    return copied

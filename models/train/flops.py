@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.trainable import Batch, Trainable
 
 MASK = "attention_mask"
+TILES = "tiles"
+SEEN = ("pixel_values", TILES, "image_sizes", "image_places")
+"""Columns of images that stand in a text, any number in each."""
 PEAKS: Sequence[tuple[str, float, float]] = (
     ("B200", 2250, 75),
     ("H200", 989, 67),
@@ -39,11 +42,13 @@ on tensor cores, and in float32; the first whose name is found in the device's c
 
 @dataclass(frozen=True)
 class Work:
-    """Operations of one sample's forward and backward pass: constant + linear · tokens + square · tokens²."""
+    """Operations of one sample's forward and backward pass: constant + linear · tokens + square · tokens² + tile · tiles
+    of its images."""
 
     constant: float
     linear: float = 0.0
     square: float = 0.0
+    tile: float = 0.0
 
     def of(self, batch: Batch) -> float:
         """Operations that the rows of a batch are worth; texts without a mask are taken as they are."""
@@ -52,7 +57,8 @@ class Work:
             return rows * self.constant
         lengths = batch[MASK].sum(-1).double()
         texts = rows / max(1, lengths.numel())  # of several texts a sample, each is worth its share
-        return rows * self.constant + texts * float((self.linear * lengths + self.square * lengths**2).sum())
+        seen = self.tile * float(batch[TILES].sum()) if TILES in batch else 0.0
+        return rows * self.constant + texts * float((self.linear * lengths + self.square * lengths**2).sum()) + seen
 
 
 def measure(model: Trainable, batch: Batch) -> Work:
@@ -61,6 +67,13 @@ def measure(model: Trainable, batch: Batch) -> Work:
     To be called before the model is spread, compiled, or made to compute anything twice.
     """
     rows = {name: column[:2] for name, column in batch.items()}
+    if TILES in rows:
+        texts = {name: column for name, column in rows.items() if name not in SEEN}
+        seen = float(rows[TILES].sum())
+        more = _operations(model, rows) - _operations(model, texts) if seen else 0.0
+        return replace(measure(model, texts), tile=more / max(seen, 1))
+    if MASK in rows:  # as long as they can be, for a model may leave padding out
+        rows[MASK] = torch.ones_like(rows[MASK])
     count = len(next(iter(rows.values())))
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     if MASK not in rows or rows[MASK].shape[-1] < 4:
