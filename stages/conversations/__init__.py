@@ -1,0 +1,12 @@
+"""Conversations about curated images: written, judged, packed; read from other people's files, and given to them.
+
+conversations.py  the job, and what all that write conversations share
+phrases.py, templates.py   what a caption says, and what can be asked of it without any model
+turns.py          one question and its answer; LLaVA's and ShareGPT's forms
+filters.py        why a turn is not kept
+packing.py        conversations and images as a tar
+"""
+
+from stages.conversations.conversations import Conversations
+
+__all__ = ["Conversations"]

@@ -1,0 +1,147 @@
+"""Pairs made conversations: what is in the shards, why a turn is not, and that the same pairs give the same bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from models.data.shards import Samples
+from pipeline.errors import SluiceError
+from pipeline.records import Generation
+from pipeline.store import Store
+from stages.conversations import Conversations
+from tests.pools import InlineWork
+from tests.stages.conversations.conftest import CAPTIONS, made, picture, sample, tars, turns, uid, write_pairs
+
+COUNTING = {("How many", " are there"), ("What is the number of", "")}
+
+
+def two_shards(store: Store) -> Generation:
+    return write_pairs(store, [[sample(0, CAPTIONS[0]), sample(1, CAPTIONS[1])], [sample(2, "a cat")]])
+
+
+@pytest.fixture
+def pairs(store: Store) -> Generation:
+    return two_shards(store)
+
+
+def read(path: Path) -> dict[str, dict[str, bytes]]:
+    return dict(Samples.open(str(path)))
+
+
+def test_every_sample_has_its_image_and_speaks_as_llava_does(store: Store, pairs: Generation) -> None:
+    first, second = (read(path) for path in tars(store, made(store, Conversations(turns=20, brief="In a word."), pairs)))
+    assert list(first) == [uid(0), uid(1)]
+    assert list(second) == [uid(2)]
+    assert first[uid(0)]["jpg"] == picture()
+    document = json.loads(first[uid(0)]["json"])
+    assert document["id"] == uid(0)
+    said = document["conversations"]
+    assert [turn["from"] for turn in said] == ["human", "gpt"] * (len(said) // 2)
+    assert [turn["value"].count("<image>") for turn in said] == [1] + [0] * (len(said) - 1)
+    asked = dict(zip((turn["value"] for turn in said[::2]), (turn["value"] for turn in said[1::2]), strict=True))
+    (counted,) = (question for question, answer in asked.items() if answer == "two")
+    assert counted in {f"{words} red circles{end}?\nIn a word." for words, end in COUNTING}
+    (described,) = (question for question, answer in asked.items() if answer == CAPTIONS[0])
+    assert "In a word." not in described
+
+
+def test_where_a_turn_comes_from_stays_with_it(store: Store, pairs: Generation) -> None:
+    generation = made(store, Conversations(turns=20), pairs)
+    document = json.loads(read(tars(store, generation)[0])[uid(0)]["json"])
+    assert document["provenance"] == {"uid": uid(0), "url": "http://a.example/0.jpg"}
+    answers = document["conversations"][1::2]
+    assert {(turn["source"], turn["caption_id"]) for turn in answers} == {("template", "c0-0")}
+    assert {turn["kind"] for turn in answers} >= {"count", "colour", "relation", "description"}
+
+
+def test_what_gives_an_answer_away_is_said_after_it_was_asked_for(store: Store, pairs: Generation) -> None:
+    generation = made(store, Conversations(turns=20), pairs)
+    kinds = [t["kind"] for t in json.loads(read(tars(store, generation)[0])[uid(0)]["json"])["conversations"][1::2]]
+    assert kinds.index("colour") < kinds.index("count") < kinds.index("description")
+
+
+def test_every_turn_has_a_row_and_the_counts_are_its_verdicts(store: Store) -> None:
+    pairs = write_pairs(store, [[sample(0, "a red dog", "a red dog", "a" * 3000)]])
+    generation = made(store, Conversations(), pairs)
+    rows = turns(store, generation)
+    verdicts = [row["verdict"] for row in rows]
+    assert {"kept", "duplicate", "too_long"} == set(verdicts)
+    counted = next(record.statuses for record in generation.records if record.phase == "turns")
+    assert counted == {verdict: verdicts.count(verdict) for verdict in set(verdicts)}
+    assert [row["turn"] for row in rows] == list(range(len(rows)))
+
+
+def test_no_more_turns_than_asked_for_and_only_of_the_kinds_that_were(store: Store, pairs: Generation) -> None:
+    stage = Conversations(turns=2, kinds=("count", "colour"))
+    document = json.loads(read(tars(store, made(store, stage, pairs))[0])[uid(0)]["json"])
+    assert [turn["kind"] for turn in document["conversations"][1::2]] in (["count", "count"], ["count", "colour"])
+
+
+def test_the_same_pairs_give_the_same_bytes_and_other_parameters_other_names(
+    store: Store, pairs: Generation, tmp_path: Path
+) -> None:
+    one = tars(store, made(store, Conversations(), pairs))
+    other = Store(str(tmp_path / "other"))
+    again = tars(other, made(other, Conversations(), two_shards(other)))
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in again]
+    assert [path.parent.name for path in one] == [path.parent.name for path in again]
+    fewer = tars(store, made(store, Conversations(turns=1), pairs, node="fewer"))
+    assert fewer[0].parent.name != one[0].parent.name
+
+
+def test_a_second_time_nothing_is_done_and_a_changed_shard_alone_is_done_again(store: Store, pairs: Generation) -> None:
+    stage = Conversations()
+    made(store, stage, pairs)
+    work = InlineWork(store, "chats", stage, [pairs])
+    stage.assemble(work)
+    assert work.done == []
+    changed = write_pairs(store, [[sample(0, CAPTIONS[0]), sample(1, CAPTIONS[1])], [sample(2, "two cats")]])
+    work = InlineWork(store, "chats", stage, [changed])
+    stage.assemble(work)
+    assert [part for phase, part in work.done if phase == "turns"] == ["00000001"]
+
+
+def test_a_sample_of_which_nothing_can_be_asked_is_left_out(store: Store) -> None:
+    pairs = write_pairs(store, [[sample(0), sample(1, "a cat")]])
+    (path,) = tars(store, made(store, Conversations(), pairs))
+    assert list(read(path)) == [uid(1)]
+
+
+def test_boxes_are_asked_about_too(store: Store) -> None:
+    boxes = [{"label": "dog", "box": [0.1, 0.1, 0.2, 0.2]}, {"label": "cat", "box": [0.7, 0.1, 0.9, 0.2]}, {"label": 3}]
+    pairs = write_pairs(store, [[sample(0, boxes=boxes)]])
+    rows = turns(store, made(store, Conversations(), pairs))
+    assert {(row["question"], row["answer"]) for row in rows if row["kind"] == "count"} == {
+        ("How many dogs are there?", "one"),
+        ("How many cats are there?", "one"),
+    }
+    (relation,) = (row for row in rows if row["kind"] == "relation")
+    assert (relation["question"], relation["answer"]) in {
+        ("Is the dog to the left of the cat?", "yes"),
+        ("Is the dog to the right of the cat?", "no"),
+    }
+    assert {row["verdict"] for row in rows} == {"kept"}
+
+
+def test_of_pairs_of_which_nothing_was_kept_the_remedy_is_told(store: Store) -> None:
+    with pytest.raises(SluiceError, match=r"no turn was kept .* lower `grounded`"):
+        made(store, Conversations(), write_pairs(store, [[sample(0)]]))
+
+
+def test_what_holds_no_shards_is_refused(store: Store) -> None:
+    pairs = write_pairs(store, [[sample(0, "a cat")]])
+    with pytest.raises(SluiceError, match="no node in `from` holds shards"):
+        made(store, Conversations())
+    with pytest.raises(SluiceError, match="shards and more hold shards"):
+        made(store, Conversations(), pairs, write_pairs(store, [[sample(1, "a dog")]], node="more"))
+
+
+def test_a_damaged_tar_is_named_with_its_repair(store: Store) -> None:
+    pairs = write_pairs(store, [[sample(0, "a cat"), sample(1, "a dog")]])
+    (path,) = tars(store, pairs)
+    path.write_bytes(b"rot" * 1000)
+    with pytest.raises(SluiceError, match=r"verify .* --repair"):
+        made(store, Conversations(), pairs)
