@@ -103,10 +103,12 @@ def main(
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+    first = os.environ.get("RANK", "0") == "0"
     if trained.model is None:
         click.echo(f"stopped at {trained.samples:,} samples; the same command goes on from there", err=True)
         sys.exit(STOPPED)
-    click.echo(trained.model)
+    if first:
+        click.echo(trained.model)
 
 
 def _join() -> None:

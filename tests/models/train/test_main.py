@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +78,18 @@ def test_stopped_by_a_signal_it_goes_on_and_leaves_a_model_with_its_tokenizer_an
     assert AutoTokenizer.from_pretrained(model)("picture 3 told 0 times").input_ids
     assert json.loads((model / "tokenizer.json").read_text()) == json.loads(tokenizer)
     assert "clip-vit-b32" in (model / "README.md").read_text()
+
+
+@pytest.mark.chaos
+def test_torchrun_trains_on_two_processes_and_names_the_model_once(tmp_path: Path) -> None:
+    shards(tmp_path / "tars", range(40), 20)
+    command = ["clip-vit-b32", "--tiny", "--data", f"shards={tmp_path}/tars", "--out", str(tmp_path / "out")]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "models.train"]
+    settings = ["--samples=96", "--set=batch=16", "--set=parallel.mode=fsdp"]
+    told = subprocess.run([*torchrun, *command, *settings], capture_output=True, text=True, timeout=500)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.split() == [str(tmp_path / "out" / "model")]
+    assert json.loads((tmp_path / "out" / "model" / "training.json").read_text())["processes"] == 2
 
 
 @pytest.mark.parametrize(
