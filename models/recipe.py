@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import math
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -124,15 +125,36 @@ class Texts(Part):
     """Tokens of a text, with its first and last; what is longer is cut."""
 
 
+class Labels(Part):
+    """How a sample says which class its image is of."""
+
+    field: str | None = None
+    """A key of the JSON; by default the class is the number in the sample's `.cls`."""
+    names: tuple[str, ...] = ()
+    """Of the classes in their order: what the JSON has under `field`, where that is no number."""
+
+
+class Crops(Part):
+    """Views of an image beside the two large ones, which `images` describes (DINO)."""
+
+    count: int = Field(default=8, ge=0)
+    side: int = Field(default=96, ge=8)
+    """px, height and width."""
+    crop: tuple[Share, Share] = (0.05, 0.4)
+    """Smallest and largest share of the area."""
+
+
 class Data(Part):
     """Which samples, and what becomes of them."""
 
-    kind: Literal["pairs", "conversations"] = "pairs"
+    kind: Literal["pairs", "conversations", "texts", "sentence_pairs", "labels", "crops"] = "pairs"
     """`models.data.kinds` has what each is read as."""
     captions: int = Field(default=1, ge=1)
     """How many of its captions a sample is seen with at once; drawn anew each time where it has more."""
     images: Images = Images()
     texts: Texts = Texts()
+    labels: Labels = Labels()
+    crops: Crops = Crops()
     mixture: dict[str, float] = {"shards": 1}
     """Sets of shards by name, and the share of the samples that each gives; the command says where they lie."""
 
@@ -145,6 +167,8 @@ class Data(Part):
             raise ValueError(f"images.fit = {images.fit!r} is for conversations; leave it out")
         if (images.fit == "anyres") != bool(images.grids):
             raise ValueError("images.grids are for images.fit = anyres, which needs some")
+        if images.grids and math.isqrt(images.tokens or 0) ** 2 != images.tokens:
+            raise ValueError(f"images.tokens = {images.tokens}: expected a square number, for tiles are laid out")
         if odd := [grid for grid in images.grids if grid[0] % images.side or grid[1] % images.side]:
             raise ValueError(f"images.grids: {odd[0]} is no multiple of images.side = {images.side}")
         return self

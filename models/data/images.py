@@ -62,6 +62,19 @@ def image_of(sample: Sample) -> bytes:
     raise Damaged("no image", sample.key, f"it has {', '.join(sample.members) or 'nothing'}; expected jpg, png or webp")
 
 
+def images_of(sample: Sample) -> list[bytes]:
+    """All images of a sample in their order: `key.0.jpg`, `key.1.jpg` and so on, else `key.jpg`, else none."""
+    numbered = {
+        int(number): data
+        for name, data in sample.members.items()
+        for number, dot, ending in (name.partition("."),)
+        if dot and number.isascii() and number.isdigit() and len(number) < 4 and ending in ENDINGS
+    }
+    if numbered:
+        return [numbered[number] for number in sorted(numbered)]
+    return [sample.members[ending] for ending in ENDINGS if ending in sample.members][:1]
+
+
 def training_pixels(sample: Sample, images: Images, dice: Random) -> Pixels:
     """uint8 (3, side, side): a random crop, mirrored by chance. Raises `Damaged`."""
     data = image_of(sample)
@@ -69,7 +82,7 @@ def training_pixels(sample: Sample, images: Images, dice: Random) -> Pixels:
         with opened(data) as image:
             box = random_box(*image.size, images.crop, dice)
             mirrored = dice.random() < images.flip
-            return _resized(_decoded(image, box, images.side), images.side, mirrored)
+            return resized(decoded(image, box, images.side), images.side, mirrored)
     except MemoryError:
         raise
     except Exception as error:  # readers of bytes that anyone may have written raise anything
@@ -105,7 +118,7 @@ def opened(data: bytes) -> ImageFile:
     return image
 
 
-def _decoded(image: ImageFile, box: Box, side: int) -> np.ndarray:
+def decoded(image: ImageFile, box: Box, side: int) -> np.ndarray:
     """uint8 (height, width, 3 or 4): what the box holds, perhaps at reduced scale, but no smaller than `side` for that.
 
     A fourth channel means nothing.
@@ -141,7 +154,7 @@ def _rgb(image: ImageFile) -> np.ndarray:
     return np.asarray(pixels).reshape(picture.height, picture.width, 4)
 
 
-def _resized(image_hwc: np.ndarray, side: int, mirrored: bool) -> Pixels:
+def resized(image_hwc: np.ndarray, side: int, mirrored: bool) -> Pixels:
     """uint8 (3, side, side)."""
     pixels = torch.from_numpy(image_hwc[:, ::-1].copy() if mirrored else image_hwc.copy()).permute(2, 0, 1)
     if pixels.shape[1:] != (side, side):
@@ -158,10 +171,15 @@ def normalise(batch: Batch, images: Images) -> Batch:
 
 
 def preprocessor_config(images: Images) -> dict[str, Any]:
-    """What a model that was trained so expects of images, as transformers' CLIPImageProcessor writes it down: the
-    shorter side resized, the centre cut out."""
+    """What a model that was trained so expects of images, as transformers' image processors write it down: the shorter
+    side resized and the centre cut out, or the whole padded to a square before, or in tiles as well."""
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {
+        "pad": ("LlavaImageProcessor", {"do_pad": True}),
+        "anyres": ("LlavaNextImageProcessor", {"image_grid_pinpoints": [list(grid) for grid in images.grids]}),
+    }
+    kind, more = kinds.get(images.fit, ("CLIPImageProcessor", {}))
     return {
-        "image_processor_type": "CLIPImageProcessor",
+        "image_processor_type": kind,
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": images.side},
@@ -173,6 +191,7 @@ def preprocessor_config(images: Images) -> dict[str, Any]:
         "do_normalize": True,
         "image_mean": list(images.mean),
         "image_std": list(images.deviation),
+        **more,
     }
 
 

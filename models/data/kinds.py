@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from models.data import sentence_pairs, texts
+from models.data.chat import ready_to_chat
+from models.data.conversations import Conversations, conversation_tokenizer
+from models.data.crops import ManyCrops
+from models.data.labelled import Labelled
 from models.data.loader import Collate
 from models.data.pairs import Pairs, tokenizer_for
+from models.data.sentence_pairs import SentencePairs
 from models.data.shards import Samples
+from models.data.texts import Texts
 from models.recipe import Recipe
 
 
@@ -18,8 +25,17 @@ class Kind(NamedTuple):
     """Of a recipe and its tokenizer, if it has one."""
     tokenizer: Callable[[Recipe, Mapping[str, Samples]], Any] | None = None
     """The one that the recipe names, else one that is trained on the sets; None where nothing is read as text."""
+    ready: Callable[[Any], Any] | None = None
+    """What the kind needs of any tokenizer, such as a chat template."""
 
 
 KINDS: Mapping[str, Kind] = {
+    "conversations": Kind(
+        lambda recipe, tokenizer: Conversations(recipe.data, tokenizer), conversation_tokenizer, ready_to_chat
+    ),
+    "crops": Kind(lambda recipe, tokenizer: ManyCrops(recipe.data)),
+    "labels": Kind(lambda recipe, tokenizer: Labelled(recipe.data)),
     "pairs": Kind(lambda recipe, tokenizer: Pairs(recipe.data, tokenizer), tokenizer_for),
+    "sentence_pairs": Kind(lambda recipe, tokenizer: SentencePairs(recipe.data, tokenizer), sentence_pairs.tokenizer_of),
+    "texts": Kind(lambda recipe, tokenizer: Texts(recipe.data, tokenizer), texts.tokenizer_of),
 }

@@ -22,7 +22,8 @@ from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import torch
 
-from models.data.order import Order, dice
+from models.data.order import dice
+from models.data.phases import Places
 from models.data.shards import Damaged, DataError, Sample, Samples
 from models.trainable import Batch
 
@@ -43,6 +44,9 @@ log = logging.getLogger(__name__)
 
 class Collate(ABC, Generic[Row]):
     """What becomes of samples. Its methods are called by other threads than the one that trains."""
+
+    def meet(self, sets: Mapping[str, Samples]) -> None:
+        """All sets, before the first sample: for what draws others beside the one whose turn it is."""
 
     def room(self, rows: int) -> dict[str, torch.Tensor]:
         """Tensors that `row` writes to, where that spares a copy; they become part of the batch."""
@@ -78,7 +82,7 @@ class Loader(Iterator[Batch], Generic[Row]):
     def __init__(
         self,
         sets: Mapping[str, Samples],
-        order: Order,
+        order: Places,
         collate: Collate[Row],
         batch: int,
         rank: int = 0,
@@ -101,6 +105,7 @@ class Loader(Iterator[Batch], Generic[Row]):
         self.named: list[str] = []
         """The first of them, with details."""
         self._sets, self._order, self._collate, self._batch, self._pin = sets, order, collate, batch, pin
+        collate.meet(sets)
         self._slice = batch * rank // world, batch * (rank + 1) // world
         threads = threads or len(os.sched_getaffinity(0))
         remote = any(sets[name].remote for name in order.names)

@@ -42,8 +42,8 @@ on tensor cores, and in float32; the first whose name is found in the device's c
 
 @dataclass(frozen=True)
 class Work:
-    """Operations of one sample's forward and backward pass: constant + linear · tokens + square · tokens² + tile · tiles
-    of its images."""
+    """Operations of one sample's forward and backward pass: constant + linear · tokens + square · tokens², and `tile`
+    for each tile of its images."""
 
     constant: float
     linear: float = 0.0

@@ -76,7 +76,7 @@ def train(
     `watch`: told of the samples seen after every step, on the first process.
     `wandb`: a project of Weights & Biases to log to. `source`: instead of the recipe's own.
     `weights`: what the model begins with, a folder by the name of the model's parameter, such as `pretrained`; the
-    tokenizer comes from there, too, where one lies beside them and the recipe names none.
+    tokenizer comes from there, too, where one lies beside them and the recipe names none; never with an image tower.
 
     Raises `RecipeError` and `DataError` for what cannot be, `TrainingError` for a loss that is no number, or jumps.
     """
@@ -175,7 +175,9 @@ def _count(recipe: Recipe, system: System, source: Source) -> list[flops.Work]:
     """Operations of a sample in each phase."""
     trained = {name: own for name, own in system.model.named_parameters() if own.requires_grad}
     with closing(source.open(0)) as loader:
-        first = {name: column[:2].to(system.place.device) for name, column in next(iter(loader)).items()}
+        whole = next(iter(loader))
+    two = whole[flops.TILES].sum(1).argsort(descending=True)[:2] if flops.TILES in whole else slice(2)
+    first = {name: column[two].to(system.place.device) for name, column in whole.items()}
     batch = source.ready(first)
     works = []
     for phase in recipe.phases:
@@ -248,8 +250,8 @@ def _tokenizer(recipe: Recipe, weights: Mapping[str, str], out: str, anew: bool)
     if not anew:
         return _load_tokenizer(out)
     if recipe.data.texts.tokenizer is None:
-        for folder in weights.values():
-            if (Path(folder) / "tokenizer_config.json").is_file():
+        for name, folder in weights.items():
+            if name != "vision" and (Path(folder) / "tokenizer_config.json").is_file():
                 return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return None
 

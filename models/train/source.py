@@ -57,6 +57,8 @@ class Shards(Source):
         kind = KINDS[recipe.data.kind]
         if kind.tokenizer is not None:
             self.tokenizer = tokenizer or kind.tokenizer(recipe, self._sets)
+        if kind.ready is not None:
+            self.tokenizer = kind.ready(self.tokenizer)
         self._collate = kind.collate(recipe, self.tokenizer)
 
     def open(self, start: int) -> Loader:

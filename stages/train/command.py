@@ -81,9 +81,7 @@ def train(
     try:
         more = [] if samples is None else [f"samples={samples}"]
         chosen = Recipe.load(recipe, tiny, [*settings, *more])
-        data = {
-            name: tars(store, shards[node].records) for name, node in named(chosen.data.mixture, list(shards)).items()
-        }
+        data = {name: tars(store, shards[node].records) for name, node in named(chosen.sets, list(shards)).items()}
         trained = run(
             chosen, data, out, lineage=lineage({**selections, **shards}), resume=not restart, stop=stop.is_set
         )

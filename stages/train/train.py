@@ -11,7 +11,7 @@ writes checkpoints beside the node's data: killed anywhere, the next `sluice run
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -88,7 +88,7 @@ class Train(Job):
     def assemble(self, work: Work) -> list[Record]:
         recipes = [self._resolved(work.resources["recipe"][0][0], work.seed + number) for number in range(self.seeds)]
         shards = {name: generation for name, generation in work.inputs.items() if holds_shards(generation)}
-        data = named(recipes[0]["data"]["mixture"], list(shards))
+        data = named(mixed(recipes[0]), list(shards))
         begins = {name: addresses for name in BEGINS if (addresses := self._files(name, work))}
         tasks = [
             Task(
@@ -147,7 +147,12 @@ def holds_shards(generation: Generation) -> bool:
     return any(record.file(SHARD) is not None for record in generation.records)
 
 
-def named(mixture: Mapping[str, float], nodes: Sequence[str]) -> dict[str, str]:
+def mixed(recipe: Mapping[str, Any]) -> set[str]:
+    """The sets that the phases of a recipe read."""
+    return {name for phase in recipe["phases"] for name in phase["mixture"] or recipe["data"]["mixture"]}
+
+
+def named(mixture: Collection[str], nodes: Sequence[str]) -> dict[str, str]:
     """Name in the recipe -> node; one of each need not be called the same. Raises `SluiceError` where they differ."""
     if not nodes:
         raise SluiceError("no node in `from` holds shards; add one, such as stages.shard.WebDataset")
@@ -156,7 +161,7 @@ def named(mixture: Mapping[str, float], nodes: Sequence[str]) -> dict[str, str]:
     if set(nodes) != set(mixture):
         raise SluiceError(
             f"the recipe mixes {', '.join(sorted(mixture))}, and `from` gives {', '.join(sorted(nodes))}; "
-            f"set data.mixture to {{{', '.join(f'{node}: 1' for node in nodes)}}}"
+            f"set data.mixture to {{{', '.join(f'{node}: 1' for node in nodes)}}}, or that of the phases"
         )
     return {node: node for node in nodes}
 

@@ -1,0 +1,1 @@
+"""How what was seen enters a language model."""
