@@ -32,7 +32,9 @@ def read(path: Path) -> dict[str, dict[str, bytes]]:
 
 
 def test_every_sample_has_its_image_and_speaks_as_llava_does(store: Store, pairs: Generation) -> None:
-    first, second = (read(path) for path in tars(store, made(store, Conversations(turns=20, brief="In a word."), pairs)))
+    first, second = (
+        read(path) for path in tars(store, made(store, Conversations(turns=20, brief="In a word."), pairs))
+    )
     assert list(first) == [uid(0), uid(1)]
     assert list(second) == [uid(2)]
     assert first[uid(0)]["jpg"] == picture()
