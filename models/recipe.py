@@ -196,6 +196,8 @@ class Optimizer(Part):
     betas: tuple[float, float] = (0.9, 0.98)
     epsilon: float = 1e-6
     weight_decay: float = Field(default=0.2, ge=0)
+    weight_decay_end: float | None = Field(default=None, ge=0)
+    """What a cosine over the whole training makes of it; by default it stays."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient; by default it is left as it is."""
 

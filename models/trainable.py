@@ -39,6 +39,9 @@ class Loss(NamedTuple):
 class Trainable(nn.Module, ABC):
     """A model with what a training needs to know of it. `encode` never reads what `scalars` returns."""
 
+    done: float = 0.0
+    """Share of the training that lies behind, 0 to 1, as the loop says before every step: for what changes with it."""
+
     @abstractmethod
     def encode(self, batch: Batch) -> Features: ...
 
@@ -62,6 +65,8 @@ class Objective(nn.Module, ABC):
 
     joint: ClassVar[bool] = False
     """Whether it compares the rows of the whole global batch, so that it must see all features at once."""
+    done: float = 0.0
+    """As of `Trainable`."""
 
     @abstractmethod
     def forward(self, features: Features, scalars: Scalars) -> Loss:

@@ -163,11 +163,14 @@ def resized(image_hwc: np.ndarray, side: int, mirrored: bool) -> Pixels:
 
 
 def normalise(batch: Batch, images: Images) -> Batch:
-    """The batch with `pixel_values` as float32 less `mean`, by `deviation`: on whatever device it is."""
-    pixels_nchw = batch["pixel_values"].float()
-    deviation = pixels_nchw.new_tensor(images.deviation).view(1, 3, 1, 1) * 255
-    mean = pixels_nchw.new_tensor(images.mean).view(1, 3, 1, 1) * 255
-    return {**batch, "pixel_values": pixels_nchw.sub_(mean).div_(deviation)}
+    """The batch with `pixel_values`, and what ends so, as float32 less `mean`, by `deviation`: on whatever device."""
+    found = dict(batch)
+    for name in (name for name in batch if name.endswith("pixel_values")):
+        pixels_nchw = batch[name].float()
+        deviation = pixels_nchw.new_tensor(images.deviation).view(1, 3, 1, 1) * 255
+        mean = pixels_nchw.new_tensor(images.mean).view(1, 3, 1, 1) * 255
+        found[name] = pixels_nchw.sub_(mean).div_(deviation)
+    return found
 
 
 def preprocessor_config(images: Images) -> dict[str, Any]:

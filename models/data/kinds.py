@@ -36,6 +36,8 @@ KINDS: Mapping[str, Kind] = {
     "crops": Kind(lambda recipe, tokenizer: ManyCrops(recipe.data)),
     "labels": Kind(lambda recipe, tokenizer: Labelled(recipe.data)),
     "pairs": Kind(lambda recipe, tokenizer: Pairs(recipe.data, tokenizer), tokenizer_for),
-    "sentence_pairs": Kind(lambda recipe, tokenizer: SentencePairs(recipe.data, tokenizer), sentence_pairs.tokenizer_of),
+    "sentence_pairs": Kind(
+        lambda recipe, tokenizer: SentencePairs(recipe.data, tokenizer), sentence_pairs.tokenizer_of
+    ),
     "texts": Kind(lambda recipe, tokenizer: Texts(recipe.data, tokenizer), texts.tokenizer_of),
 }

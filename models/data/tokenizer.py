@@ -106,11 +106,14 @@ class Tokens:
         self._tokenizer = _copied(tokenizer)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        if tokenizer.eos_token_id is None:
+        first, last = (
+            getattr(tokenizer, f"{name}_token_id") if getattr(tokenizer, f"{name}_token_id") is not None else other
+            for name, other in (("bos", tokenizer.cls_token_id), ("eos", tokenizer.sep_token_id))
+        )
+        if last is None:
             raise ValueError(f"the tokenizer {tokenizer.name_or_path!r} has no end token; give it an eos_token")
-        begins = tokenizer.bos_token_id is not None and tokenizer.bos_token_id in self._tokenizer.encode("").ids[:1]
-        self._start = [tokenizer.bos_token_id] if begins else []
-        self._end = [tokenizer.eos_token_id]
+        self._start = [first] if first is not None and first in self._tokenizer.encode("").ids[:1] else []
+        self._end = [last]
         self._pad = tokenizer.pad_token_id or 0  # whatever it is, the mask hides it
 
     def __call__(self, text: str, start: bool = True, end: bool = True) -> list[int]:

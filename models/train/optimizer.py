@@ -6,6 +6,7 @@ enter(model, parameters, recipe, phase); set_rates(optimizer, recipe, phase, fac
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -37,7 +38,12 @@ def build(parameters: Parameters, recipe: Recipe) -> torch.optim.AdamW:
         groups.setdefault((rates, parameter.ndim >= 2, sharded), []).append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": found, "rates": rates, "weight_decay": settings.weight_decay if decays else 0.0}
+            {
+                "params": found,
+                "rates": rates,
+                "decays": decays,
+                "weight_decay": settings.weight_decay if decays else 0.0,
+            }
             for (rates, decays, _), found in groups.items()
         ],
         lr=settings.learning_rate,
@@ -53,6 +59,15 @@ def set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, phase: int, shar
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["rates"][phase]
     return learning_rate
+
+
+def set_decay(optimizer: torch.optim.Optimizer, recipe: Recipe, done: float) -> None:
+    """Every group's weight decay for the next step, when a share `done` of the training lies behind."""
+    first, last = recipe.optimizer.weight_decay, recipe.optimizer.weight_decay_end
+    if last is None:
+        return
+    for group in optimizer.param_groups:
+        group["weight_decay"] = (last + (first - last) * (1 + math.cos(math.pi * done)) / 2) * group["decays"]
 
 
 def enter(model: nn.Module, trained: Parameters, phase: Phase) -> None:

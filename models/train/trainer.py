@@ -155,6 +155,9 @@ class Trainer:
         here = self._source.ready({name: column.to(device, non_blocking=True) for name, column in batch.items()})
         here = {**here, "position": torch.arange(first, first + self._rows, device=device)}
         self.optimizer.zero_grad()
+        self.system.model.done = position / self.end
+        for objective in self.system.objectives:
+            objective.done = position / self.end
         losses = gradients(self.system, here, first, recipe.parallel.micro_batch)
         trained = list(self._trained.values())
         norm = self.place.norm(trained)
@@ -164,6 +167,7 @@ class Trainer:
         start, end = recipe.bounds(self._phase)
         share = rate(recipe.schedule, position - start, recipe.batch, end - start)
         self._rate = optimizers.set_rates(self.optimizer, recipe, self._phase, share)
+        optimizers.set_decay(self.optimizer, recipe, position / self.end)
         self.optimizer.step()
         self.system.model.after_step()
         for objective in self.system.objectives:

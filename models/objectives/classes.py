@@ -1,0 +1,42 @@
+"""Which of some classes: cross-entropy, as ViT learns labels, and BERT hidden tokens and which text comes next."""
+
+from __future__ import annotations
+
+from torch.nn import functional
+
+from models.objectives.language import NOT_LEARNT
+from models.trainable import Features, Loss, Objective, Scalars
+
+
+class ClassOf(Objective):
+    """Cross-entropy of logits (…, classes) and labels (…), a sum over the labels that are not -100."""
+
+    def __init__(self, logits: str = "logits", labels: str = "labels", smoothing: float = 0) -> None:
+        """`logits`, `labels`: names of features. `smoothing`: share of the target that is spread over all classes
+        (Szegedy et al. 2016, section 7)."""
+        super().__init__()
+        self._logits, self._labels, self._smoothing = logits, labels, smoothing
+
+    def forward(self, features: Features, scalars: Scalars) -> Loss:
+        for name in (self._logits, self._labels):
+            if name not in features:
+                raise ValueError(f"no features {name!r}; this model gives {', '.join(sorted(features))}")
+        logits_rc, labels_r = features[self._logits].flatten(0, -2), features[self._labels].flatten()
+        total = functional.cross_entropy(
+            logits_rc, labels_r, ignore_index=NOT_LEARNT, reduction="sum", label_smoothing=self._smoothing
+        )
+        return Loss(total, (labels_r != NOT_LEARNT).sum())
+
+
+class MaskedTokens(ClassOf):
+    """MLM: the tokens that were hidden, of `masked_logits` and `masked_labels` (Devlin et al. 2019, section 3.1)."""
+
+    def __init__(self) -> None:
+        super().__init__("masked_logits", "masked_labels")
+
+
+class NextSentence(ClassOf):
+    """NSP: whether the second text goes on with the first, of `next_logits` and `next_labels` (the same section)."""
+
+    def __init__(self) -> None:
+        super().__init__("next_logits", "next_labels")
