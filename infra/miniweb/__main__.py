@@ -16,7 +16,7 @@ from types import FrameType
 from infra.miniweb import evaluation
 from infra.miniweb.mixes import MIXES
 from infra.miniweb.plan import FEWEST, MOST
-from infra.miniweb.scenes import SIDES
+from infra.miniweb.scenes import CROWDS, SIDES
 from infra.miniweb.server import CannotListen
 from infra.miniweb.table import KEY, TABLE
 from infra.miniweb.web import Miniweb
@@ -35,6 +35,7 @@ def main(arguments: Sequence[str]) -> int:
         seed=options.seed,
         mix=options.mix,
         sides=options.sides,
+        scenes=options.scenes,
         port=options.port,
         key=key,
         processes=options.processes,
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=17, help="another seed, another web (default 17)")
     parser.add_argument("--mix", choices=MIXES, default="web", help="how much of what is planted (default web)")
     parser.add_argument("--sides", choices=SIDES, default="small", help="how large the images are (default small)")
+    parser.add_argument("--scenes", choices=CROWDS, default="any", help="how much is in an image (default any)")
     parser.add_argument("--port", type=_port, default=18080, help="port on 127.0.0.1, 0 for a free one (default 18080)")
     parser.add_argument("--key", type=Path, help=f"the file of the answers (default DIR/../key/{KEY})")
     parser.add_argument("--evaluation", type=Path, metavar="EVALUATION", help="where to write the evaluation set too")

@@ -1,4 +1,4 @@
-"""What every page embeds and what was planted on it: page k from (pages, seed, mix, sides, k) alone.
+"""What every page embeds and what was planted on it: page k from (pages, seed, mix, sides, scenes, k) alone.
 
 Kinds are contiguous ranges of a permuted order (`permutation`), so that nothing is listed and nothing is remembered: a
 million pages take no more memory than two hundred.
@@ -16,7 +16,20 @@ from infra.miniweb.kinds import FACTS, Facts, Family, Kind
 from infra.miniweb.mixes import ranges
 from infra.miniweb.permutation import Permutation
 from infra.miniweb.render import jpeg
-from infra.miniweb.scenes import ATTRIBUTES, CHANGES, SIDES, TINY, Change, Scene, Sides, draw_scene, moved, taken
+from infra.miniweb.scenes import (
+    ATTRIBUTES,
+    CHANGES,
+    CROWDS,
+    SIDES,
+    TINY,
+    Change,
+    Scene,
+    Sides,
+    draw_scene,
+    moved,
+    simplified,
+    taken,
+)
 
 FEWEST, MOST = 20, 1_000_000
 SOURCED = (Kind.LOOK_ALIKE, Kind.REPEATED_URL, *(k for k, f in FACTS.items() if f.family is Family.COPY), Kind.MISMATCH)
@@ -50,12 +63,16 @@ class Plan:
     sides: str = "small"
     evaluation: int = 200
     """How many images the evaluation set has, of which some are leaked."""
+    scenes: str = "any"
+    """How much is in them: `scenes.CROWDS`."""
 
     def __post_init__(self) -> None:
         if not FEWEST <= self.pages <= MOST:
             raise ValueError(f"pages is {self.pages:,}; expected {FEWEST} to {MOST:,}")
         if self.sides not in SIDES:
             raise ValueError(f"sides is {self.sides!r}; expected {', '.join(SIDES)}")
+        if self.scenes not in CROWDS:
+            raise ValueError(f"scenes is {self.scenes!r}; expected {', '.join(CROWDS)}")
         if self.evaluation < 1:
             raise ValueError(f"evaluation is {self.evaluation}; expected 1 image or more")
         ranges(self.mix, self.pages)
@@ -91,7 +108,12 @@ class Plan:
 
     def evaluation_scene(self, number: int) -> Scene:
         """What image `number` of the evaluation set shows."""
-        return draw_scene(f"evaluation/{self.seed}/{number}", SIDES[self.sides])
+        return self.draw(f"evaluation/{self.seed}/{number}", SIDES[self.sides])
+
+    def draw(self, seed: str, sides: Sides) -> Scene:
+        """The scene of a seed, as this web has them."""
+        scene = draw_scene(seed, sides)
+        return simplified(scene) if self.scenes == "simple" else scene
 
     def evaluation_captions(self, number: int, count: int = 5) -> list[Caption]:
         """Different true captions of image `number` of the evaluation set."""
@@ -172,7 +194,7 @@ class Page:
     @property
     def _first_seen(self) -> Scene:
         """What it showed when the table was made."""
-        return draw_scene(f"{self.plan.seed}/{self.number}", SIDES[self.plan.sides])
+        return self.plan.draw(f"{self.plan.seed}/{self.number}", SIDES[self.plan.sides])
 
     @cached_property
     def true_caption(self) -> str:
@@ -237,13 +259,13 @@ class Page:
         if self.source:
             return self.source.scene, None
         if self.kind is Kind.CHANGED:
-            return draw_scene(f"{seed}/later", sides), None
+            return self.plan.draw(f"{seed}/later", sides), None
         if self.kind is Kind.TINY:
-            return draw_scene(seed, TINY), None
+            return self.plan.draw(seed, TINY), None
         if self.kind is Kind.BANNER:
-            scene = draw_scene(seed, sides)
+            scene = self.plan.draw(seed, sides)
             return taken(scene, self.dice("banner"), replace(sides, spread=0.2), aspect=5.0), None
-        return draw_scene(seed, sides), None
+        return self.plan.draw(seed, sides), None
 
     @cached_property
     def _claimed(self) -> Caption:

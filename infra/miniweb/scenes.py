@@ -51,6 +51,8 @@ SIDES = {
     "large": Sides(1200, 0.5, 64, 3000),
 }
 """`small` is quick to render and to fetch; `large` is what cameras and shops publish."""
+CROWDS = ("any", "simple")
+"""How much is in a scene: whatever was drawn, or what `simplified` leaves of it."""
 TINY = Sides(40, 0.3, 16, 63)
 
 
@@ -129,6 +131,13 @@ def taken(scene: Scene, dice: random.Random, sides: Sides, aspect: float | None 
     return replace(
         scene, light=light, warmth=warmth, blur=blur, noise=noise, quality=quality, width=width, height=height
     )
+
+
+def simplified(scene: Scene) -> Scene:
+    """The same with one group or two, all large and plain: what a model of 64 px and a few minutes can learn to see."""
+    shown = scene.groups[: 2 if len(scene.groups) > 2 else 1]
+    plain = tuple(replace(group, count=min(group.count, FEW), size="large", texture="plain") for group in shown)
+    return replace(scene, groups=plain)
 
 
 def in_order(groups: Sequence[Group]) -> tuple[Group, ...]:

@@ -5,11 +5,13 @@
 
 `grounds`, `colours` and `shapes` ask for a class (zero-shot, or with their `train` split by a linear probe), from the
 easiest to the hardest; `retrieval` for the image of a caption and the captions of an image; `binding`, `counting` and
-`relations` for the right caption among wrong ones that differ in just that. The same arguments give the same bytes.
+`relations` for the right caption among wrong ones that differ in just that. `questions` and `reading`, for models that
+write, are made where `--sets` names them. The same arguments give the same bytes.
 """
 
 import argparse
 import io
+import json
 import sys
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +19,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from infra.miniweb import questions
+from infra.miniweb import questions, vqa
 from infra.miniweb.captions import with_article
 from infra.miniweb.questions import Question, first
 from infra.miniweb.render import jpeg
@@ -33,6 +35,9 @@ ASKED = {
     "relations": questions.relations,
 }
 SETS = ("grounds", "colours", "shapes", "retrieval", "binding", "counting", "relations")
+"""For models that compare an image with texts."""
+ASKING = tuple(vqa.ASKS)
+"""For models that write answers."""
 TEMPLATES = {
     "grounds": ["on {c} background", "a picture with {c} backdrop", "against plain {c} background", "{c} background"],
     "shapes": [*(with_article(f"{colour} {{c}}") for colour in COLOURS), "A picture of a {c}.", "a large {c}"],
@@ -57,6 +62,11 @@ def write(
     for name in names:
         place = folder / name
         place.mkdir(parents=True, exist_ok=True)
+        if name in ASKING:
+            _lines(place / "dataset_type.txt", ["vqa"])
+            _lines(place / "vqa_prompt.txt", ["{question}"])
+            _asking(place / "test", [vqa.question(name, seed, number) for number in range(samples)], workers)
+            continue
         if name in KINDS:
             _lines(place / "dataset_type.txt", [KINDS[name]])
         else:
@@ -90,6 +100,20 @@ def _split(folder: Path, asked: Iterable[Question], classes: Sequence[str], work
     _lines(folder / "nshards.txt", [str(-(-len(found) // SHARD))])
 
 
+def _asking(folder: Path, asked: Sequence[vqa.Question], workers: Executor | None) -> None:
+    """The one split of a set of questions."""
+    folder.mkdir(exist_ok=True)
+    for number, start in enumerate(range(0, len(asked), SHARD)):
+        part = asked[start : start + SHARD]
+        images = map(vqa.Question.jpeg, part) if workers is None else workers.map(vqa.Question.jpeg, part, chunksize=16)
+        with tarfile.open(folder / f"{number}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for key, (question, image) in enumerate(zip(part, images, strict=True), start):
+                said = {"question": question.text, "answers": question.answers, "type": question.kind}
+                _add(tar, f"s{key:07d}.jpg", image)
+                _add(tar, f"s{key:07d}.json", json.dumps(said).encode())
+    _lines(folder / "nshards.txt", [str(-(-len(asked) // SHARD))])
+
+
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     """With the date and the owner that every entry has: the bytes of a tar must not tell when it was written."""
     entry = tarfile.TarInfo(name)
@@ -107,7 +131,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="where each set becomes a folder")
     parser.add_argument("--samples", type=at_least_one, default=500, help="images of each split (default 500)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other images (default 0)")
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS, metavar="SET", help=f"of {', '.join(SETS)}")
+    known = (*SETS, *ASKING)
+    told = f"of {', '.join(known)} (default all but {' and '.join(ASKING)})"
+    parser.add_argument("--sets", nargs="+", choices=known, default=SETS, metavar="SET", help=told)
     parser.add_argument("--captions", type=at_least_one, default=5, help="of an image in `retrieval` (default 5)")
     parser.add_argument("--processes", type=partial(_number, least=0), default=0, help="that render, 0 for none")
     options = parser.parse_args(arguments)

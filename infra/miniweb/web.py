@@ -64,7 +64,8 @@ class Web:
 class Miniweb(Web):
     """Pages of rendered scenes with what was planted; entering it writes urls.parquet into `folder`, if named.
 
-    The same (pages, seed, mix, sides) gives the same table (but for the port) and the same bytes under the same paths.
+    The same (pages, seed, mix, sides, scenes) gives the same table (but for the port) and the same bytes under the same
+    paths.
     `key` names the file of the answers; it must not lie where a pipeline reads. Images are rendered in threads, or in
     so many `processes`, which take half a second to start and work out long tables too. `cached_mb` (2^20 bytes) of
     images are kept for later requests.
@@ -79,13 +80,14 @@ class Miniweb(Web):
         mix: str = "web",
         sides: str = "small",
         evaluation: int = 200,
+        scenes: str = "any",
         port: int = 0,
         key: str | os.PathLike[str] | None = None,
         processes: int = 0,
         cached_mb: int = 64,
     ) -> None:
         super().__init__(self._reply, port)
-        self.pages = Plan(pages, seed, mix, sides, evaluation)
+        self.pages = Plan(pages, seed, mix, sides, evaluation, scenes)
         self.folder = None if folder is None else Path(folder)
         self.key = None if key is None else Path(key)
         self._processes = processes

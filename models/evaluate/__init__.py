@@ -6,6 +6,7 @@ metric.py     one number, how far it may be off, and what guessing gives
 ranking.py    whether something right is among the first k
 sets.py       evaluation sets in CLIP_benchmark's layout
 zero_shot.py, retrieval.py, selection.py, probes.py   the tasks, from embeddings
+answers.py, vqa_sets.py, vqa.py   questions: which answer is right, who asks them, what a model answers
 run.py        a model on sets
 """
 

@@ -46,7 +46,8 @@ def main(model: Path, sets: Sequence[str], tasks: Sequence[Any], out: Path | Non
 
     A SET is a folder in CLIP_benchmark's WebDataset layout, or a folder of such, local or in any store that fsspec
     reaches. What it is for, its files say: classes (zero-shot by prompts; with a `train` split also a linear probe and
-    nearest neighbours), retrieval, or the choice of a caption.
+    nearest neighbours), retrieval, the choice of a caption, or questions, which a model that writes answers; those of
+    VQAv2, GQA, ScienceQA and VizWiz are read as they are published.
     """
     try:
         found = {name: place for folder in sets for name, place in found_in(folder).items()}

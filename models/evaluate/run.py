@@ -11,13 +11,14 @@ from typing import Literal, TypeVar, get_args
 import numpy as np
 
 from models.data.images import opened
-from models.evaluate import retrieval, selection, zero_shot
+from models.evaluate import retrieval, selection, vqa, zero_shot
 from models.evaluate.metric import Groups, Metric
-from models.evaluate.sets import EvaluationSet, SetError
+from models.evaluate.sets import EvaluationSet, SetError, layout_of
+from models.evaluate.vqa_sets import Asked, from_shards, read
 from models.towers.dual_encoder import Dtype, DualEncoder, Rows
 from models.towers.preprocess import Pixels
 
-Task = Literal["zeroshot_classification", "zeroshot_retrieval", "image_caption_selection", "linear_probe", "knn"]
+Task = Literal["zeroshot_classification", "zeroshot_retrieval", "image_caption_selection", "linear_probe", "knn", "vqa"]
 TASKS: tuple[Task, ...] = get_args(Task)
 CHUNK = 512
 """Images that are decoded and resized while the model works on as many."""
@@ -41,16 +42,40 @@ def evaluate(
 
     `model`: a folder that transformers loads. `batch`: images or texts at once. `threads`: that decode and resize.
     `seed`: of the folds in which a linear probe chooses its penalty. Raises `ValueError` for a folder that holds no
-    dual encoder, for a set that cannot be read and for a task that none of the sets is for.
+    dual encoder, or for questions none that writes, for a set that cannot be read and for a task that none of the sets
+    is for.
     """
-    opened = [EvaluationSet.open(name, folder) for name, folder in sets.items()]
+    published = {name: folder for name, folder in sets.items() if layout_of(folder) is not None}
+    opened = [EvaluationSet.open(name, folder) for name, folder in sets.items() if name not in published]
     wanted = {one.name: [task for task in _tasks(one) if tasks is None or task in tasks] for one in opened}
+    wanted |= {name: ["vqa"] for name in published if tasks is None or "vqa" in tasks}
     for task in tasks or ():
         if not any(task in chosen for chosen in wanted.values()):
             raise SetError(f"task {task}: none of the sets {', '.join(sets)} is for it; probes need a `train` split")
-    encoder = model if isinstance(model, DualEncoder) else DualEncoder.load(Path(model), device, dtype)
-    with ThreadPoolExecutor(threads) as pool:
-        return [row for one in opened for row in _on_set(_Reader(encoder, one, batch, pool), wanted[one.name], seed)]
+    asking = [name for name, chosen in wanted.items() if "vqa" in chosen]
+    shown = [one for one in opened if one.name not in asking and wanted[one.name]]
+    rows: list[Metric] = []
+    if shown:
+        encoder = model if isinstance(model, DualEncoder) else DualEncoder.load(Path(model), device, dtype)
+        with ThreadPoolExecutor(threads) as pool:
+            rows += [
+                row for one in shown for row in _on_set(_Reader(encoder, one, batch, pool), wanted[one.name], seed)
+            ]
+    if asking:
+        from models.captioners.captioner import Captioner  # only who asks needs one that writes
+
+        if isinstance(model, DualEncoder):
+            raise SetError(f"set {asking[0]}: a dual encoder answers no questions; name a model that writes")
+        speaker = Captioner.load(Path(model), device, dtype)
+        for name in asking:
+            asked = read(name, sets[name]) if name in published else _questions(name, opened)
+            rows += vqa.scores(asked, vqa.answering(speaker, asked, batch))
+    return rows
+
+
+def _questions(name: str, opened: Sequence[EvaluationSet]) -> Asked:
+    one = next(one for one in opened if one.name == name)
+    return from_shards(name, [f"{one.folder}/test/{number}.tar" for number in range(one.shards["test"])], one.prompt)
 
 
 def _tasks(one: EvaluationSet) -> list[Task]:
@@ -62,6 +87,8 @@ def _tasks(one: EvaluationSet) -> list[Task]:
             return ["image_caption_selection"]
         case "multilabel":
             return ["zeroshot_classification"]
+        case "vqa":
+            return ["vqa"]
         case "classification":
             probes: list[Task] = ["linear_probe", "knn"] if "train" in one.shards else []
             return ["zeroshot_classification", *probes]

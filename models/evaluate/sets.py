@@ -9,7 +9,8 @@
 
 https://github.com/LAION-AI/CLIP_benchmark, `webdataset_builder.py`; its sets on the hub are read by
 `hf://datasets/clip-benchmark/wds_…`. `dataset_type.txt` may also say `image_caption_selection`: the first line of a
-`.txt` is right and the others are wrong.
+`.txt` is right and the others are wrong; or `vqa`: questions, which `models.evaluate.vqa_sets` reads, as it does those
+that are published as files of their own.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import Any, Literal, get_args
 
 import fsspec
@@ -26,7 +28,14 @@ import numpy.typing as npt
 from models.data.images import image_of
 from models.data.shards import Damaged, DataError, Sample, Samples
 
-Kind = Literal["classification", "multilabel", "retrieval", "image_caption_selection"]
+Kind = Literal["classification", "multilabel", "retrieval", "image_caption_selection", "vqa"]
+PUBLISHED = {
+    "vqav2": "v2_OpenEnded_mscoco_*_questions.json",
+    "gqa": "*_balanced_questions.json",
+    "scienceqa": "pid_splits.json",
+    "vizwiz": "Annotations/*.json",
+}
+"""Sets of questions with a layout of their own, each with a file by which it is told."""
 
 
 class SetError(ValueError):
@@ -44,6 +53,8 @@ class EvaluationSet:
     templates: tuple[str, ...]
     shards: dict[str, int]
     """Tars of each split that is there."""
+    prompt: str | None = None
+    """Of a set of questions: how one is put to the model, `{question}` where it stands."""
 
     @classmethod
     def open(cls, name: str, folder: str) -> EvaluationSet:
@@ -70,7 +81,10 @@ class EvaluationSet:
                 raise SetError(f"set {name}: {folder} has no classnames.txt; write one class a line")
             if wrong := [template for template in templates if "{c}" not in template]:
                 raise SetError(f"set {name}: template {wrong[0]!r} has no {{c}}, where the class stands")
-        return cls(name, folder, kind, classes, templates, shards)
+        prompt = _text(store, f"{place}/vqa_prompt.txt") if kind == "vqa" else None
+        if prompt is not None and "{question}" not in prompt:
+            raise SetError(f"set {name}: vqa_prompt.txt has no {{question}}, where the question stands")
+        return cls(name, folder, kind, classes, templates, shards, prompt and prompt.removesuffix("\n"))
 
     def samples(self, split: str) -> Iterator[tuple[str, bytes, bytes]]:
         """Key, image and answer (`.cls`, `.npy` or `.txt`) of every sample.
@@ -78,7 +92,7 @@ class EvaluationSet:
         Nothing is left out: a mean over fewer samples would be another set's. Raises `SetError` for a tar or a sample
         that is damaged, and for one that lacks image or answer.
         """
-        answer = {"classification": "cls", "multilabel": "npy"}.get(self.kind, "txt")
+        answer = {"classification": "cls", "multilabel": "npy", "vqa": "json"}.get(self.kind, "txt")
         try:
             found = Samples.open([f"{self.folder}/{split}/{number}.tar" for number in range(self.shards[split])])
             if found.faults:
@@ -127,16 +141,39 @@ def found_in(folder: str) -> dict[str, str]:
     """A folder that is a set, or the sets in it, by their names. Raises `SetError` where there is none."""
     folder = folder.rstrip("/")
     store, place = fsspec.core.url_to_fs(folder)
-    if store.exists(f"{place}/test/nshards.txt"):
+    if store.exists(f"{place}/test/nshards.txt") or layout_of(folder) is not None:
         return {folder.rpartition("/")[2]: folder}
     try:
         inside = [entry["name"].rstrip("/").rpartition("/")[2] for entry in store.ls(place, detail=True)]
     except FileNotFoundError:
         inside = []
-    sets = {name: f"{folder}/{name}" for name in sorted(inside) if store.exists(f"{place}/{name}/test/nshards.txt")}
+    sets = {
+        name: f"{folder}/{name}"
+        for name in sorted(inside)
+        if store.exists(f"{place}/{name}/test/nshards.txt") or layout_of(f"{folder}/{name}") is not None
+    }
     if not sets:
         raise SetError(f"{folder} is no evaluation set and holds none; expected {folder}/test/nshards.txt")
     return sets
+
+
+def layout_of(folder: str) -> str | None:
+    """Which of `PUBLISHED` a folder is, by the files in it; None for any other."""
+    names = names_in(folder)
+    return next((one for one, file in PUBLISHED.items() if any(fnmatch(name, file) for name in names)), None)
+
+
+def names_in(folder: str) -> set[str]:
+    """The files in a folder and in its `Annotations`; none where it is no folder."""
+    store, place = fsspec.core.url_to_fs(folder.rstrip("/"))
+    found: set[str] = set()
+    for inside in ("", "Annotations/"):
+        try:
+            entries = store.ls(f"{place}/{inside}".rstrip("/"), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        found |= {inside + str(one["name"]).rpartition("/")[2] for one in entries if one["type"] == "file"}
+    return found
 
 
 def _text(store: Any, path: str) -> str | None:

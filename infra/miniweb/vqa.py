@@ -1,0 +1,123 @@
+"""What people ask about a picture, and what ten of them answer: number n of a set from (set, seed, n) alone.
+
+Scenes that no web shows, simple ones: a question is about one thing in a picture, large enough to be seen at 64 px.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from PIL import Image, ImageDraw, ImageFont
+
+from infra.miniweb.captions import COLOUR_WORDS, NUMBERS, plural
+from infra.miniweb.questions import OPPOSITES, held_out
+from infra.miniweb.render import encoded, paint
+from infra.miniweb.scenes import FEW, Scene, simplified
+
+PEOPLE = 10
+"""Who answer each question, as VQAv2 has it."""
+WORDS = ("STOP", "OPEN", "EXIT", "SALE", "TAXI", "CAFE", "BANK", "HOTEL", "MUSIC", "PIZZA", "WATER", "PARK")
+"""What can be written over a picture."""
+READABLE = 0.8
+"""Share of the picture's width that a word takes."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A picture, a question about it, and the answers of ten people."""
+
+    scene: Scene
+    text: str
+    answers: tuple[str, ...]
+    kind: str
+    """What is asked for: questions of one kind can be guessed alike."""
+    written: str | None = None
+    """A word over the picture."""
+
+    def jpeg(self) -> bytes:
+        """The picture, as it is published."""
+        image = paint(self.scene)
+        if self.written is not None:
+            _write(image, self.written)
+        return encoded(image, self.scene.quality)
+
+
+Ask = Callable[[Scene, random.Random], Question | None]
+
+
+def question(name: str, seed: int, number: int) -> Question:
+    """Question `number` of a set: of `questions` the kinds take turns."""
+    asks = ASKS[name]
+    ask, dice = asks[number % len(asks)], random.Random(f"{name}/{seed}/{number}")
+    return next(found for scene in held_out(name, seed, number) if (found := ask(scene, dice)) is not None)
+
+
+def ground(scene: Scene, dice: random.Random) -> Question:
+    return Question(simplified(scene), "What colour is the background?", _coloured(scene.colour), "background")
+
+
+def colour(scene: Scene, dice: random.Random) -> Question:
+    """Of one thing among one or two of other shapes and colours."""
+    scene = simplified(scene)
+    groups = tuple(replace(group, count=1) for group in scene.groups)
+    if len({group.shape for group in groups}) < len(groups):
+        groups = groups[:1]
+    asked = dice.choice(groups)
+    answers = _coloured(asked.colour)
+    return Question(replace(scene, groups=groups), f"What colour is the {asked.shape}?", answers, "colour")
+
+
+def count(scene: Scene, dice: random.Random) -> Question:
+    """Of one to four things, each number as often."""
+    group = replace(simplified(scene).groups[0], count=dice.randint(1, FEW))
+    text = f"How many {group.colour} {plural(group.shape)} are there?"
+    return Question(replace(scene, groups=(group,)), text, (NUMBERS[group.count],) * PEOPLE, "count")
+
+
+def relation(scene: Scene, dice: random.Random) -> Question | None:
+    """Left or right, above or below: yes as often as no."""
+    groups = tuple(replace(group, count=1, size="large", texture="plain") for group in scene.groups[:2])
+    scene = replace(scene, groups=groups)
+    found = list(scene.relations())
+    if not found:
+        return None
+    one, words, other = dice.choice(found)
+    wrong = OPPOSITES[f"is {words}"].removeprefix("is ")
+    true = dice.random() < 0.5
+    names = [f"the {scene.groups[place].colour} {scene.groups[place].shape}" for place in (one, other)]
+    text = f"Is {names[0]} {words if true else wrong} {names[1]}?"
+    return Question(scene, text, ("yes" if true else "no",) * PEOPLE, "relation")
+
+
+def reading(scene: Scene, dice: random.Random) -> Question:
+    """A word over the picture."""
+    word = dice.choice(WORDS)
+    scene = replace(simplified(scene), noise=0, blur=1)
+    return Question(scene, "What is written in the image?", (word.lower(),) * PEOPLE, "reading", written=word)
+
+
+ASKS: dict[str, tuple[Ask, ...]] = {"questions": (ground, colour, count, relation), "reading": (reading,)}
+
+
+def _coloured(name: str) -> tuple[str, ...]:
+    """What ten people call a colour: each of its names four of them or more, so that all are right."""
+    names = tuple(dict.fromkeys(COLOUR_WORDS[name]))
+    return tuple(names[person % len(names)] for person in range(PEOPLE))
+
+
+def _write(image: Image.Image, word: str) -> None:
+    """Across the middle, white in a black frame, so that any ground lets it be read."""
+    draw = ImageDraw.Draw(image)
+    size = 10.0
+    for _ in range(3):  # widths grow nearly as sizes do
+        left, _, right, _ = draw.textbbox((0, 0), word, ImageFont.load_default(size))
+        size *= READABLE * image.width / (right - left)
+    draw.text(
+        (image.width / 2, image.height / 2),
+        word,
+        (255, 255, 255),
+        ImageFont.load_default(size),
+        anchor="mm",
+        stroke_width=max(1, round(image.width / 60)),
+        stroke_fill=(0, 0, 0),
+    )

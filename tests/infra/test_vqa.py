@@ -1,0 +1,110 @@
+"""Questions about held-out scenes: each answer is true of its picture, and no answer can be guessed."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from infra.miniweb import sets, vqa
+from infra.miniweb.captions import COLOUR_WORDS, NUMBERS
+from infra.miniweb.plan import Plan
+from infra.miniweb.scenes import FEW
+from models.evaluate.answers import accuracy
+from models.evaluate.vqa_sets import from_shards
+
+
+def asked(kind: str, count: int = 200) -> list[vqa.Question]:
+    found = [vqa.question("questions", 0, number) for number in range(4 * count)]
+    return [question for question in found if question.kind == kind]
+
+
+def test_the_kinds_take_turns() -> None:
+    assert Counter(vqa.question("questions", 3, number).kind for number in range(8)) == dict.fromkeys(
+        ("background", "colour", "count", "relation"), 2
+    )
+
+
+def test_a_background_and_a_thing_have_the_colour_that_is_answered() -> None:
+    for question in asked("background", 20):
+        assert question.answers[0] == question.scene.colour
+    for question in asked("colour", 20):
+        (group,) = (one for one in question.scene.groups if one.shape in question.text)
+        assert question.answers[0] == COLOUR_WORDS[group.colour][0]
+        assert (group.count, group.size) == (1, "large")
+
+
+def test_every_name_of_a_colour_is_right() -> None:
+    for words in COLOUR_WORDS.values():
+        for word in words:
+            assert accuracy(word, vqa._coloured(words[0])) == 1
+
+
+def test_a_number_is_what_is_there_and_each_comes_as_often() -> None:
+    found = asked("count")
+    for question in found:
+        (group,) = question.scene.groups
+        assert question.answers == (NUMBERS[group.count],) * 10
+    counts = Counter(question.answers[0] for question in found)
+    assert len(counts) == FEW
+    assert max(counts.values()) / len(found) < 0.35
+
+
+def test_a_relation_holds_where_yes_is_right_and_yes_is_right_as_often_as_no() -> None:
+    found = asked("relation")
+    for question in found:
+        names = [f"the {group.colour} {group.shape}" for group in question.scene.groups]
+        one, other = (0, 1) if question.text.startswith(f"Is {names[0]} ") else (1, 0)
+        stated = question.text.removeprefix(f"Is {names[one]} ").removesuffix(f" {names[other]}?")
+        relations = set(question.scene.relations())
+        if stated in ("to the right of", "below"):
+            holds = (other, {"to the right of": "to the left of", "below": "above"}[stated], one) in relations
+        else:
+            holds = (one, stated, other) in relations
+        assert holds == (question.answers[0] == "yes"), question.text
+    share = sum(question.answers[0] == "yes" for question in found) / len(found)
+    assert 0.4 < share < 0.6
+
+
+def test_a_word_is_written_across_the_picture() -> None:
+    question = vqa.question("reading", 0, 0)
+    assert question.answers[0].upper() in vqa.WORDS
+    image = np.asarray(Image.open(io.BytesIO(question.jpeg())).convert("L"), np.int16)
+    plain = vqa.Question(question.scene, "", (), "").jpeg()
+    changed = np.abs(image - np.asarray(Image.open(io.BytesIO(plain)).convert("L"), np.int16)) > 40
+    across = np.flatnonzero(changed.any(0))
+    assert 0.7 < (across[-1] - across[0]) / image.shape[1] < 0.95
+    assert changed[: image.shape[0] // 5].mean() < 0.01, "the top stays as it is"
+
+
+@pytest.mark.parametrize("name", ["questions", "reading"])
+def test_a_set_lies_as_evaluations_read_it_and_is_the_same_each_time(name: str, tmp_path: Path) -> None:
+    for place in ("one", "other"):
+        sets.write(tmp_path / place, samples=8, seed=3, names=(name,))
+    folders = (tmp_path / place / name for place in ("one", "other"))
+    one, other = ({file.name: file.read_bytes() for file in folder.rglob("*.*")} for folder in folders)
+    assert one == other
+    assert one["dataset_type.txt"] == b"vqa\n"
+    found = from_shards(name, [str(tmp_path / "one" / name / "test/0.tar")], one["vqa_prompt.txt"].decode().strip())
+    assert [question.text for question in found.questions] == [vqa.question(name, 3, n).text for n in range(8)]
+
+
+def test_questions_are_made_only_where_they_are_named(tmp_path: Path) -> None:
+    assert sets.main([str(tmp_path), "--samples", "1", "--sets", "reading"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["reading"]
+    assert not {"questions", "reading"} & set(sets.SETS)
+
+
+def test_a_simple_web_has_few_large_plain_things() -> None:
+    for page in Plan(300, scenes="simple"):
+        groups = page.scene.groups
+        assert len(groups) <= 2
+        if page.source is None:
+            assert {group.size for group in groups} == {"large"}
+            assert {group.texture for group in groups} == {"plain"}
+    with pytest.raises(ValueError, match="scenes is 'many'; expected any, simple"):
+        Plan(300, scenes="many")
