@@ -93,7 +93,7 @@ class Place:
         name = "shard" if mode == "fsdp" else "replicate"
         mesh: DeviceMesh = init_device_mesh(self.device.type, (self.world,), mesh_dim_names=(name,))
         wrap = partial(fully_shard if mode == "fsdp" else replicate, mesh=mesh, ignored_params=set(loose(model)))
-        for block in blocks(model):
+        for block in _apart(model):
             wrap(block)
         wrap(model)
         for module in _wrapped(model):
@@ -152,6 +152,12 @@ def blocks(model: nn.Module) -> Iterator[nn.Module]:
             yield from (member for member in members if any(True for _ in member.parameters()))
         else:
             yield from blocks(child)
+
+
+def _apart(model: nn.Module) -> Iterator[nn.Module]:
+    """Layers that share nothing with one another: what several have (BLIP's decoder) belongs to the whole model."""
+    owners = Counter(parameter for block in blocks(model) for parameter in block.parameters())
+    return (block for block in blocks(model) if all(owners[parameter] == 1 for parameter in block.parameters()))
 
 
 def lighten(model: nn.Module) -> None:
