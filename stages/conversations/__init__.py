@@ -5,8 +5,10 @@ phrases.py, templates.py   what a caption says, and what can be asked of it with
 turns.py          one question and its answer; LLaVA's and ShareGPT's forms
 filters.py        why a turn is not kept
 packing.py        conversations and images as a tar
+files.py, command.py   from other people's JSON, and back to it
 """
 
 from stages.conversations.conversations import Conversations
+from stages.conversations.files import ConversationFiles
 
-__all__ = ["Conversations"]
+__all__ = ["ConversationFiles", "Conversations"]

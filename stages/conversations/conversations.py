@@ -28,7 +28,7 @@ from pipeline.stage import Column, Device, Job, Promise, Task, Work
 from stages.conversations.filters import judged
 from stages.conversations.packing import Packer
 from stages.conversations.templates import turns_of
-from stages.conversations.turns import Kind, Turn, conversation
+from stages.conversations.turns import Kind, Turn, as_text, conversation
 
 SHARD, TURNS, SAMPLES = "shard", "conversation", "samples"
 """Kinds of file: a tar, the table of turns, the table of what is in the tar."""
@@ -71,6 +71,8 @@ class Writing(Job):
     """Share of an answer's words of meaning that the captions must have. Numbers must all be there."""
     longest: int = Field(default=2000, ge=1)
     """Characters of a question or an answer, at most."""
+    texts: bool = False
+    """Also write what was said as a `txt`, from which language models learn that read texts."""
     at_once: ClassVar[int] = 64
     """Samples whose turns are written together."""
 
@@ -87,7 +89,7 @@ class Writing(Job):
         written = work.map("turns", tasks, self.write_turns)
         # What was said decides the bytes of the shards, so it names them.
         said = [record.content_hash for record in written], [record.content_hash for record in shards]
-        key = digest([*said, list(self.kinds), self.turns, self.brief])[:12]
+        key = digest([*said, list(self.kinds), self.turns, self.brief, self.texts])[:12]
         packs = [
             Task(f"{number:08d}", {"key": key}, {"turns": (turns,), "shards": (shard,)}, rows=turns.notes["samples"])
             for number, (turns, shard) in enumerate(zip(written, shards, strict=True))
@@ -142,7 +144,8 @@ class Writing(Job):
                 if key in kept:
                     spoken = conversation(self._asked(key, kept[key]), len(images), self.brief)
                     about = {field: said[field] for field in SAID_ABOUT if said.get(field) is not None}
-                    packer.add(key, images, {"id": key, "conversations": spoken, "provenance": about})
+                    document = {"id": key, "conversations": spoken, "provenance": about}
+                    packer.add(key, images, document, as_text(spoken) if self.texts else None)
             index = packer.finish()
         attempt.write(SAMPLES, index)
         attempt.note(samples=index.num_rows, shard=name)

@@ -34,13 +34,18 @@ class Packer:
         self._shard = shard
         self._rows: list[dict[str, Any]] = []
 
-    def add(self, uid: str, images: Sequence[tuple[str, bytes]], document: Mapping[str, Any]) -> None:
-        """One sample under its uid. `images`: their endings and bytes; of several, the numbers stand before them."""
+    def add(
+        self, uid: str, images: Sequence[tuple[str, bytes]], document: Mapping[str, Any], text: str | None = None
+    ) -> None:
+        """One sample under its uid. `images`: their endings and bytes; of several, the numbers stand before them.
+        `text`: what is also said as plain text."""
         numbered = len(images) > 1
         members = [
             (f"{uid}.{number}.{ending}" if numbered else f"{uid}.{ending}", data)
             for number, (ending, data) in enumerate(images)
         ]
+        if text is not None:
+            members.append((f"{uid}.txt", text.encode()))
         members.append((f"{uid}.json", json.dumps(document, ensure_ascii=False).encode()))
         places = self._tar.add(members)
         first, last = members[0], members[-1]

@@ -45,6 +45,11 @@ def conversation(turns: Sequence[Turn], images: int, brief: str = "") -> list[di
     return said
 
 
+def as_text(said: Sequence[Mapping[str, Any]]) -> str:
+    """What was said, a line for each who spoke, without the images."""
+    return "\n".join(str(turn["value"]).replace(IMAGE, "").strip() for turn in said)
+
+
 class Malformed(ValueError):
     """What is no conversation: says what was found, and what was expected."""
 

@@ -147,3 +147,11 @@ def test_a_damaged_tar_is_named_with_its_repair(store: Store) -> None:
     path.write_bytes(b"rot" * 1000)
     with pytest.raises(SluiceError, match=r"verify .* --repair"):
         made(store, Conversations(), pairs)
+
+
+def test_what_is_said_may_also_be_read_as_text(store: Store, pairs: Generation) -> None:
+    generation = made(store, Conversations(texts=True, brief="", kinds=("count",)), pairs)
+    members = read(tars(store, generation)[0])[uid(0)]
+    said = json.loads(members["json"])["conversations"]
+    assert members["txt"].decode() == "\n".join(turn["value"].removeprefix("<image>\n") for turn in said)
+    assert list(members)[-1] == "json", "an index of sluice ends a sample with it"
