@@ -24,7 +24,7 @@ from pipeline.content import covered
 from pipeline.errors import SluiceError, did_you_mean
 from pipeline.identity import resource_fields, resource_files
 from pipeline.sets import check_sets
-from pipeline.stage import KEYS, PIXELS, Column, NodeRef, PartStage, PoolStage, Stage, TableStage
+from pipeline.stage import KEYS, PIXELS, TOLD, Column, Job, NodeRef, PartStage, PoolStage, Stage, TableStage
 
 KEY_COLUMNS = {name for schema in KEYS.values() for name in schema.names}
 RESERVED_NODES = {"runs", "resources", "takedowns", "samples", "drops", "errors"}
@@ -104,6 +104,7 @@ class Dag:
             ) from None
         self.nodes = {name: nodes[name] for name in order}
         self._columns: dict[str, list[Column]] = {}
+        self._tellers: dict[str, str | None] = {}
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -173,8 +174,47 @@ class Dag:
         return self._columns[node]
 
     def inputs_of(self, node: str) -> list[Column]:
-        """The columns that `node` may read: those of the nodes in its `from`."""
-        return [column for name in self.nodes[node].inputs for column in self.columns(name)]
+        """The columns that `node` may read: those of the nodes in its `from`.
+
+        Where one of them tells more captions than another, what was said of the fewer is no column of these pairs, and
+        the captions take the place of what the images had of that name.
+        """
+        inputs = self.nodes[node].inputs
+        found = [column for name in inputs for column in self.columns(name)]
+        told_by = {name: self.teller(name) for name in inputs}
+        if len({*told_by.values()} - {None}) < 2 or self._joins_pools(node):
+            return found
+        who = self.teller(node)
+        told = {column.name for column in found if column.node == who and column.grain == "caption"}
+        return [
+            column
+            for column in found
+            if (told_by[column.node] == who if column.grain == "caption" else column.name not in told)
+        ]
+
+    def teller(self, node: str) -> str | None:
+        """The node that told the captions that `node` is about: itself, or the last one above it; None for none.
+
+        Raises `SluiceError` where two told more captions, neither of them those of the other.
+        """
+        if node not in self._tellers:
+            above = list(dict.fromkeys(told for name in self.nodes[node].inputs if (told := self.teller(name))))
+            last = [name for name in above if not any(name in self._above(other) for other in above)]
+            if len(last) > 1 and not self._joins_pools(node):
+                raise SluiceError(f"{node} takes from {' and '.join(last)}, which tell captions each; leave one out")
+            self._tellers[node] = last[0] if last else None  # what `columns` asks for, whose captions its own are
+            own = {column.name for column in self.columns(node) if column.grain == "caption"}
+            self._tellers[node] = node if own >= TOLD else self._tellers[node]
+        return self._tellers[node]
+
+    def _above(self, node: str) -> set[str]:
+        """The nodes that `node` was made from, near and far."""
+        inputs = self.nodes[node].inputs
+        return {*inputs, *(other for name in inputs for other in self._above(name))}
+
+    def _joins_pools(self, node: str) -> bool:
+        stage = self.nodes[node].table_stage
+        return stage is not None and stage.joins_pools
 
     def check(self) -> None:
         """Raise `SluiceError` for the first thing that is wrong: columns, parameters, files, lineage."""
@@ -236,6 +276,10 @@ class Dag:
         if len(set(roots.values())) > 1 and not (node.table_stage and node.table_stage.joins_pools):
             shown = ", ".join(f"{name} (of {root})" for name, root in roots.items())
             raise SluiceError(f"{node.name} takes from different pools: {shown}; its inputs must come from one")
+        if node.inputs and not isinstance(node.stages[0], Job) and not self._joins_pools(node.name):
+            who = self.teller(node.name)
+            if who not in (None, node.name, self.teller(node.inputs[0])):
+                raise SluiceError(f"{node.name} takes from {who}, which tells more captions; name it first in `from`")
         if not node.inputs and not isinstance(node.stages[0], TableStage):
             raise SluiceError(
                 f"{node.name} has no `from`; {type(node.stages[0]).__name__} needs a node to read, such as `from: pool`"

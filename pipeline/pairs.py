@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipeline.judge import name, text
 from pipeline.records import Generation
 from pipeline.runs import ancestors
-from pipeline.stage import CAPTIONS, KEYS, Column
+from pipeline.stage import CAPTIONS, KEYS, TOLD, Column
 
 KEY_NAMES = tuple(KEYS["caption"].names)
 PAIR_GRAINS = ("image", "caption")
@@ -46,6 +46,11 @@ class Table:
 
     def rows(self) -> dict[str, int]:
         return {piece.part: piece.rows for piece in self.pieces}
+
+    @property
+    def tells_captions(self) -> bool:
+        """Whether it says which captions there are."""
+        return self.kind == "caption" and set(self.schema.names) >= TOLD
 
     @property
     def counts_captions(self) -> bool:
@@ -113,15 +118,25 @@ class Pool:
     """The pairs of one pool, and the tables that say something about them."""
 
     node: str
+    """Who told the captions: the node that downloaded the images, or one that wrote more captions of them."""
     captions: Table
     """Decides the pairs and their order."""
     others: tuple[Table, ...]
+    pixels: str
+    """The node that downloaded the images."""
 
     def columns(self) -> dict[tuple[str, str], Column]:
-        """By node and name, keys left out. A node's caption column shadows its image column of the same name."""
+        """By node and name, keys left out. A node's caption column shadows its image column of the same name, and
+        what tells captions that were written later shadows what the images had before."""
         tables = (self.captions, *self.others)
         by_grain = sorted(tables, key=lambda table: PAIR_GRAINS.index(table.kind))
         found = {(column.node, column.name): column for table in by_grain for column in table.columns()}
+        if self.node != self.pixels:
+            found = {
+                (node, column): said
+                for (node, column), said in found.items()
+                if node == self.node or column not in self.captions.schema.names
+            }
         nodes = list(dict.fromkeys(table.node for table in tables))
         return dict(sorted(found.items(), key=lambda item: nodes.index(item[0][0])))
 
@@ -177,7 +192,7 @@ class Pool:
     ) -> str:
         """The pairs of some parts. `one_each`: every image has one caption, so that image rows zip too."""
         images = [table for table in zipped if table.kind == "image"]
-        counting = [table for table in images if table.counts_captions]
+        counting = [table for table in images if table.counts_captions and self.node == self.pixels]
         beside = [table for table in zipped if table.kind == "caption" and table is not self.captions]
         beside += images if one_each else []
         keys = [*KEY_NAMES, "filename AS path", "file_index AS place"]
@@ -200,7 +215,8 @@ def pools(generations: Mapping[str, Generation], tables: Tables) -> list[Pool]:
 
     A pool is a node with image bytes; before any download, it is the node that the input became. A node belongs to a
     pool that it was made from, or with which it shares the input. What the pool was made from is left out: a pool
-    repeats the columns of its input.
+    repeats the columns of its input. A node that tells more captions of a pool's images gives pairs of its own, behind
+    those of the pool: with all that is known of the images, and what was said of these captions.
     """
     aligned = [node for node in generations if any((node, grain) in tables for grain in PAIR_GRAINS)]
     above = {node: ancestors(node, generations) & set(aligned) for node in aligned}
@@ -208,6 +224,13 @@ def pools(generations: Mapping[str, Generation], tables: Tables) -> list[Pool]:
     paired = [node for node in aligned if (node, "caption") in tables]
     found = [node for node in paired if any(record.file("tar") for record in generations[node].records)]
     found = found or [node for node in paired if not above[node] & set(paired)]
+    telling = [node for node in paired if tables[node, "caption"].tells_captions]
+
+    def teller(node: str) -> str | None:
+        """Who told the captions of a node: of those above it the nearest, which has all others above itself."""
+        told = (other for other in telling if other in (node, *above[node]))
+        return max(told, key=lambda other: len(above[other]), default=None)
+
     result = []
     for pool in found:
         members = [pool]
@@ -215,9 +238,14 @@ def pools(generations: Mapping[str, Generation], tables: Tables) -> list[Pool]:
             stray = not above[node] & set(found) and bool(roots[node] & roots[pool])
             if node not in found and node not in above[pool] and (pool in above[node] or stray):
                 members.append(node)
-        captions = tables[pool, "caption"]
-        others = [tables[node, grain] for node in members for grain in PAIR_GRAINS if (node, grain) in tables]
-        result.append(Pool(pool, captions, tuple(table for table in others if table is not captions)))
+        for who in [pool, *(node for node in members if node in telling and node != pool)]:
+            others = []
+            for node in members:
+                later = teller(node) not in (None, pool, *above[pool])
+                others += [tables[node, "image"]] if (node, "image") in tables else []
+                if (node, "caption") in tables and node != who and (teller(node) == who if later else who == pool):
+                    others.append(tables[node, "caption"])
+            result.append(Pool(who, tables[who, "caption"], tuple(others), pool))
     return result
 
 

@@ -185,6 +185,8 @@ class PartWork:
                     same = column.grain == step.grain
                     table[name] = own[qualified(column)] if same else images[qualified(column)].take(image_of)
             seen = pictures if PIXELS in source else {}
+            if step.grain == "caption":  # every caption's image: the same array for all of one image
+                seen = {prepare: [images_[row] for row in image_of] for prepare, images_ in seen.items()}
             batch = RowBatch(pa.table(table), seen.get(None), seen)
             result = _checked(step, guarded(step, partial(function, batch)), batch.table.num_rows)
             for name in result.column_names:

@@ -37,6 +37,10 @@ KEYS: dict[str, pa.Schema] = {
 }
 """The key columns that every table of a grain begins with."""
 
+TOLD = frozenset({"caption", "source"})
+"""The columns of a caption table that tells captions, and so which pairs there are: that of a pool, or of a node that
+adds captions which a model wrote. Every other caption table says something of the captions that such a one tells."""
+
 PIXELS = "pixels"
 """The name under which a stage says in `reads` that it looks at the images."""
 

@@ -6,19 +6,32 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 
 from models.data.images import opened
-from models.evaluate import retrieval, selection, vqa, zero_shot
+from models.evaluate import grounded, retrieval, selection, vqa, zero_shot
 from models.evaluate.metric import Groups, Metric
 from models.evaluate.sets import EvaluationSet, SetError, layout_of
 from models.evaluate.vqa_sets import Asked, from_shards, read
 from models.towers.dual_encoder import Dtype, DualEncoder, Rows
 from models.towers.preprocess import Pixels
 
-Task = Literal["zeroshot_classification", "zeroshot_retrieval", "image_caption_selection", "linear_probe", "knn", "vqa"]
+if TYPE_CHECKING:
+    from models.towers.matcher import Matcher
+
+Task = Literal[
+    "zeroshot_classification",
+    "zeroshot_retrieval",
+    "image_caption_selection",
+    "linear_probe",
+    "knn",
+    "vqa",
+    "image_text_matching",
+    "reranked_retrieval",
+    "captioning",
+]
 TASKS: tuple[Task, ...] = get_args(Task)
 CHUNK = 512
 """Images that are decoded and resized while the model works on as many."""
@@ -47,7 +60,8 @@ def evaluate(
     """
     published = {name: folder for name, folder in sets.items() if layout_of(folder) is not None}
     opened = [EvaluationSet.open(name, folder) for name, folder in sets.items() if name not in published]
-    wanted = {one.name: [task for task in _tasks(one) if tasks is None or task in tasks] for one in opened}
+    able = frozenset({"embed"}) if isinstance(model, DualEncoder) else grounded.abilities(Path(model))
+    wanted = {one.name: [task for task in _tasks(one, able) if tasks is None or task in tasks] for one in opened}
     wanted |= {name: ["vqa"] for name in published if tasks is None or "vqa" in tasks}
     for task in tasks or ():
         if not any(task in chosen for chosen in wanted.values()):
@@ -55,7 +69,9 @@ def evaluate(
     asking = [name for name, chosen in wanted.items() if "vqa" in chosen]
     shown = [one for one in opened if one.name not in asking and wanted[one.name]]
     rows: list[Metric] = []
-    if shown:
+    if shown and able != {"embed"}:
+        rows += _grounded(Path(model), able, shown, wanted, device, dtype, batch, threads)  # type: ignore[arg-type]
+    elif shown:
         encoder = model if isinstance(model, DualEncoder) else DualEncoder.load(Path(model), device, dtype)
         with ThreadPoolExecutor(threads) as pool:
             rows += [
@@ -78,13 +94,66 @@ def _questions(name: str, opened: Sequence[EvaluationSet]) -> Asked:
     return from_shards(name, [f"{one.folder}/test/{number}.tar" for number in range(one.shards["test"])], one.prompt)
 
 
-def _tasks(one: EvaluationSet) -> list[Task]:
-    """What a set is for."""
+def _grounded(
+    folder: Path,
+    able: frozenset[str],
+    shown: Sequence[EvaluationSet],
+    wanted: Mapping[str, Sequence[Task]],
+    device: str,
+    dtype: Dtype,
+    batch: int,
+    threads: int,
+) -> list[Metric]:
+    """What a BLIP scores: by its two vectors, by its head for matching, and as one that writes."""
+    from models.captioners.captioner import Captioner
+    from models.towers.matcher import Matcher
+
+    rows: list[Metric] = []
+    with ThreadPoolExecutor(threads) as pool:
+        if "match" in able:
+            matcher = Matcher.load(folder, device, dtype)
+            for one in shown:
+                reader = _Reader(matcher, one, batch, pool)
+                rows += _on_set(reader, [task for task in wanted[one.name] if task not in grounded.TASKS], 0)
+                if set(wanted[one.name]) & {grounded.MATCHING, grounded.RERANKED}:
+                    rows += _matched(matcher, reader, wanted[one.name])
+        for one in shown:
+            if grounded.CAPTIONING in wanted[one.name]:
+                writer = Captioner.load(folder, device, dtype)
+                images, captions = _Reader(writer, one, batch, pool).prepared("test")
+                rows += grounded.captioning(one.name, writer, images, captions, batch)
+    return rows
+
+
+def _matched(matcher: Matcher, reader: _Reader, wanted: Sequence[Task]) -> Iterator[Metric]:
+    one, batch = reader.set, reader.batch
+    images, captions = reader.prepared("test")
+    if one.kind == "image_caption_selection":
+        yield from grounded.selection(one.name, matcher, images, captions, batch)
+        return
+    if grounded.MATCHING in wanted:
+        yield from grounded.matching(one.name, matcher, images, captions, batch)
+    if grounded.RERANKED in wanted:
+        texts = [line for lines in captions for line in lines]
+        owners = np.repeat(np.arange(len(captions)), [len(lines) for lines in captions])
+        rows = matcher.embed_prepared(images, batch), texts, matcher.embed_texts(texts, batch), owners
+        yield from grounded.reranked(one.name, matcher, images, *rows, batch)
+
+
+def _tasks(one: EvaluationSet, able: frozenset[str]) -> list[Task]:
+    """What a set is for, of a model that is able to do it."""
+    if one.kind == "retrieval":
+        asked: dict[str, list[Task]] = {
+            "embed": ["zeroshot_retrieval"],
+            "match": ["image_text_matching", "reranked_retrieval"],
+            "write": ["captioning"],
+        }
+        return [task for what, found in asked.items() if what in able for task in found]
+    if one.kind != "vqa" and "embed" not in able:
+        return []
     match one.kind:
-        case "retrieval":
-            return ["zeroshot_retrieval"]
         case "image_caption_selection":
-            return ["image_caption_selection"]
+            return ["image_caption_selection", *(["image_text_matching"] if "match" in able else [])]  # type: ignore[list-item]
         case "multilabel":
             return ["zeroshot_classification"]
         case "vqa":
@@ -132,9 +201,16 @@ def _on_set(reader: _Reader, tasks: Sequence[Task], seed: int) -> Iterator[Metri
 class _Reader:
     """A set through a model."""
 
-    def __init__(self, encoder: DualEncoder, one: EvaluationSet, batch: int, pool: Executor) -> None:
+    def __init__(self, encoder: Any, one: EvaluationSet, batch: int, pool: Executor) -> None:
+        """`encoder`: a dual encoder, or what embeds and prepares images as one does."""
         self.encoder, self.set, self.batch = encoder, one, batch
         self._pool = pool
+
+    def prepared(self, split: str) -> tuple[list[Pixels], list[Sequence[str]]]:
+        """All images as the model wants them, and the texts of each. Raises `SetError`."""
+        samples = list(self.set.samples(split))
+        images = list(self._pool.map(lambda sample: self._pixels(sample[0], sample[1]), samples))
+        return images, [self.set.captions(key, answer) for key, _, answer in samples]
 
     def split(self, split: str) -> tuple[Rows, Answers]:
         """float32 (images, width), unit rows, and key and answer of each. Raises `SetError`."""

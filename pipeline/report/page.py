@@ -120,10 +120,12 @@ def gathered(ask: Ask, store: Store, run: Run) -> Page:
 def _pool_part(ask: Ask, store: Store, pool: Pool, generations: Mapping[str, Generation]) -> PoolPart:
     found = pool_report(ask, pool, generations, SEGMENTS, TILES, EXAMPLES)
     images = [table for table in (pool.captions, *pool.others) if table.kind == "image"]
+    if pool.node != pool.pixels:  # more captions of the same images, of which nothing is said twice
+        images = []
     web = next((said for table in images if table.node == pool.node and (said := web_report(ask, table))), None)
     copies = tuple(groups for table in images if (groups := copies_report(ask, table)))
     wanted = list(_wanted(found, web, copies)) if found.has_images else []
-    return PoolPart(found, web, copies, Samples.load(ask, store, pool, generations[pool.node], wanted))
+    return PoolPart(found, web, copies, Samples.load(ask, store, pool, generations[pool.pixels], wanted))
 
 
 def _wanted(found: PoolReport, web: WebReport | None, copies: Sequence[CopiesReport]) -> Iterator[str]:

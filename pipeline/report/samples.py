@@ -139,7 +139,7 @@ def _picture(store: Store, place: str, offset: int, nbytes: int, sha: str) -> Pi
 
 def _images(ask: Ask, pool: Pool, uids: Sequence[str]) -> dict[str, dict[str, Any]]:
     """uid -> its row that counts, with the `part` that holds it."""
-    table = next((t for t in pool.others if t.node == pool.node and t.kind == "image"), None)
+    table = next((t for t in pool.others if t.node == pool.pixels and t.kind == "image"), None)
     if table is None:
         return {}
     columns = [column for column in ("url", "status", *MEMBER) if column in table.schema.names]

@@ -93,20 +93,20 @@ def pool_report(
     columns = pool.columns()
     selected = [node for node in generations if {(node, "kept"), (node, "dropped_by")} <= columns.keys()]
     funnels = [_funnel(ask, generations[node], columns) for node in selected]
-    has_images = all((pool.node, column) in columns for column in MEMBER)
+    has_images = all((pool.pixels, column) in columns for column in MEMBER)
     verdicts = {(node, column) for node in selected for column in ("kept", "dropped_by")}
     numeric = [
-        c for key, c in columns.items() if is_number(c.type) and not (key[0] == pool.node and key[1] in ADDRESSES)
+        c for key, c in columns.items() if is_number(c.type) and not (key[0] == pool.pixels and key[1] in ADDRESSES)
     ]
     flags = [c for key, c in columns.items() if pa.types.is_boolean(c.type) and key not in verdicts]
     wanted = verdicts | {(c.node, c.name) for c in (*numeric, *flags)}
-    wanted |= {(pool.node, MEMBER[0])} if has_images else set()
+    wanted |= {(pool.pixels, MEMBER[0])} if has_images else set()
     wanted |= {key for funnel in funnels for key in funnel.reads}
     source = Source(
         _rows(pool, sorted(wanted), funnels, segments),
         sum(piece.rows for piece in pool.captions.pieces),
         KEY_NAMES,
-        f"{name(f'{pool.node}.{MEMBER[0]}')} IS NOT NULL" if has_images else "false",
+        f"{name(f'{pool.pixels}.{MEMBER[0]}')} IS NOT NULL" if has_images else "false",
     )
     groups = _groups(selected[-1] if selected else None)
     of_columns = [_column_number(column, columns, groups, funnels) for column in numeric]

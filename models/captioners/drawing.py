@@ -1,0 +1,83 @@
+"""Nucleus sampling whose draws depend on the image and not on its neighbours: a rerun writes the same captions.
+
+The number that decides a token follows from (seed, uid, candidate, step) alone; transformers' own sampling takes
+it from one generator for all rows, so that every row depends on the size of the batch and on the rows before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any
+
+import torch
+
+import models.without_torchvision  # isort: skip  # noqa: F401
+from transformers import LogitsProcessor
+
+from models.captioners.decoding import Decoding
+from models.splitmix import mixed
+
+LIKELY = 256
+"""Tokens among which a nucleus is looked for first: sorting a vocabulary of 30,000 takes as long as a small model."""
+GOLDEN = -7046029254386353131
+"""SplitMix64's increment: states of one stream, far apart for every other."""
+
+
+class Drawing(LogitsProcessor):
+    """Chooses the next token of every row: what it returns leaves `generate` no other.
+
+    `scores`: float32 (rows,) per step, the logarithm of the probability that the model gave what was chosen.
+    """
+
+    def __init__(self, uids: Sequence[str], decoding: Decoding) -> None:
+        streams = [_stream(decoding.seed, uid, one) for uid in uids for one in range(decoding.candidates)]
+        self._streams = torch.tensor(streams, dtype=torch.int64)
+        self._decoding = decoding
+        self.scores: list[torch.Tensor] = []
+        self.begins = 0
+        """Tokens that stood there before the first step."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> Any:
+        """float32 (rows, vocabulary): 0 for the token that is chosen, minus infinity for every other."""
+        step = len(self.scores)
+        if not step:
+            self.begins = input_ids.shape[1]
+        logits_rv = scores.float()
+        chosen_r = nucleus(logits_rv / self._decoding.temperature, self._decoding.top_p, self.uniform(step))
+        chosen_r1 = chosen_r.unsqueeze(1)
+        # The model's own probability, whatever the temperature: what comes from several settings can be compared.
+        self.scores.append((logits_rv.gather(1, chosen_r1).squeeze(1) - logits_rv.logsumexp(1)).cpu())
+        return torch.full_like(logits_rv, float("-inf")).scatter_(1, chosen_r1, 0.0)
+
+    def uniform(self, step: int) -> torch.Tensor:
+        """float64 (rows,) in [0, 1): the numbers that decide the tokens of a step."""
+        bits = mixed(self._streams + torch.tensor(step) * GOLDEN)  # a tensor wraps around
+        return ((bits >> 11) & ((1 << 53) - 1)).double() / (1 << 53)
+
+
+def nucleus(logits_rv: torch.Tensor, top_p: float, uniform_r: torch.Tensor) -> torch.Tensor:
+    """int64 (rows,): the token that each number in [0, 1) falls on, among the fewest with probability `top_p`.
+
+    Tokens stand in the order of the vocabulary, not of their probability: two that are about as likely would change
+    places with the float noise of another batch, and the number would fall on the other.
+    """
+    probs_rv = logits_rv.softmax(1)
+    count = min(LIKELY, logits_rv.shape[1])
+    probs_rk, tokens_rk = probs_rv.topk(count, dim=1)
+    if count < logits_rv.shape[1] and bool((probs_rk.sum(1) < top_p).any()):
+        probs_rk, tokens_rk = probs_rv.sort(dim=1, descending=True, stable=True)
+    probs_rk = probs_rk.double()
+    before_rk = probs_rk.cumsum(1) - probs_rk
+    probs_rk = probs_rk.masked_fill(before_rk >= top_p, 0)
+    tokens_rk, order_rk = tokens_rk.sort(dim=1)
+    sums_rk = probs_rk.gather(1, order_rk).cumsum(1)
+    wanted_r1 = (uniform_r.to(sums_rk.device) * sums_rk[:, -1]).unsqueeze(1)
+    place_r1 = torch.searchsorted(sums_rk, wanted_r1, right=True).clamp_(max=sums_rk.shape[1] - 1)
+    return tokens_rk.gather(1, place_r1).squeeze(1)
+
+
+def _stream(seed: int, uid: str, candidate: int) -> int:
+    """A 64-bit state, signed."""
+    data = f"{seed} {uid} {candidate}".encode()
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little", signed=True)

@@ -1,0 +1,149 @@
+"""The command `sluice caption`, joined to the command line by the entry points of `sluice.commands`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from pipeline import cli
+from pipeline.errors import SluiceError
+from pipeline.show import plain
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif")
+"""Of the files that are taken out of a folder."""
+
+
+@cli.example(
+    "sluice caption models/captioner holiday.jpg",
+    "sluice caption Salesforce/blip-image-captioning-base photos/ --candidates 3 --beam",
+)
+@click.command()
+@click.argument("checkpoint", metavar="CHECKPOINT")
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--candidates", type=click.IntRange(1, 64), default=1, show_default=True, help="Captions of an image.")
+@click.option("--beam", is_flag=True, help="Search for the likeliest captions instead of drawing them.")
+@click.option("--prompt", help="What the captions begin with, or what a model that chats is asked.")
+@click.option("--filter", "matcher", metavar="CHECKPOINT", help="A BLIP that says how well each caption fits.")
+@click.option("--seed", default=0, show_default=True, help="Another seed draws other captions.")
+@click.option("--device", default="cpu", show_default=True, help="Where the model runs: cpu, cuda, cuda:1.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON document a line instead of a table.")
+def caption(
+    checkpoint: str,
+    images: Sequence[Path],
+    candidates: int,
+    beam: bool,
+    prompt: str | None,
+    matcher: str | None,
+    seed: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Write captions of your own images by CHECKPOINT: a folder, or a model of the hub, that transformers loads.
+
+    An IMAGE is a file, or a folder of them (JPEG, PNG, WebP, GIF). The same file gets the same captions, whatever else
+    is asked beside it; --seed draws others.
+    """
+    files = [file for place in images for file in _files(place)]
+    pictures, uids = zip(*map(_decoded, files), strict=True)
+    from models.captioners.captioner import Captioner
+    from models.captioners.decoding import Decoding  # torch and transformers: seconds, paid once the images are there
+    from stages.kit.encoders import model_folder
+
+    try:
+        decoding = Decoding(
+            method="beam" if beam else "nucleus", candidates=candidates, beams=max(3, candidates), seed=seed
+        )
+        with model_folder(checkpoint) as folder:
+            captioner = Captioner.load(folder, device, "float32")
+        written = captioner.write(pictures, uids, decoding, None if prompt is None else [prompt] * len(files))
+        fits = _fits(matcher, device, pictures, [[one.text for one in captions] for captions in written])
+    except ValueError as error:
+        raise SluiceError(str(error)) from None
+    rows = [
+        {
+            "image": str(file),
+            "caption": one.text,
+            "token_probability": None if one.score is None else round(math.exp(one.score), 3),
+            "fits": None if fit is None else round(fit, 3),
+        }
+        for file, captions, own in zip(files, written, fits, strict=True)
+        for one, fit in zip(captions, own, strict=True)
+    ]
+    if as_json:
+        for row in rows:
+            click.echo(json.dumps(row, ensure_ascii=False))
+        return
+    cli.out.print(_table(rows, matcher is not None))
+
+
+def _files(place: Path) -> Iterator[Path]:
+    """Raises `SluiceError` for a folder without images."""
+    if not place.is_dir():
+        yield place
+        return
+    found = sorted(file for file in place.iterdir() if file.suffix.lower() in ENDINGS)
+    if not found:
+        raise SluiceError(f"{place} holds no image; expected files that end in {', '.join(ENDINGS)}")
+    yield from found
+
+
+def _decoded(file: Path) -> tuple[np.ndarray, str]:
+    """The picture, and what its draws follow from. Raises `SluiceError` for what is none."""
+    from pipeline.rows import decode
+
+    data = file.read_bytes()
+    try:
+        return decode(data), blake2b(data, digest_size=16).hexdigest()
+    except Exception as error:  # Pillow raises many kinds
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise SluiceError(f"{file} is no picture that can be read ({reason}); give a JPEG, PNG, WebP or GIF") from None
+
+
+def _fits(
+    matcher: str | None, device: str, pictures: Sequence[np.ndarray], texts: Sequence[Sequence[str]]
+) -> list[list[float | None]]:
+    """The probability of every caption, or None for each where nobody was asked."""
+    if matcher is None:
+        return [[None] * len(own) for own in texts]
+    import numpy as np
+
+    from models.towers.matcher import Matcher
+    from stages.kit.encoders import model_folder
+
+    with model_folder(matcher) as folder:
+        judge = Matcher.load(folder, device, "float32")
+    image_of = np.repeat(np.arange(len(texts)), [len(own) for own in texts])
+    told = [text for own in texts for text in own]
+    scores = iter(judge.scores([judge.preprocessing(one) for one in pictures], told, image_of, 64)[:, 0].tolist())
+    return [[next(scores) for _ in own] for own in texts]
+
+
+def _table(rows: Sequence[dict[str, Any]], judged: bool) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("image", no_wrap=True)
+    table.add_column("caption", overflow="fold")
+    table.add_column("a token", justify="right")
+    if judged:
+        table.add_column("fits", justify="right")
+    before = None
+    for row in rows:
+        name = Text("") if row["image"] == before else plain(Path(row["image"]).name, 40)
+        before = row["image"]
+        chance = "" if row["token_probability"] is None else f"{row['token_probability']:.0%}"
+        cells = [name, plain(row["caption"], 400) if row["caption"] else Text("(nothing)", "dim"), Text(chance, "dim")]
+        if judged:
+            fits = row["fits"]
+            cells.append(Text(f"{fits:.0%}", "green" if fits >= 0.5 else "red"))
+        table.add_row(*cells)
+    return table

@@ -1,0 +1,31 @@
+"""The columns in which captions lie that a model wrote, until `Captions` makes pairs of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from models.captioners.decoding import Written
+
+WRITTEN = pa.schema(
+    [
+        ("written", pa.list_(pa.string())),
+        ("written_score", pa.list_(pa.float32())),
+        ("written_source", pa.string()),
+        ("written_model", pa.string()),
+        ("written_checkpoint", pa.string()),
+    ]
+)
+"""The candidates of an image in their order, the mean logarithm of their tokens' probabilities, and who wrote them:
+the source that their captions have, the model's class or name, the hash of its weights. Null where no image is."""
+
+
+def table(found: Sequence[Sequence[Written] | None], source: str, model: str, checkpoint: str | None) -> pa.Table:
+    """A row for every image."""
+    texts = [None if captions is None else [one.text for one in captions] for captions in found]
+    scores = [None if captions is None else [one.score for one in captions] for captions in found]
+    said = [[None if captions is None else value for captions in found] for value in (source, model, checkpoint)]
+    return pa.table([texts, scores, *said], schema=WRITTEN)

@@ -1,0 +1,130 @@
+"""Captions by models: drawn from the image's own numbers, in any company, as transformers would write them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import models.without_torchvision  # isort: skip  # noqa: F401
+from transformers import BlipForConditionalGeneration
+
+from models.captioners.captioner import Captioner
+from models.captioners.checkpoint import content_hash
+from models.captioners.decoding import Decoding, Written
+from tests.models.captioners import tiny
+
+DECODING = Decoding(candidates=2, most_tokens=8, seed=3)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.captioner(tmp_path_factory.mktemp("captioner"))
+
+
+@pytest.fixture(scope="module")
+def captioner(folder: Path) -> Captioner:
+    return Captioner.load(folder, "cpu", "float32")
+
+
+def pictures(count: int) -> list[np.ndarray]:
+    dice = np.random.default_rng(0)
+    return [dice.integers(0, 256, (20 + n, 24, 3), dtype=np.uint8) for n in range(count)]
+
+
+def texts(found: list[list[Written]]) -> list[list[str]]:
+    return [[one.text for one in captions] for captions in found]
+
+
+UIDS = ["a1", "b2", "c3", "d4", "e5"]
+
+
+def test_what_is_drawn_depends_on_the_uid_and_not_on_the_neighbours(captioner: Captioner) -> None:
+    images = pictures(5)
+    together = texts(captioner.write(images, UIDS, DECODING))
+    alone = [texts(captioner.write([image], [uid], DECODING))[0] for image, uid in zip(images, UIDS, strict=True)]
+    assert together == alone
+    assert texts(captioner.write(images[::-1], UIDS[::-1], DECODING, batch=2)) == together[::-1]
+    torch.manual_seed(99)
+    assert texts(captioner.write(images, UIDS, DECODING)) == together
+
+
+def test_other_uids_seeds_and_candidates_are_other_draws(captioner: Captioner) -> None:
+    same = pictures(1) * 3
+    found = texts(captioner.write(same, UIDS[:3], DECODING))
+    assert len({caption for captions in found for caption in captions}) == 6
+    other = texts(captioner.write(same, UIDS[:3], replace(DECODING, seed=4)))
+    assert not {one for captions in other for one in captions} & {one for captions in found for one in captions}
+
+
+def test_with_no_room_to_draw_it_writes_what_transformers_does_greedily(captioner: Captioner, folder: Path) -> None:
+    images = pictures(3)
+    found = captioner.write(images, UIDS[:3], Decoding(top_p=1e-6, most_tokens=8))
+    model: Any = BlipForConditionalGeneration.from_pretrained(folder)
+    assert captioner.preprocessing is not None
+    pixels = captioner.preprocessing.normalise(torch.from_numpy(np.stack([captioner.preprocessing(i) for i in images])))
+    tokens = model.generate(pixel_values=pixels.permute(0, 3, 1, 2), max_new_tokens=8, do_sample=False)
+    known = tiny.tokenizer().batch_decode(tokens, skip_special_tokens=True)
+    assert [captions[0].text for captions in found] == [" ".join(text.split()) for text in known]
+
+
+def test_the_score_is_the_mean_logarithm_of_what_the_model_gave_its_tokens(captioner: Captioner, folder: Path) -> None:
+    (image,) = pictures(1)
+    ((one,),) = captioner.write([image], ["a1"], Decoding(most_tokens=6, least_tokens=6, temperature=2.0, seed=1))
+    model: Any = BlipForConditionalGeneration.from_pretrained(folder)
+    assert captioner.preprocessing is not None
+    pixels = captioner.preprocessing.normalise(torch.from_numpy(captioner.preprocessing(image)[None].copy()))
+    ids = tiny.tokenizer()(one.text, return_tensors="pt").input_ids[:, :-1]
+    if ids.shape[1] != 7:
+        pytest.skip("other tokens spell the same text")
+    with torch.no_grad():
+        logits = model(pixel_values=pixels.permute(0, 3, 1, 2), input_ids=ids).logits[0, :-1]
+    known = logits.log_softmax(1).gather(1, ids[0, 1:, None]).mean()
+    assert one.score == pytest.approx(known.item(), abs=1e-4)
+
+
+def test_a_beam_search_gives_its_best_with_their_scores(captioner: Captioner) -> None:
+    decoding = Decoding(method="beam", beams=3, candidates=2, most_tokens=6)
+    images = pictures(2)
+    found = captioner.write(images, UIDS[:2], decoding)
+    for captions in found:
+        assert len(captions) == 2
+        assert captions[0].score is not None
+        assert captions[1].score is not None
+        assert captions[0].score >= captions[1].score
+    assert texts(captioner.write(images, UIDS[2:4], decoding)) == texts(found)
+
+
+def test_captions_do_not_repeat_what_they_were_to_begin_with(captioner: Captioner) -> None:
+    images = pictures(4)
+    prompts: list[str | None] = ["a red", None, "two green stars and", "a red"]
+    found = texts(captioner.write(images, UIDS[:4], DECODING, prompts, batch=2))
+    for image, uid, prompt, captions in zip(images, UIDS, prompts, found, strict=False):
+        assert texts(captioner.write([image], [uid], DECODING, [prompt]))[0] == captions
+    plain = texts(captioner.write(images, UIDS[:4], DECODING))
+    assert found[1] == plain[1]
+    assert found[0] != plain[0]
+
+
+def test_a_captioner_is_known_by_what_decides_its_captions(folder: Path, tmp_path: Path) -> None:
+    known = content_hash(folder)
+    (folder / "training.json").write_text("{}")
+    (folder / "README.md").write_text("# it")
+    assert content_hash(folder) == known
+    assert content_hash(tiny.captioner(tmp_path, seed=1)) != known
+
+
+def test_a_folder_that_holds_no_captioner_is_told_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"lacks \d+ tensors"):
+        Captioner.load(tiny.matcher(tmp_path), "cpu", "float32")
+    with pytest.raises(ValueError, match="no model that transformers knows"):
+        Captioner.load(tmp_path / "nothing", "cpu", "float32")
