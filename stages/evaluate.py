@@ -113,7 +113,10 @@ class Evaluate(Job):
         found: dict[str, str] = {}
         for name, where in self.sets.items():
             inside = found_in(where)
-            found |= {name: where} if list(inside.values()) == [where.rstrip("/")] else inside
+            more = {name: where} if list(inside.values()) == [where.rstrip("/")] else inside
+            for twice in found.keys() & more.keys():
+                raise SluiceError(f"sets: two are called {twice!r}: {found[twice]} and {more[twice]}; rename one")
+            found |= more
         return found
 
 

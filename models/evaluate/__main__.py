@@ -50,8 +50,7 @@ def main(model: Path, sets: Sequence[str], tasks: Sequence[Any], out: Path | Non
     VQAv2, GQA, ScienceQA and VizWiz are read as they are published.
     """
     try:
-        found = {name: place for folder in sets for name, place in found_in(folder).items()}
-        metrics = evaluate(model, found, tasks=tasks or None, **options)
+        metrics = evaluate(model, _named(sets), tasks=tasks or None, **options)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     if out is not None:
@@ -59,6 +58,17 @@ def main(model: Path, sets: Sequence[str], tasks: Sequence[Any], out: Path | Non
         rows = [asdict(metric) for metric in metrics]
         out.write_text(json.dumps({"model": str(model), "metrics": rows}, indent=2) + "\n", encoding="utf-8")
     Console(width=None if sys.stdout.isatty() else 120).print(table(metrics))
+
+
+def _named(folders: Sequence[str]) -> dict[str, str]:
+    """The sets in some folders by name. Raises `ValueError` for two of one name, which no table could tell apart."""
+    found: dict[str, str] = {}
+    for folder in folders:
+        for name, place in found_in(folder).items():
+            if name in found:
+                raise ValueError(f"two sets are called {name!r}: {found[name]} and {place}; rename a folder")
+            found[name] = place
+    return found
 
 
 def table(metrics: Sequence[Metric]) -> Table:

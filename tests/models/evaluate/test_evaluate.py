@@ -221,6 +221,7 @@ def test_the_command_shows_a_table_and_writes_rows(model: Path, folder: Path, tm
         (["{sets}", "{sets}"], "holds no model that transformers knows"),
         (["{model}", "{sets}", "--task", "flowers"], "'flowers' is not one of"),
         (["{model}"], "Missing argument 'SET...'"),
+        (["{model}", "{sets}", "{sets}/retrieval"], "two sets are called 'retrieval'"),
     ],
 )
 def test_what_the_command_cannot_do_it_says(model: Path, folder: Path, arguments: list[str], said: str) -> None:
