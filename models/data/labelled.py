@@ -40,7 +40,12 @@ def class_of(sample: Sample, labels: Labels) -> int:
     said = _cls(sample) if labels.field is None else document_of(sample).get(labels.field)
     if isinstance(said, str) and said in labels.names:
         return labels.names.index(said)
-    if isinstance(said, int) and said >= 0 and (not labels.names or said < len(labels.names)):
+    if (
+        isinstance(said, int)
+        and not isinstance(said, bool)
+        and said >= 0
+        and (not labels.names or said < len(labels.names))
+    ):
         return int(said)
     known = f"0 to {len(labels.names) - 1}, or one of labels.names" if labels.names else "a number from 0 on"
     raise Damaged("no class", sample.key, f"{where} is {said!r}; expected {known}")

@@ -25,9 +25,9 @@ from models.trainable import Batch
 NEXT, RANDOM = 0, 1
 """As transformers' BertForPreTraining counts them."""
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
-CHARACTERS = 4
-"""Of a token, about: so much of a long text is looked at as fills the context."""
-TRIES = 8
+CHARACTERS = 6
+"""Of a token, at most, about: so much of a long text is looked at as fills the context."""
+TRIES = 64
 """Of finding another sample than the first."""
 
 
