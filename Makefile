@@ -4,10 +4,11 @@ BIN := .venv/bin
 WEB := demo/web
 KEY := demo/key/key.parquet
 HELD_OUT := demo/evaluation
+BLIP_ARMS := neither_clip filtered_clip captioned_clip both_clip replicated_clip longer_clip
 SETS := demo/sets
 ROOT := demo/root
 
-.PHONY: demo proof test check bench chaos clean
+.PHONY: demo demo-blip proof proof-blip test check bench chaos clean
 
 demo: .venv/installed
 	@$(BIN)/python -m infra.miniweb.sets $(SETS) --samples 400 --sets grounds retrieval
@@ -30,6 +31,26 @@ proof: .venv/installed
 	@$(BIN)/python -m infra.miniweb.grade proof/key/key.parquet proof/root --selection kept
 	@$(BIN)/sluice report proof/root --out proof/report.html
 	@$(BIN)/sluice metrics proof/root
+
+# BLIP's loop: captions written, filtered and trained on anew, beside the same without; one seed, then three.
+demo-blip: .venv/installed
+	$(call blip_loop,demo/blip,2000,1000)
+
+proof-blip: .venv/installed
+	$(call blip_loop,proof/blip,6000,1000,--set urls.files=proof/blip/web/urls.parquet \
+	  --set trusted_urls.files=proof/blip/trusted/urls.parquet --set 'comparison.sets={held_out: proof/blip/sets}' \
+	  --set 'writers.sets={held_out: proof/blip/sets}' $(foreach arm,$(BLIP_ARMS) both_blip,--set $(arm).seeds=3))
+
+# folder, pages, trusted pages, settings
+define blip_loop
+$(BIN)/python -m infra.miniweb.sets $(1)/sets --samples 400 --sets grounds colours retrieval binding
+$(BIN)/python -m infra.miniweb $(1)/trusted --pages $(3) --seed 4711 --mix clean --port 18081 --key $(1)/trusted_key/key.parquet -- \
+  $(BIN)/python -m infra.miniweb $(1)/web --pages $(2) --mix captions --key $(1)/key/key.parquet -- \
+  $(BIN)/sluice run blip_bootstrap $(1)/root $(4)
+$(BIN)/python -m infra.miniweb.filters $(1)/key/key.parquet $(1)/root
+$(BIN)/sluice report $(1)/root --out $(1)/report.html
+$(BIN)/sluice metrics $(1)/root
+endef
 
 # Two processes, but for `make test ARGS=tests/...`; tests/conftest.py says what runs beside what.
 test: .venv/installed
