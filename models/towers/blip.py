@@ -52,16 +52,19 @@ class Blip(Trainable):
         momentum: float | None = 0.995,
         temperature: float | None = None,
         image_size: int | None = None,
+        hardness: float = 1,
         tokenizer: Any = None,
     ) -> None:
         """`config`: keys of transformers' BlipConfig; its class's defaults for what it leaves out.
 
         `pretrained`: a folder or a hub id, instead of a config. `heads`: which parts there are. `momentum`: of the slow
         copy, a step; None for no copy. `temperature`: at the start, by default 0.07, or the folder's. `image_size`: of
-        images, in px, where it is not what `pretrained` was trained on. `tokenizer`: gives the text side its vocabulary
-        and special tokens; `[DEC]` and `[ENC]` are added to a BERT's. Raises `ValueError`.
+        images, in px, where it is not what `pretrained` was trained on. `hardness`: wrong partners are drawn by softmax
+        of the model's logits times this; 1 as published, 0 for any alike. `tokenizer`: gives the text side its
+        vocabulary and special tokens; `[DEC]` and `[ENC]` are added to a BERT's. Raises `ValueError`.
         """
         super().__init__()
+        self._hardness = hardness
         if tuple(name for name in HEADS if name in heads) not in WAYS or not set(heads) <= set(HEADS):
             raise ValueError(f"heads = {list(heads)}: expected contrast and match, caption, or all three")
         if (config is None) == (pretrained is None):
@@ -142,7 +145,7 @@ class Blip(Trainable):
     @torch.no_grad()
     def _negatives(self, batch: Batch, features: Features) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """An image for every text and a text for every image, of all processes' rows, and whether there is one."""
-        scale = self.logit_scale.exp()
+        scale = self._hardness * self.logit_scale.exp()
         places_m = batch["position"]
         prints = [fingerprints(batch[name]) for name in ("pixel_values", "input_ids")]
         same_mn = torch.stack([own[:, None] == gathered(own) for own in prints]).any(0)
