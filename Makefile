@@ -8,7 +8,7 @@ BLIP_ARMS := neither_clip filtered_clip captioned_clip both_clip replicated_clip
 SETS := demo/sets
 ROOT := demo/root
 
-.PHONY: demo demo-blip proof proof-blip test check bench chaos clean
+.PHONY: demo demo-blip demo-instruct proof proof-blip proof-instruct test check bench chaos clean
 
 demo: .venv/installed
 	@$(BIN)/python -m infra.miniweb.sets $(SETS) --samples 400 --sets grounds retrieval
@@ -39,15 +39,34 @@ demo-blip: .venv/installed
 proof-blip: .venv/installed
 	$(call blip_loop,proof/blip,6000,1000,--set urls.files=proof/blip/web/urls.parquet \
 	  --set trusted_urls.files=proof/blip/trusted/urls.parquet --set 'comparison.sets={held_out: proof/blip/sets}' \
-	  --set 'writers.sets={held_out: proof/blip/sets}' $(foreach arm,$(BLIP_ARMS) both_blip,--set $(arm).seeds=3))
+	  --set 'writers.sets={held_out: proof/blip/sets}' \
+	  --set 'leaks.sets={held_out: proof/blip/evaluation/images}' $(foreach arm,$(BLIP_ARMS) both_blip,--set $(arm).seeds=3))
 
 # folder, pages, trusted pages, settings
 define blip_loop
 $(BIN)/python -m infra.miniweb.sets $(1)/sets --samples 400 --sets grounds colours retrieval binding
 $(BIN)/python -m infra.miniweb $(1)/trusted --pages $(3) --seed 4711 --mix clean --port 18081 --key $(1)/trusted_key/key.parquet -- \
-  $(BIN)/python -m infra.miniweb $(1)/web --pages $(2) --mix captions --key $(1)/key/key.parquet -- \
+  $(BIN)/python -m infra.miniweb $(1)/web --pages $(2) --mix captions --key $(1)/key/key.parquet --evaluation $(1)/evaluation -- \
   $(BIN)/sluice run blip_bootstrap $(1)/root $(4)
 $(BIN)/python -m infra.miniweb.filters $(1)/key/key.parquet $(1)/root
+$(BIN)/sluice report $(1)/root --out $(1)/report.html
+$(BIN)/sluice metrics $(1)/root
+endef
+
+# Pairs -> conversations -> a language model and an image tower from nothing -> LLaVA -> questions; one seed, then three.
+demo-instruct: .venv/installed
+	$(call instruct,demo/instruct,6000)
+
+proof-instruct: .venv/installed
+	$(call instruct,proof/instruct,12000,--set urls.files=proof/instruct/web/urls.parquet --set llava.seeds=3 \
+	  --set 'leaks.sets={held_out: proof/instruct/evaluation/images}' \
+	  --set 'answers.sets={questions: proof/instruct/sets/questions}')
+
+# folder, pages, settings
+define instruct
+$(BIN)/python -m infra.miniweb.sets $(1)/sets --samples 400 --sets questions
+$(BIN)/python -m infra.miniweb $(1)/web --pages $(2) --scenes simple --key $(1)/key/key.parquet --evaluation $(1)/evaluation -- \
+  $(BIN)/sluice run instruct $(1)/root $(3)
 $(BIN)/sluice report $(1)/root --out $(1)/report.html
 $(BIN)/sluice metrics $(1)/root
 endef
