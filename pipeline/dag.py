@@ -105,6 +105,9 @@ class Dag:
         self.nodes = {name: nodes[name] for name in order}
         self._columns: dict[str, list[Column]] = {}
         self._tellers: dict[str, str | None] = {}
+        self._above: dict[str, set[str]] = {}  # the nodes that a node was made from, near and far
+        for node in self.nodes.values():
+            self._above[node.name] = {*node.inputs, *(far for near in node.inputs for far in self._above[near])}
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -176,8 +179,8 @@ class Dag:
     def inputs_of(self, node: str) -> list[Column]:
         """The columns that `node` may read: those of the nodes in its `from`.
 
-        Where one of them tells more captions than another, what was said of the fewer is no column of these pairs, and
-        the captions take the place of what the images had of that name.
+        Where one of them tells more captions than another, what was said of the fewer is none of them, nor what the
+        images had under the names of the captions.
         """
         inputs = self.nodes[node].inputs
         found = [column for name in inputs for column in self.columns(name)]
@@ -199,18 +202,13 @@ class Dag:
         """
         if node not in self._tellers:
             above = list(dict.fromkeys(told for name in self.nodes[node].inputs if (told := self.teller(name))))
-            last = [name for name in above if not any(name in self._above(other) for other in above)]
+            last = [name for name in above if not any(name in self._above[other] for other in above)]
             if len(last) > 1 and not self._joins_pools(node):
                 raise SluiceError(f"{node} takes from {' and '.join(last)}, which tell captions each; leave one out")
             self._tellers[node] = last[0] if last else None  # what `columns` asks for, whose captions its own are
             own = {column.name for column in self.columns(node) if column.grain == "caption"}
             self._tellers[node] = node if own >= TOLD else self._tellers[node]
         return self._tellers[node]
-
-    def _above(self, node: str) -> set[str]:
-        """The nodes that `node` was made from, near and far."""
-        inputs = self.nodes[node].inputs
-        return {*inputs, *(other for name in inputs for other in self._above(name))}
 
     def _joins_pools(self, node: str) -> bool:
         stage = self.nodes[node].table_stage

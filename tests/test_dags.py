@@ -12,7 +12,7 @@ from pipeline import Dag
 from pipeline.errors import SluiceError
 from stages.decontaminate import Decontaminate
 
-LOCAL = {"instruct", "proof", "quickstart"}
+LOCAL = {"blip_bootstrap", "instruct", "proof", "quickstart"}
 """Those that run on the small local web."""
 SHIPPED = sorted(item.name.removesuffix(".yaml") for item in files("dags").iterdir() if item.name.endswith(".yaml"))
 

@@ -11,6 +11,8 @@ from pipeline.errors import SluiceError
 
 MAIN = ("acc1", "_acc", "recall@1", "recall@5", "mean_average_precision", "itm_accuracy", "cider")
 """How the metrics end that are shown first."""
+TASKS = ("zeroshot", "image_", "reranked", "captioning")
+"""How their tasks begin."""
 
 
 @cli.example("sluice metrics runs/demo", "sluice metrics runs/demo --run 0003 --all")
@@ -43,7 +45,7 @@ def metrics(root: str, run_id: str | None, everything: bool) -> None:
         table.add_column(Text(header), justify="right")
 
     def shown(row: Scores) -> bool:
-        return everything or (row.task.startswith(("zeroshot", "image_", "reranked", "captioning")) and row.metric.endswith(MAIN))
+        return everything or (row.task.startswith(TASKS) and row.metric.endswith(MAIN))
 
     for row in filter(shown, found.scores):
         by_model = {score.model: score for score in row.scores}

@@ -26,6 +26,7 @@ from pipeline.report.nodes import NodeReport, ShardsReport, node_report
 from pipeline.report.numbers import DROPPED, PASSED, Ask, Group, Histogram, Number, Source, histograms
 from pipeline.report.samples import Sample, Samples
 from pipeline.report.selection import KEPT, NOT_KEPT, ROWS, PoolReport, is_number, pool_report
+from pipeline.report.sources import SourcesReport, sources_report
 from pipeline.report.training import CURVE, METRIC, Training, lines, training
 from pipeline.report.web import WebReport, web_report
 from pipeline.runs import ancestors, generations_of, run_of
@@ -62,6 +63,7 @@ class PoolPart:
     report: PoolReport
     web: WebReport | None
     copies: tuple[CopiesReport, ...]
+    sources: SourcesReport | None
     samples: Samples
 
 
@@ -124,8 +126,10 @@ def _pool_part(ask: Ask, store: Store, pool: Pool, generations: Mapping[str, Gen
         images = []
     web = next((said for table in images if table.node == pool.node and (said := web_report(ask, table))), None)
     copies = tuple(groups for table in images if (groups := copies_report(ask, table)))
-    wanted = list(_wanted(found, web, copies)) if found.has_images else []
-    return PoolPart(found, web, copies, Samples.load(ask, store, pool, generations[pool.pixels], wanted))
+    sources = sources_report(ask, pool, generations, SEGMENTS)
+    wanted = [uid for uid, _ in sources.images] if sources is not None else []
+    wanted += _wanted(found, web, copies) if found.has_images else []
+    return PoolPart(found, web, copies, sources, Samples.load(ask, store, pool, generations[pool.pixels], wanted))
 
 
 def _wanted(found: PoolReport, web: WebReport | None, copies: Sequence[CopiesReport]) -> Iterator[str]:

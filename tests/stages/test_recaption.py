@@ -18,6 +18,7 @@ from models.towers.matcher import Matcher
 from pipeline import Catalog, Dag, run
 from pipeline.errors import SluiceError
 from pipeline.report import report
+from pipeline.rows import decode
 from pipeline.run import Result
 from pipeline.stage import Device
 from pipeline.store import Store
@@ -250,3 +251,20 @@ def test_what_is_no_captioner_or_filter_is_told_in_a_line(captioner: Path, match
         ItmScore(weights=str(captioner)).open(Device())
     with pytest.raises(SluiceError, match="beams = 3: less than the 4 candidates"):
         Recaption(weights=str(captioner), method="beam", candidates=4)
+
+
+def test_the_stages_work_on_real_photographs(shared_data: Path, captioner: Path, matcher: Path) -> None:
+    folder = shared_data / "coco_cc_by"
+    lines = (folder / "manifest.jsonl").read_text().splitlines()[:3]
+    known = [json.loads(line) for line in lines]
+    photographs = [decode((folder / one["file"]).read_bytes()) for one in known]
+    uids = [f"{row:032x}" for row in range(len(known))]
+    write = Recaption(weights=str(captioner), candidates=2, most_tokens=5).open(Device())
+    written = write(FakeBatch(pa.table({"uid": uids}), photographs)).column("written").to_pylist()
+    assert all(len(texts) == 2 and all(texts) for texts in written)
+    rows = [(row, text) for row in range(len(known)) for text in (*known[row]["captions"], *written[row])]
+    table = pa.table({"uid": [uids[row] for row, _ in rows], "caption": [text for _, text in rows]})
+    score = ItmScore(weights=str(matcher)).open(Device())
+    scores = score(FakeBatch(table, [photographs[row] for row, _ in rows]))
+    assert scores.num_rows == len(rows)
+    assert scores.column("itm_score").null_count == 0

@@ -1,0 +1,67 @@
+"""`sluice caption`: captions of a person's own images, and what is said of files that are none."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from pipeline import cli
+from pipeline.errors import SluiceError
+from stages.recaption.command import caption
+from tests.models.captioners import tiny
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("own")
+    tiny.captioner(folder / "captioner")
+    tiny.matcher(folder / "filter")
+    (folder / "photos").mkdir()
+    dice = np.random.default_rng(0)
+    for number in range(3):
+        pixels = dice.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "photos" / f"{number}.png")
+    (folder / "photos" / "notes.txt").write_text("no picture")
+    return folder
+
+
+def called(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    sink = io.StringIO()
+    monkeypatch.setattr(cli, "out", Console(file=sink, width=160))
+    monkeypatch.setattr("click.echo", lambda text: print(text, file=sink))
+    caption.main([*arguments], standalone_mode=False)
+    return sink.getvalue()
+
+
+def test_every_image_of_a_folder_gets_its_captions_and_how_well_they_fit(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = (str(place / "captioner"), str(place / "photos"), "--candidates", "2", "--filter", str(place / "filter"))
+    rows = [json.loads(line) for line in called(monkeypatch, *given, "--json").splitlines()]
+    assert [Path(row["image"]).name for row in rows] == ["0.png", "0.png", "1.png", "1.png", "2.png", "2.png"]
+    assert all(0 < row["token_probability"] <= 1 and 0 <= row["fits"] <= 1 for row in rows)
+    shown = called(monkeypatch, *given)
+    assert "2.png" in shown
+    assert "%" in shown
+    one = str(place / "captioner"), str(place / "photos" / "1.png")
+    alone = called(monkeypatch, *one, "--candidates", "2", "--json")
+    assert [json.loads(line)["caption"] for line in alone.splitlines()] == [row["caption"] for row in rows[2:4]]
+    other = called(monkeypatch, *one, "--seed", "1", "--json")
+    assert json.loads(other)["caption"] not in [row["caption"] for row in rows]
+
+
+def test_what_is_no_picture_or_no_captioner_is_told_in_a_line(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SluiceError, match=r"notes\.txt is no picture"):
+        called(monkeypatch, str(place / "captioner"), str(place / "photos" / "notes.txt"))
+    with pytest.raises(SluiceError, match="holds no image"):
+        called(monkeypatch, str(place / "captioner"), str(place / "captioner"))
+    with pytest.raises(SluiceError, match=r"lacks \d+ tensors"):
+        called(monkeypatch, str(place / "filter"), str(place / "photos" / "0.png"))
