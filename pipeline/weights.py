@@ -15,8 +15,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import SluiceError
 
-PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model")
-"""The files of a model that are read: its shape, its weights, its tokenizer. Others, pickles among them, never are."""
+PATTERNS = ("*.json", "*.jinja", "*.safetensors", "*.txt", "*.model")
+"""The files of a model that are read: its shape, weights, tokenizer and template of chats. Others, pickles among them,
+never are."""
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 

@@ -82,7 +82,7 @@ def florence_2() -> tuple[Any, Any]:
     vision = {name: [2] * 4 for name in ("num_heads", "num_groups")}
     vision |= {"embed_dim": [8, 8, 8, 32], "depths": [1] * 4}
     half = {"layers": 1, "attention_heads": 2, "ffn_dim": 64}
-    text = {f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in half.items()}
+    text: dict[str, Any] = {f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in half.items()}
     text |= {"model_type": "bart", **ends(own), "d_model": 32, "max_position_embeddings": 128}
     text |= {"decoder_start_token_id": own.eos_token_id, "forced_bos_token_id": None}
     config = T.Florence2Config(
