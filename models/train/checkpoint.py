@@ -125,9 +125,13 @@ class Checkpoints:
 
     def _still_owned(self) -> None:
         """Raise `TrainingError`, on all processes, where another training has begun in the folder since."""
-        lost = self._place.told(self._word is not None and self._fs.cat_file(self._owner) != self._word)
-        if lost:
-            raise TrainingError(f"another training has begun in {self.out}; this one stops and leaves the folder to it")
+        try:
+            whose = self._word and self._fs.cat_file(self._owner)
+        except FileNotFoundError:
+            whose = b""
+        if self._place.told(whose != self._word):
+            what = "another training has begun in" if whose else "somebody deleted"
+            raise TrainingError(f"{what} {self.out}; this one stops and leaves the folder as it is")
 
     def _names(self) -> list[str]:
         self._fs.invalidate_cache()

@@ -80,6 +80,10 @@ def test_of_two_trainings_in_a_folder_the_older_stops(out: str) -> None:
     newer.save(200, tensors(200), {"loss": 1.0})
     newer.wait()
     assert loaded(newer) == (200, 200.0)
+    newer._fs.rm(newer.out, recursive=True)
+    newer.save(300, tensors(300), {"loss": 1.0})
+    with pytest.raises(TrainingError, match=r"somebody deleted .*out; this one stops"):
+        newer.wait()
 
 
 def test_what_changes_after_save_is_not_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
