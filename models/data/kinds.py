@@ -27,6 +27,8 @@ class Kind(NamedTuple):
     """The one that the recipe names, else one that is trained on the sets; None where nothing is read as text."""
     ready: Callable[[Any], Any] | None = None
     """What the kind needs of any tokenizer, such as a chat template."""
+    images: bool = True
+    """Whether it shows any."""
 
 
 KINDS: Mapping[str, Kind] = {
@@ -37,7 +39,7 @@ KINDS: Mapping[str, Kind] = {
     "labels": Kind(lambda recipe, tokenizer: Labelled(recipe.data)),
     "pairs": Kind(lambda recipe, tokenizer: Pairs(recipe.data, tokenizer), tokenizer_for),
     "sentence_pairs": Kind(
-        lambda recipe, tokenizer: SentencePairs(recipe.data, tokenizer), sentence_pairs.tokenizer_of
+        lambda recipe, tokenizer: SentencePairs(recipe.data, tokenizer), sentence_pairs.tokenizer_of, images=False
     ),
-    "texts": Kind(lambda recipe, tokenizer: Texts(recipe.data, tokenizer), texts.tokenizer_of),
+    "texts": Kind(lambda recipe, tokenizer: Texts(recipe.data, tokenizer), texts.tokenizer_of, images=False),
 }

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models.evaluate import TASKS, Metric, evaluate
+from models.evaluate.metric import shown
 from models.evaluate.sets import found_in
 
 
@@ -57,7 +58,7 @@ def main(model: Path, sets: Sequence[str], tasks: Sequence[Any], out: Path | Non
         out.parent.mkdir(parents=True, exist_ok=True)
         rows = [asdict(metric) for metric in metrics]
         out.write_text(json.dumps({"model": str(model), "metrics": rows}, indent=2) + "\n", encoding="utf-8")
-    Console(width=None if sys.stdout.isatty() else 120).print(table(metrics))
+    Console(width=None if sys.stdout.isatty() else 120).print(table_of(metrics))
 
 
 def _named(folders: Sequence[str]) -> dict[str, str]:
@@ -71,21 +72,16 @@ def _named(folders: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def table(metrics: Sequence[Metric]) -> Table:
+def table_of(metrics: Sequence[Metric]) -> Table:
     """A line per metric; what no standard error is known of has none."""
-    shown = Table(box=None)
+    table = Table(box=None)
     for name in ("set", "task", "metric"):
-        shown.add_column(name)
+        table.add_column(name)
     for name in ("value", "± s.e.", "chance", "samples"):
-        shown.add_column(name, justify="right")
+        table.add_column(name, justify="right")
     for metric in metrics:
-        about = (metric.value, metric.standard_error, metric.chance)
-        shown.add_row(metric.set, metric.task, metric.metric, *map(_share, about), f"{metric.samples:,}")
-    return shown
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
+        table.add_row(metric.set, metric.task, metric.metric, *shown(metric), f"{metric.samples:,}")
+    return table
 
 
 if __name__ == "__main__":

@@ -35,14 +35,21 @@ CAPTIONS = Decoding(method="beam", beams=3, most_tokens=30, least_tokens=3)
 
 
 def abilities(folder: Path) -> frozenset[str]:
-    """What the model in a folder can do: `embed` images and texts, tell what `match`es, `write`."""
+    """What the model in a folder can do: `embed` images and texts, tell what `match`es, `write`; `see` images alone,
+    and `classify` them; `read` texts alone."""
     try:
         said = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
         said = {}
+    parts = [str(part) for part in said.get("architectures") or ()]
+    if any(part.endswith("ForImageClassification") for part in parts):
+        return frozenset({"see", "classify"})
+    if "image_size" in said and not {"text_config", "vision_config"} & said.keys():
+        return frozenset({"see"})
+    if any(part.endswith("ForCausalLM") for part in parts):
+        return frozenset({"read"})
     if said.get("model_type") != "blip":
         return frozenset({"embed"})
-    parts = said.get("architectures") or ()
     found = {"write"} if "BlipForConditionalGeneration" in parts else set()
     return frozenset(found | ({"embed", "match"} if "BlipForImageTextRetrieval" in parts else set()))
 

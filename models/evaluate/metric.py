@@ -30,6 +30,17 @@ class Metric:
     """What the value is a mean over: images, texts or classes."""
 
 
+PLAIN = frozenset({"perplexity", "bits_per_byte"})
+"""Metrics that are no share of anything."""
+
+
+def shown(metric: Metric) -> tuple[str, str, str]:
+    """Value, standard error and chance as people read them; nothing for what is not known."""
+    form = "{:.4g}" if metric.metric in PLAIN else "{:.1%}"
+    about = (metric.value, metric.standard_error, metric.chance)
+    return tuple("" if value is None else form.format(value) for value in about)  # type: ignore[return-value]
+
+
 def mean(values: Values, groups: Groups | None = None) -> tuple[float, float | None]:
     """The mean and its standard error; of values that belong to one group, each tells less than one alone.
 

@@ -31,6 +31,8 @@ Task = Literal[
     "image_text_matching",
     "reranked_retrieval",
     "captioning",
+    "classification",
+    "language_modelling",
 ]
 TASKS: tuple[Task, ...] = get_args(Task)
 CHUNK = 512
@@ -69,7 +71,14 @@ def evaluate(
     asking = [name for name, chosen in wanted.items() if "vqa" in chosen]
     shown = [one for one in opened if one.name not in asking and wanted[one.name]]
     rows: list[Metric] = []
-    if shown and able != {"embed"}:
+    if shown and "see" in able:
+        rows += _seen(Path(model), shown, wanted, device, dtype, batch, threads, seed)  # type: ignore[arg-type]
+    elif shown and "read" in able:
+        from models.evaluate import perplexity
+
+        language = perplexity.Reader.load(Path(model), device, dtype)  # type: ignore[arg-type]
+        rows += [row for one in shown for row in perplexity.scores(one.name, language, perplexity.texts_of(one), batch)]
+    elif shown and able != {"embed"}:
         rows += _grounded(Path(model), able, shown, wanted, device, dtype, batch, threads)  # type: ignore[arg-type]
     elif shown:
         encoder = model if isinstance(model, DualEncoder) else DualEncoder.load(Path(model), device, dtype)
@@ -92,6 +101,32 @@ def evaluate(
 def _questions(name: str, opened: Sequence[EvaluationSet]) -> Asked:
     one = next(one for one in opened if one.name == name)
     return from_shards(name, [f"{one.folder}/test/{number}.tar" for number in range(one.shards["test"])], one.prompt)
+
+
+def _seen(
+    folder: Path,
+    shown: Sequence[EvaluationSet],
+    wanted: Mapping[str, Sequence[Task]],
+    device: str,
+    dtype: Dtype,
+    batch: int,
+    threads: int,
+    seed: int,
+) -> list[Metric]:
+    """What an image tower scores: by its own classes where they are the set's, and by probes."""
+    from models.towers.image_encoder import ImageEncoder
+
+    encoder = ImageEncoder.load(folder, device, dtype)
+    rows: list[Metric] = []
+    with ThreadPoolExecutor(threads) as pool:
+        for one in shown:
+            reader = _Reader(encoder, one, batch, pool)
+            if "classification" in wanted[one.name] and encoder.classes == one.classes:
+                images, answers = reader.pixels("test")
+                scores_nc = encoder.scores_prepared(images, batch)
+                rows += zero_shot.accuracies(one.name, "classification", scores_nc, reader.labels(answers))
+            rows += _on_set(reader, [task for task in wanted[one.name] if task != "classification"], seed)
+    return rows
 
 
 def _grounded(
@@ -147,8 +182,14 @@ def _tasks(one: EvaluationSet, able: frozenset[str]) -> list[Task]:
             "embed": ["zeroshot_retrieval"],
             "match": ["image_text_matching", "reranked_retrieval"],
             "write": ["captioning"],
+            "read": ["language_modelling"],
         }
         return [task for what, found in asked.items() if what in able for task in found]
+    probes: list[Task] = ["linear_probe", "knn"] if "train" in one.shards else []
+    if one.kind == "classification" and "see" in able:
+        return [*(["classification"] if "classify" in able else []), *probes]  # type: ignore[list-item]
+    if one.kind == "texts":
+        return ["language_modelling"] if "read" in able else []
     if one.kind != "vqa" and "embed" not in able:
         return []
     match one.kind:
@@ -159,7 +200,6 @@ def _tasks(one: EvaluationSet, able: frozenset[str]) -> list[Task]:
         case "vqa":
             return ["vqa"]
         case "classification":
-            probes: list[Task] = ["linear_probe", "knn"] if "train" in one.shards else []
             return ["zeroshot_classification", *probes]
 
 
@@ -208,9 +248,14 @@ class _Reader:
 
     def prepared(self, split: str) -> tuple[list[Pixels], list[Sequence[str]]]:
         """All images as the model wants them, and the texts of each. Raises `SetError`."""
+        images, answers = self.pixels(split)
+        return images, [self.set.captions(key, answer) for key, answer in answers]
+
+    def pixels(self, split: str) -> tuple[list[Pixels], Answers]:
+        """All images as the model wants them, and key and answer of each. Raises `SetError`."""
         samples = list(self.set.samples(split))
         images = list(self._pool.map(lambda sample: self._pixels(sample[0], sample[1]), samples))
-        return images, [self.set.captions(key, answer) for key, _, answer in samples]
+        return images, [(key, answer) for key, _, answer in samples]
 
     def split(self, split: str) -> tuple[Rows, Answers]:
         """float32 (images, width), unit rows, and key and answer of each. Raises `SetError`."""
@@ -226,18 +271,21 @@ class _Reader:
         return np.concatenate([*rows, self._rows(ahead)]), answers
 
     def _rows(self, coming: Sequence[Future[Pixels]]) -> Rows:
-        return self.encoder.embed_prepared([one.result() for one in coming], self.batch)
+        rows: Rows = self.encoder.embed_prepared([one.result() for one in coming], self.batch)
+        return rows
 
     def _pixels(self, key: str, data: bytes) -> Pixels:
         """As the model wants it, so that no more than that is held of an image."""
         try:
             with opened(data) as image:
-                return self.encoder.preprocessing(np.asarray(image.convert("RGB")))
+                prepared: Pixels = self.encoder.preprocessing(np.asarray(image.convert("RGB")))
+                return prepared
         except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all of them for damaged files
             raise SetError(f"set {self.set.name}: the image of sample {key}: {error}; fetch the set again") from None
 
     def texts(self, texts: Sequence[str]) -> Rows:
-        return self.encoder.embed_texts(texts, self.batch)
+        rows: Rows = self.encoder.embed_texts(texts, self.batch)
+        return rows
 
     def labels(self, answers: Answers) -> Groups:
         return np.array([self.set.label(key, answer) for key, answer in answers])

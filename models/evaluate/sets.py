@@ -10,7 +10,7 @@
 https://github.com/LAION-AI/CLIP_benchmark, `webdataset_builder.py`; its sets on the hub are read by
 `hf://datasets/clip-benchmark/wds_…`. `dataset_type.txt` may also say `image_caption_selection`: the first line of a
 `.txt` is right and the others are wrong; or `vqa`: questions, which `models.evaluate.vqa_sets` reads, as it does those
-that are published as files of their own.
+that are published as files of their own; or `texts`: a `.txt` each and no images, for language models.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy.typing as npt
 from models.data.images import image_of
 from models.data.shards import Damaged, DataError, Sample, Samples
 
-Kind = Literal["classification", "multilabel", "retrieval", "image_caption_selection", "vqa"]
+Kind = Literal["classification", "multilabel", "retrieval", "image_caption_selection", "vqa", "texts"]
 PUBLISHED = {
     "vqav2": "v2_OpenEnded_mscoco_*_questions.json",
     "gqa": "*_balanced_questions.json",

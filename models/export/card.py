@@ -14,8 +14,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from models.evaluate.metric import Metric
-from models.towers.dual_encoder import WHOLE_CONTEXT
+from models.evaluate.metric import Metric, shown
+from models.export.loading import use_of
 
 NAME = "README.md"
 FILL_IN = "to be filled in by whoever publishes this model"
@@ -35,8 +35,8 @@ def text(folder: Path, metrics: Sequence[Metric] = ()) -> str:
     recipe, lineage = training["recipe"], training.get("lineage", {})
     sections = [
         _head(recipe, config, metrics),
-        f"# {_inert(recipe['name'])}\n\n{_summary(recipe, training)}",
-        "## How to load it\n\n" + _loading(config),
+        f"# {_inert(recipe['name'])}\n\n{_summary(recipe, training, config)}",
+        f"## How to load it\n\n```python\n{use_of(config).code}\n```",
         "## What it was trained on\n\n" + _data(lineage, training),
         *(["## How well it does\n\n" + _figures(metrics)] if metrics else []),
         "## How it was trained\n\n" + _training(recipe, training),
@@ -66,38 +66,19 @@ def _head(recipe: Mapping[str, Any], config: Mapping[str, Any], metrics: Sequenc
         )
         for metric in metrics
     ]
+    use = use_of(config)
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag=PIPELINE,
-        tags=["image-text-pairs", str(config.get("model_type"))],
+        pipeline_tag=use.pipeline,
+        tags=[use.samples.replace(" ", "-"), str(config.get("model_type"))],
         **({"model_name": recipe["name"], "eval_results": results} if results else {}),
     )
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _summary(recipe: Mapping[str, Any], training: Mapping[str, Any]) -> str:
-    seen = f"{training['samples']:,} image-text pairs seen in batches of {recipe['batch']:,}"
+def _summary(recipe: Mapping[str, Any], training: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    seen = f"{training['samples']:,} {use_of(config).samples} seen in batches of {recipe['batch']:,}"
     return f"{_inert(recipe['about'])}, {seen}, trained by the recipe `{_inert(recipe['name'])}` (recipe.yaml)."
-
-
-def _loading(config: Mapping[str, Any]) -> str:
-    places = config.get("text_config", {}).get("max_position_embeddings", 64)
-    whole = config.get("model_type") in WHOLE_CONTEXT
-    padding = f'padding="max_length", max_length={places}, truncation=True' if whole else "padding=True"
-    return f"""```python
-import torch
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
-
-folder = "THIS FOLDER"  # or its name on the hub
-model = AutoModel.from_pretrained(folder)
-images = AutoImageProcessor.from_pretrained(folder)([Image.open("picture.jpg")], return_tensors="pt")
-texts = AutoTokenizer.from_pretrained(folder)(["a red circle", "a square"], {padding}, return_tensors="pt")
-with torch.inference_mode():
-    image_rows = model.get_image_features(**images).pooler_output
-    text_rows = model.get_text_features(**texts).pooler_output
-print(torch.nn.functional.cosine_similarity(image_rows, text_rows))
-```"""
 
 
 def _data(lineage: Mapping[str, Any], training: Mapping[str, Any]) -> str:
@@ -123,18 +104,11 @@ def _data(lineage: Mapping[str, Any], training: Mapping[str, Any]) -> str:
 
 
 def _figures(metrics: Sequence[Metric]) -> str:
-    rows = [
-        (one.set, one.task, one.metric, *map(_share, (one.value, one.standard_error, one.chance)), f"{one.samples:,}")
-        for one in metrics
-    ]
+    rows = [(one.set, one.task, one.metric, *shown(one), f"{one.samples:,}") for one in metrics]
     head = ("set", "task", "metric", "value", "± standard error", "by chance", "samples")
     return (
         f"{_table(head, rows)}\n\nStandard errors are those of the samples; another seed of the training adds its own."
     )
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
 
 
 def _training(recipe: Mapping[str, Any], training: Mapping[str, Any]) -> str:

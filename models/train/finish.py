@@ -15,6 +15,7 @@ import models.without_torchvision  # isort: skip  # noqa: F401
 from transformers.utils import logging
 
 from models.data.images import save_preprocessor
+from models.data.kinds import KINDS
 from models.export import card
 from models.recipe import Recipe
 from models.trainable import Objective, Trainable
@@ -38,7 +39,8 @@ def export(
             part.eval().export(local)
         if tokenizer is not None and not (local / "tokenizer_config.json").exists():
             tokenizer.save_pretrained(local)
-        save_preprocessor(recipe.data.images, local)
+        if KINDS[recipe.data.kind].images:
+            save_preprocessor(recipe.data.images, local)
         (local / "recipe.yaml").write_text(as_yaml(recipe), encoding="utf-8")
         (local / LAST).write_text(json.dumps(said, indent=1))
         card.write(local)
