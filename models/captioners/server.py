@@ -104,8 +104,26 @@ class Server:
                     answer.cancel()
         return [written[start : start + count] for start in range(0, len(written), count)]
 
-    def _ask(self, picture: str, decoding: Decoding, prompt: str, seed: int) -> str:
-        content = [{"type": "text", "text": prompt}, {"type": "image_url", "image_url": {"url": picture}}]
+    def answer(self, texts: Sequence[str], keys: Sequence[str], decoding: Decoding) -> list[str]:
+        """What the model says to each of some texts, without an image; the draws follow from the keys.
+
+        Raises `ServerError` for the first to which no answer was to be had.
+        """
+        with ThreadPoolExecutor(self.concurrency) as threads:
+            asked = [
+                threads.submit(self._ask, None, decoding, text, _seed(decoding.seed, key, 0))
+                for text, key in zip(texts, keys, strict=True)
+            ]
+            try:
+                return [one.result() for one in asked]
+            finally:
+                for one in asked:
+                    one.cancel()
+
+    def _ask(self, picture: str | None, decoding: Decoding, prompt: str, seed: int) -> str:
+        content: Any = prompt
+        if picture is not None:
+            content = [{"type": "text", "text": prompt}, {"type": "image_url", "image_url": {"url": picture}}]
         question = {
             "model": self.model,
             "messages": [{"role": "user", "content": content}],

@@ -6,7 +6,7 @@ for piece in talk.ask("What is this?"): print(piece, end="")
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from queue import Empty
 from threading import Event, Thread
@@ -47,8 +47,8 @@ class Talk:
             config = AutoConfig.from_pretrained(folder, **options)
             if type(config) not in AutoModelForImageTextToText._model_mapping:
                 raise TalkError(f"{folder} holds a {config.model_type!r}, which answers nothing; name a LLaVA")
-            model = AutoModelForImageTextToText.from_pretrained(folder, use_safetensors=True, **options)
-            processor = AutoProcessor.from_pretrained(folder, **options)
+            model: Any = AutoModelForImageTextToText.from_pretrained(folder, use_safetensors=True, **options)
+            processor = AutoProcessor.from_pretrained(folder, **options)  # type: ignore[no-untyped-call]
         except TalkError:
             raise
         except (OSError, ImportError, ValueError, KeyError) as error:
@@ -63,7 +63,7 @@ class Talk:
         """Tokens that the model has places for."""
         return int(self._model.config.get_text_config().max_position_embeddings)
 
-    def ask(self, question: str, most_tokens: int = 128, temperature: float = 0.0) -> Iterator[str]:
+    def ask(self, question: str, most_tokens: int = 128, temperature: float = 0.0) -> Generator[str, None, None]:
         """The answer, piece by piece; one that is broken off counts as far as it came.
 
         `temperature`: 0 takes the likeliest token always. Raises `TalkError` for a talk longer than the model reads.
@@ -106,7 +106,7 @@ class Talk:
             raise failed[0]
 
 
-class _Stop(StoppingCriteria):  # type: ignore[no-untyped-call]
+class _Stop(StoppingCriteria):
     """Ends an answer after its next token, when it is asked to."""
 
     def __init__(self) -> None:

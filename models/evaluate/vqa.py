@@ -14,9 +14,10 @@ import numpy as np
 
 from models.data.images import opened
 from models.evaluate import answers
-from models.evaluate.metric import Metric, Values, mean
+from models.evaluate.metric import Metric, mean
 from models.evaluate.sets import SetError
 from models.evaluate.vqa_sets import Asked, Question
+from models.towers.preprocess import Pixels
 
 if TYPE_CHECKING:
     from models.captioners.captioner import Captioner
@@ -120,7 +121,7 @@ def shuffled(questions: Sequence[Question]) -> list[str]:
     return found
 
 
-def _pixels(asked: Asked, image: str) -> Values:
+def _pixels(asked: Asked, image: str) -> Pixels:
     try:
         with opened(asked.load(image)) as found:
             return np.asarray(found.convert("RGB"))

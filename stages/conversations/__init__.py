@@ -2,6 +2,7 @@
 
 conversations.py  the job, and what all that write conversations share
 phrases.py, templates.py   what a caption says, and what can be asked of it without any model
+written.py, prompts/   the same by a language model, in a folder or behind a server
 turns.py          one question and its answer; LLaVA's and ShareGPT's forms
 filters.py        why a turn is not kept
 packing.py        conversations and images as a tar
@@ -10,5 +11,6 @@ files.py, command.py   from other people's JSON, and back to it
 
 from stages.conversations.conversations import Conversations
 from stages.conversations.files import ConversationFiles
+from stages.conversations.written import ConversationsByModel, ConversationsByServer
 
-__all__ = ["ConversationFiles", "Conversations"]
+__all__ = ["ConversationFiles", "Conversations", "ConversationsByModel", "ConversationsByServer"]

@@ -35,7 +35,9 @@ ENDS = frozenset((
     "from", "by", "for", "near", "next", "beside", "behind", "under", "over", "above", "below", "left", "right",
     "between", "against", "across", "through", "into", "onto", "around", "along", "is", "are", "was", "were", "be",
     "being", "been", "has", "have", "had", "that", "which", "who", "while", "as", "than", "there", "here", "it",
-    "they", "he", "she", "its", "their", "his", "her", "this", "these", "those", "not",
+    "they", "he", "she", "its", "their", "his", "her", "this", "these", "those", "not", "toward", "towards",
+    "about", "during", "per", "via", "within", "whose", "where", "when", "both", "either", "all", "any", "each",
+    "every", "if", "then", "so", "because", "can", "may", "will", "would", "should", "do", "does", "did",
 ))  # fmt: skip
 """Words that end the name of a thing."""
 PLURALS = {
@@ -47,7 +49,9 @@ SINGULARS = {one: many for many, one in PLURALS.items()}
 UNSEEN = frozenset((
     "picture", "drawing", "image", "photo", "photograph", "illustration", "painting", "view", "figure", "diagram",
     "scene", "screenshot", "top", "bottom", "left", "right", "middle", "centre", "center", "corner", "side",
-    "front", "part", "lot", "number", "kind", "type",
+    "front", "part", "lot", "number", "kind", "type", "second", "minute", "hour", "day", "week", "month", "year",
+    "decade", "century", "time", "percent", "degree", "most", "least", "other", "person", "page", "chapter",
+    "third", "half", "quarter",
 ))  # fmt: skip
 """What a caption names and nobody asks for: the picture itself, its regions, words of measure."""
 GROUNDS = frozenset(("background", "backdrop"))
@@ -126,9 +130,9 @@ def said_by(caption: str) -> Said:
     for (one, _, end), (other, start, _) in pairwise(found):
         between = " ".join(WORD.findall(caption.lower()[end:start]))
         words = between.removeprefix("is ").removeprefix("are ")
-        if words in RELATIONS and not {one.name, other.name} & GROUNDS:
+        if words in RELATIONS and not {one.name, other.name} & GROUNDS and one.shown != other.shown:
             relations.append(Relation(one, words, other))
-    quoted = tuple(match[1].strip() for match in QUOTED.finditer(caption))
+    quoted = tuple(match[1].strip(" ,;:") for match in QUOTED.finditer(caption))
     return Said(tuple(thing for thing, _, _ in found), tuple(relations), quoted)
 
 
@@ -177,6 +181,8 @@ def _phrase(words: Sequence[tuple[str, int, int]], place: int) -> tuple[Thing, i
     if at > place and words[at - 1][0] == "round" and at < len(words) and words[at][0] in ("shape", "shapes"):
         name.append("round")  # `round` looks like an adjective, and is half of a name
     while at < len(words) and words[at][0] not in ENDS and words[at][0][0].isalpha():
+        if name and words[at][0].endswith(("ing", "ed")):  # what it does, and not what it is
+            break
         name.append(words[at][0])
         at += 1
     if not 1 <= len(name) <= LONGEST_NAME or any(word in COLOURS for word in name):
@@ -187,6 +193,8 @@ def _phrase(words: Sequence[tuple[str, int, int]], place: int) -> tuple[Thing, i
         several = ends_plural
     if several != ends_plural or singular(noun) in UNSEEN:
         return None
+    if words[place][0] in ARTICLES and colour is None:
+        count = None  # `a crowd` says nothing of how many crowds there are; `a red star` is one to be seen
     return Thing(singular(noun), several, count, colour), at
 
 

@@ -23,8 +23,9 @@ from models.chat.talk import Talk, TalkError
 
 def whole(folder: Path, said: list[dict[str, Any]], images: list[Image.Image], tokens: int) -> str:
     """The answer at once."""
-    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
-    processor = AutoProcessor.from_pretrained(folder)
+    model: Any = AutoModelForImageTextToText.from_pretrained(folder)
+    model.eval()
+    processor = AutoProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
     text = processor.apply_chat_template(said, add_generation_prompt=True)
     given = processor(images=images or None, text=text, return_tensors="pt")
     with torch.inference_mode():

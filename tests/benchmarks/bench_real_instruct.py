@@ -1,0 +1,134 @@
+"""Conversations from real figures, and a tiny LLaVA tuned on them from nothing: the whole path, as it comes out.
+
+    python -m tests.benchmarks.bench_real_instruct 4800      # samples seen by LLaVA
+
+A tenth of the figures, chosen by their names, is held out: the questions that rules ask of their captions are asked of
+the model, beside shuffled images and the best guess. 800 figures teach no model to see; what is shown is that every
+step works on real input, and what comes out.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.miniweb import Folder
+from pipeline import Catalog, Dag, run
+from stages.conversations.templates import turns_of
+from tests.benchmarks.bench_real_clip import SHARED, split
+from tests.benchmarks.figures import Figure
+
+SAMPLES = 4800
+SHORT = ("colour", "count", "relation", "place", "reading")
+"""Kinds of questions that are answered in a word or two."""
+TEXT = """
+dag: real_instruct
+seed: 17
+nodes:
+  urls: {{steps: [{{stages.ingest.UrlTables: {{files: {folder}/urls.parquet, url: url, caption: alt}}}}]}}
+  pool:
+    from: urls
+    steps: [{{stages.download.Download: {{side: 256, allow_private_hosts: ["127.0.0.1:{port}"]}}}}]
+  measures: {{from: pool, steps: [stages.text_quality.TextQuality]}}
+  kept:
+    from: [pool, measures]
+    steps: [{{stages.select.Select: {{rules: [{{downloaded: "status = 'success'"}}, {{worded: "words >= 3"}}]}}}}]
+  pairs: {{from: [pool, kept], steps: [{{stages.shard.WebDataset: {{shuffle: true}}}}]}}
+  conversations:
+    from: pairs
+    steps: [{{stages.conversations.Conversations: {{brief: "", texts: true, longest: 300}}}}]
+  llama:
+    from: [pairs, conversations]
+    workers: {{cpus: 2}}
+    steps:
+      - stages.train.Train:
+          {{recipe: llama, tiny: true, samples: 2400, settings: ["data.mixture={{pairs: 1, conversations: 1}}"]}}
+  clip:
+    from: [pairs, kept]
+    workers: {{cpus: 2}}
+    steps:
+      - stages.train.Train:
+          recipe: clip-vit-b32
+          tiny: true
+          samples: 6400
+          settings:
+            - "model={{models.towers.two_towers.TwoTowers: {{config: {{vision_config: {{num_hidden_layers: 3}}}}}}}}"
+  llava:
+    from: [pairs, conversations, kept]
+    workers: {{cpus: 2}}
+    steps:
+      - stages.train.Train:
+          {{recipe: llava-1.5, tiny: true, samples: {samples}, vision: {{node: clip}}, language: {{node: llama}}}}
+  answers:
+    from: llava
+    workers: {{cpus: 2}}
+    steps: [{{stages.evaluate.Evaluate: {{sets: {{held_out: {folder}/held_out}}}}}}]
+"""
+
+
+def measure(samples: int = SAMPLES) -> list[Figure]:
+    """What is asked and answered, the shuffled images and the best guess in the notes."""
+    if not SHARED.is_dir():
+        return [Figure("questions about real figures", None, "%", note=f"not run: no {SHARED}")]
+    with tempfile.TemporaryDirectory(prefix="sluice-real-") as name, Folder(SHARED) as web:
+        folder = Path(name)
+        held, others = ([one for one in found if one["path"].startswith("openstax")] for found in split())
+        asked = write_questions(folder / "held_out", held)
+        rows = [{"url": web.url(entry["path"]), "alt": caption} for entry in others for caption in entry["captions"]]
+        pq.write_table(pa.Table.from_pylist(rows), folder / "urls.parquet")
+        port = re.findall(r":(\d+)", web.url("x"))[0]
+        started = time.perf_counter()
+        run(Dag.parse(TEXT.format(folder=folder, port=port, samples=samples)), f"{folder}/root")
+        took_s = time.perf_counter() - started
+        catalog = Catalog(f"{folder}/root")
+        turns = catalog.sql("SELECT verdict, count(*) AS n FROM conversations GROUP BY ALL ORDER BY n DESC").to_pylist()
+        losses = catalog.sql("SELECT loss FROM llava ORDER BY samples").column("loss")
+        scores = {row["metric"]: row for row in catalog.sql("FROM answers").to_pylist()}
+    told = ", ".join(f"{row['n']:,} {row['verdict']}" for row in turns)
+    note = f"turns: {told}; loss {losses[0].as_py():.2f} to {losses[-1].as_py():.2f}"
+    row, blind = scores["vqa_accuracy"], scores["vqa_accuracy_shuffled"]
+    about = f"{asked} questions; shuffled {100 * blind['value']:.1f}, best guess {100 * row['chance']:.1f}"
+    return [
+        Figure("the whole path", took_s, "s", note=note),
+        Figure("VQA accuracy, held out", 100 * row["value"], "%", note=about),
+    ]
+
+
+def write_questions(folder: Path, entries: list[dict[str, Any]]) -> int:
+    """A set of what rules ask of captions, in shards; how many questions."""
+    (folder / "test").mkdir(parents=True)
+    (folder / "dataset_type.txt").write_text("vqa")
+    (folder / "vqa_prompt.txt").write_text("{question}")
+    (folder / "test" / "nshards.txt").write_text("1")
+    count = 0
+    with tarfile.open(folder / "test" / "0.tar", "w") as tar:
+        for number, entry in enumerate(entries):
+            captions = [{"text": text} for text in entry["captions"]]
+            turns = [turn for turn in turns_of(captions, [], Random(entry["path"])) if turn.kind in SHORT]
+            if not turns:
+                continue
+            said = [{"question": turn.question, "answers": [turn.answer], "type": turn.kind} for turn in turns]
+            ending = entry["path"].rpartition(".")[2].lower().replace("jpeg", "jpg")
+            data = (SHARED / entry["path"]).read_bytes()
+            for suffix, content in ((ending, data), ("json", json.dumps({"questions": said}).encode())):
+                info = tarfile.TarInfo(f"{number:04d}.{suffix}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+            count += len(said)
+    return count
+
+
+if __name__ == "__main__":
+    for figure in measure(*(int(argument) for argument in sys.argv[1:])):
+        print(figure.name, figure.shown, figure.unit, figure.note, sep=" | ")

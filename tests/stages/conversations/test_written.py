@@ -1,0 +1,136 @@
+"""Conversations by language models: what they are asked, what is read from their answers, and that these are judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import models.without_torchvision  # isort: skip  # noqa: F401
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from models.captioners.speaker import Speaker
+from models.data.chat import ready_to_chat
+from models.data.tokenizer import trained
+from pipeline.errors import SluiceError
+from pipeline.stage import Device
+from pipeline.store import Store
+from stages.conversations import ConversationsByModel, ConversationsByServer
+from stages.conversations.written import filled, read_from
+from tests.stages.conversations.conftest import made, sample, turns, uid, write_pairs
+
+CAPTION = "Two red circles beside a dog."
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '[{"question": "How many?", "answer": "Two."}, {"question": "What\\nelse?", "answer": "A dog."}]',
+        'Sure! ```json\n[{"question": "How many?", "answer": "Two."}, {"question": "What else?", "answer": "A dog."}]',
+        "Q: How many?\nA: Two.\nQ: What else?\nA: A dog.",
+        "Question 1: How many? Answer 1: Two. Question 2: What else? Answer 2: A dog.",
+    ],
+)
+def test_questions_are_read_from_json_and_from_lines(answer: str) -> None:
+    assert list(read_from(answer)) == [("How many?", "Two."), ("What else?", "A dog.")]
+
+
+@pytest.mark.parametrize("answer", ["I would rather not.", "[1, 2", "[]", '["a"]'])
+def test_an_answer_without_a_question_stays_to_be_looked_at(answer: str) -> None:
+    assert list(read_from(answer)) == [("", answer)]
+
+
+def test_captions_and_boxes_are_filled_in() -> None:
+    said = sample(0, "a  dog", "a cat", boxes=[{"label": "dog", "box": [0, 0.5, 1, 1]}])
+    assert filled("{captions}|{boxes}", said) == "- a dog\n- a cat|- dog: 0.00, 0.50, 1.00, 1.00"
+    assert filled("{boxes}", sample(0, "a dog")) == "none"
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a server is asked; it answers by the kind that it is asked for."""
+    asked: list[str] = []
+
+    def posted(self: Any, body: bytes) -> str:
+        said = json.loads(body)
+        (message,) = said["messages"]
+        assert isinstance(message["content"], str), "no image is sent"
+        asked.append(message["content"])
+        if "Describe" in message["content"]:
+            return '[{"question": "Describe the image in detail.", "answer": "Two red circles lie beside a dog."}]'
+        if "reason" in message["content"]:
+            return '[{"question": "Why is the dog there?", "answer": "Because seven unicorns invited everybody."}]'
+        return (
+            '[{"question": "How many circles?", "answer": "Two"}, {"question": "How many circles?", "answer": "Two"}, '
+            '{"question": "What is it?", "answer": "As an AI, I cannot see images."}]'
+        )
+
+    monkeypatch.setattr("models.captioners.server.Server._posted", posted)
+    return asked
+
+
+def test_a_server_is_asked_for_every_kind_and_its_turns_are_judged(store: Store, answers: list[str]) -> None:
+    pairs = write_pairs(store, [[sample(0, CAPTION), sample(1)]])
+    stage = ConversationsByServer(server="http://127.0.0.1:1/v1", model="speaker")
+    rows = turns(store, made(store, stage, pairs))
+    assert len(answers) == 3, "a sample without a caption is none to ask about"
+    assert all(f"- {CAPTION}" in text for text in answers)
+    assert [(row["kind"], row["verdict"]) for row in rows] == [
+        ("question", "kept"),
+        ("question", "duplicate"),
+        ("question", "refusal"),
+        ("reasoning", "ungrounded"),
+        ("description", "kept"),
+    ]
+    assert {row["source"] for row in rows} == {"speaker"}
+
+
+def test_prompts_of_ones_own_need_every_kind_and_a_place_for_captions(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("question: 'Ask about {captions}'\nreasoning: why?\n")
+    server = {"server": "http://127.0.0.1:1/v1", "model": "speaker", "prompts": str(path)}
+    ConversationsByServer(kinds=("question",), **server).check([])
+    with pytest.raises(SluiceError, match=r"has no 'reasoning' with {captions} in it"):
+        ConversationsByServer(kinds=("question", "reasoning"), **server).check([])
+
+
+@pytest.fixture
+def speaker(tmp_path: Path) -> Path:
+    """A language model of random weights, in its folder."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    tokenizer = ready_to_chat(trained([CAPTION, "a dog on a red ground"] * 2, 300, 64))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=1200, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, initializer_range=0.5,
+    )  # fmt: skip
+    folder = tmp_path / "speaker"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_answers_do_not_depend_on_who_else_is_asked(speaker: Path) -> None:
+    model = Speaker.load(speaker, "cpu", "float32")
+    texts = ["a dog", "two red circles beside a dog on a red ground", "circles"]
+    together = model.answer(texts, 6, batch=3)
+    assert together == [model.answer([text], 6)[0] for text in texts]
+    assert any(together)
+
+
+def test_a_model_in_a_folder_writes_and_what_is_no_question_is_kept_as_such(store: Store, speaker: Path) -> None:
+    """Random weights say nothing."""
+    stage = ConversationsByModel(model=str(speaker), most_tokens=4, kinds=("description",))
+    ((turn,),) = stage.open(Device())([(uid(0), [], sample(0, CAPTION))])
+    assert (turn.kind, turn.question, turn.source) == ("description", "", str(speaker))
+    with pytest.raises(SluiceError, match="no turn was kept"):
+        made(store, stage, write_pairs(store, [[sample(0, CAPTION)]]))
+
+
+def test_what_is_no_language_model_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no language model"):
+        Speaker.load(tmp_path, "cpu", "float32")
