@@ -122,6 +122,8 @@ class ChatTemplate:
                 self._first = [] if bos and text.startswith(str(bos)) else always
                 if self._backend.encode("a", add_special_tokens=True).ids[: len(always)] != always:
                     raise TemplateMismatch("its tokenizer puts tokens behind a text, where an answer should come")
+                if text != (whole := self._written(probe)):
+                    raise TemplateMismatch(f"it changes what turns say: {_difference(whole, text)}")
                 encoded = self.encode(probe, [1])
             except TemplateMismatch as mismatch:
                 told = told or str(mismatch)
@@ -131,25 +133,40 @@ class ChatTemplate:
                 return
         raise DataError(f"the chat template of the tokenizer {self._name!r} cannot be learnt from: {told}")
 
+    def _written(self, turns: Sequence[Turn]) -> str:
+        """By the template alone, without marks. Raises `TemplateMismatch`."""
+        messages: list[dict[str, Any]] = []
+        for turn in turns:
+            text = "".join(text for text, _ in self._contents(turn))
+            messages.append({"role": turn.role, "content": self._content(text, turn.images, self._listed)})
+        return self._applied(messages, False)
+
+    @staticmethod
+    def _content(text: str, images: int, listed: bool) -> Any:
+        return [{"type": "image"}] * images + [{"type": "text", "text": text}] if listed else text
+
+    def _applied(self, messages: Sequence[dict[str, Any]], prompt: bool) -> str:
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            roles = _told([message["role"] for message in messages])
+            raise TemplateMismatch(f"it refuses turns of {roles}: {' '.join(str(error).split())}") from None
+
     # -- text ----------------------------------------------------------------------------------------------------------
 
     def _rendered(self, structure: tuple[tuple[str, int], ...], listed: bool, prompt: bool) -> tuple[str, ...]:
         """What the template writes before, between and after the texts of turns. Raises `TemplateMismatch`."""
-        messages: list[dict[str, Any]] = []
-        for number, (role, images) in enumerate(structure):
-            mark = f"\ue000{number}\ue001"
-            parts = [{"type": "image"}] * images + [{"type": "text", "text": mark}]
-            messages.append({"role": role, "content": parts if listed else mark})
-        try:
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-        except (TemplateError, TypeError, ValueError) as error:
-            raise TemplateMismatch(f"it refuses turns of {_told(structure)}: {' '.join(str(error).split())}") from None
-        pieces = MARK.split(str(text))
+        messages = [
+            {"role": role, "content": self._content(f"\ue000{number}\ue001", images, listed)}
+            for number, (role, images) in enumerate(structure)
+        ]
+        pieces = MARK.split(self._applied(messages, prompt))
         found = [int(number) for number in pieces[1::2]]
         if found != list(range(len(structure))):
-            raise TemplateMismatch(
-                f"of turns of {_told(structure)} it writes those numbered {found}; expected each once, in order"
-            )
+            roles = _told([role for role, _ in structure])
+            raise TemplateMismatch(f"of turns of {roles} it writes numbers {found}; expected each once, in order")
         return tuple(pieces[::2])
 
     def _segments(self, turns: Sequence[Turn]) -> tuple[list[str], list[bool], list[tuple[int, int]]]:
@@ -259,8 +276,14 @@ def _any_of(tokens: Iterable[str]) -> str:
     return "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
 
 
-def _told(structure: Sequence[tuple[str, int]]) -> str:
-    return ", ".join(role for role, _ in structure[:6]) + (" …" if len(structure) > 6 else "")
+def _told(roles: Sequence[str]) -> str:
+    return ", ".join(roles[:6]) + (" …" if len(roles) > 6 else "")
+
+
+def _difference(found: str, expected: str) -> str:
+    """From where on two texts differ."""
+    at = next((at for at, (one, other) in enumerate(zip(found, expected, strict=False)) if one != other), 0)
+    return f"{found[at : at + 20]!r} where {expected[at : at + 20]!r} was expected"
 
 
 def ready_to_chat(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

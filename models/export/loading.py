@@ -80,10 +80,22 @@ model = AutoModel.from_pretrained(folder, add_pooling_layer=False)
 images = AutoImageProcessor.from_pretrained(folder)([Image.open("picture.jpg")], return_tensors="pt")
 with torch.inference_mode():
     print(model(**images).last_hidden_state[:, 0])"""
+ANSWERS = """from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+folder = "THIS FOLDER"  # or its name on the hub
+processor, model = AutoProcessor.from_pretrained(folder), AutoModelForImageTextToText.from_pretrained(folder)
+asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
+prompt = processor.apply_chat_template(asked, add_generation_prompt=True)
+inputs = processor(images=[Image.open("picture.jpg")], text=prompt, return_tensors="pt")
+tokens = model.generate(**inputs, max_new_tokens=60)[0, inputs["input_ids"].shape[1] :]
+print(processor.decode(tokens, skip_special_tokens=True))"""
 USES = {
     "ForCausalLM": Use("text-generation", "texts", LANGUAGE),
     "BertForPreTraining": Use("fill-mask", "pairs of texts", MASKED),
     "ForImageClassification": Use("image-classification", "labelled images", CLASSES),
+    "LlavaForConditionalGeneration": Use("image-text-to-text", "images with captions or conversations", ANSWERS),
+    "LlavaNextForConditionalGeneration": Use("image-text-to-text", "images with captions or conversations", ANSWERS),
     "ViTModel": Use("image-feature-extraction", "images", TOWER),
 }
 """By how the names of transformers' classes end."""

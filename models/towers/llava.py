@@ -69,10 +69,9 @@ class Llava(Trainable):
             if vision is not None or language is not None:
                 raise ValueError("vision and language beside pretrained, which has its own; leave them out")
             self.model = _grown(built(AutoModelForImageTextToText, None, pretrained), tokenizer)
-            self._known()
+            _known(self.model.config.model_type)
         else:
             self.model = _new(config or {}, vision, language, tokenizer)
-            self._known()
             has_class = anatomy_of(self.model.config.vision_config).class_token
             self.model.config.vision_feature_layer = feature_layer
             self.model.config.vision_feature_select_strategy = select or ("default" if has_class else "full")
@@ -86,12 +85,6 @@ class Llava(Trainable):
         self._eye = Eye(self.model.model.vision_tower, said.vision_feature_layer, said.vision_feature_select_strategy)
         if tokenizer is not None:
             self._speaks(tokenizer)
-
-    def _known(self) -> None:
-        kind = self.model.config.model_type
-        if kind not in PROCESSORS:
-            raise ValueError(f"model_type = {kind!r}; expected one of {', '.join(PROCESSORS)}")
-        anatomy_of(self.model.config.vision_config)
 
     def _connector(self, keeps: bool) -> nn.Module:
         """`keeps`: the weights that transformers' projector has."""
@@ -202,10 +195,16 @@ class Llava(Trainable):
         (folder / "processor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
 
 
+def _known(kind: str) -> None:
+    if kind not in PROCESSORS:
+        raise ValueError(f"model_type = {kind!r}; expected one of {', '.join(PROCESSORS)}")
+
+
 def _new(config: Mapping[str, Any], vision: str | None, language: str | None, tokenizer: Any) -> Any:
     """transformers' model, random but for the towers that come from folders."""
     said = dict(config)
     kind = said.pop("model_type", "llava")
+    _known(kind)
     check_config(kind, said)
     tower = loaded_tower(vision) if vision is not None else None
     speaker = built(AutoModelForCausalLM, None, language) if language is not None else None
