@@ -64,12 +64,18 @@ class Blip(Trainable):
         vocabulary and special tokens; `[DEC]` and `[ENC]` are added to a BERT's. Raises `ValueError`.
         """
         super().__init__()
+        self.vision_model: Any
+        self.text_encoder: Any
+        self.text_decoder: Any
+        self.vision_proj: Any
+        self.text_proj: Any
+        self.itm_head: Any
         self._hardness = hardness
         if tuple(name for name in HEADS if name in heads) not in WAYS or not set(heads) <= set(HEADS):
             raise ValueError(f"heads = {list(heads)}: expected contrast and match, caption, or all three")
         if (config is None) == (pretrained is None):
             raise ValueError("expected either a config or pretrained; a fine-tuning begins with --weights pretrained=…")
-        self.tokenizer = None if tokenizer is None else with_marks(tokenizer)
+        self.tokenizer: Any = None if tokenizer is None else with_marks(tokenizer)
         wanted = self.tokenizer, "match" in heads, "caption" in heads
         if pretrained is None:
             self.config, parts = blip_weights.built(config or {}, *wanted)

@@ -51,7 +51,7 @@ def built(config: Mapping[str, Any], tokenizer: Any, retrieves: bool, captions: 
 def loaded(place: str, tokenizer: Any, retrieves: bool, captions: bool) -> tuple[Any, dict[str, Any]]:
     """The same of a folder or a hub id. Raises `ValueError` where it lacks a part, or knows fewer tokens."""
     parts: dict[str, Any] = {}
-    config = None
+    config: Any = None
     for wanted, kind, names in (
         (retrieves, BlipForImageTextRetrieval, RETRIEVAL),
         (captions, BlipForConditionalGeneration, CAPTIONER),
@@ -75,7 +75,7 @@ def whole(kind: Any, place: str | Path, dtype: torch.dtype = torch.float32) -> A
     """One of transformers' classes from a folder or a hub id. Raises `ValueError` where a tensor is missing."""
     options = {"use_safetensors": True, "output_loading_info": True, "trust_remote_code": False}
     told = logging.get_verbosity()
-    logging.set_verbosity_error()  # it would list what the folder holds for the other class
+    logging.set_verbosity(logging.ERROR)  # it would list what the folder holds for the other class
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model, found = kind.from_pretrained(place, dtype=dtype, **options)

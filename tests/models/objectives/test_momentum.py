@@ -102,14 +102,14 @@ def test_alpha_grows_over_its_ramp() -> None:
 
 def test_nothing_learns_through_the_slow_copy() -> None:
     given = {name: rows.requires_grad_() for name, rows in features(0).items()}
-    objective(alpha=0.4)(given, SCALARS).total.backward()  # type: ignore[no-untyped-call]
+    objective(alpha=0.4)(given, SCALARS).total.backward()
     assert given["image"].grad is not None
     assert given["image_m"].grad is None
 
 
 def test_gradients_are_finite_while_the_queue_fills() -> None:
     given = {name: rows.requires_grad_() for name, rows in features(0).items()}
-    objective(queue=50, alpha=0.4)(given, SCALARS).total.backward()  # type: ignore[no-untyped-call]
+    objective(queue=50, alpha=0.4)(given, SCALARS).total.backward()
     assert given["text"].grad is not None
     assert given["text"].grad.isfinite().all()
     assert given["text"].grad.abs().max() > 0

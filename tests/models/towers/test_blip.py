@@ -22,7 +22,7 @@ from models.trainable import Batch
 from tests.models.towers import tiny, tiny_blip
 from tests.models.towers.small import words
 
-TOLERANCE = {"atol": 1e-5, "rtol": 0}
+TOLERANCE: dict[str, Any] = {"atol": 1e-5, "rtol": 0}
 TEXT = {**tiny_blip.LAYERS, "max_position_embeddings": tiny_blip.LENGTH}
 """Of a config that has its tokens from a tokenizer."""
 HEADS: tuple[tuple[str, ...], ...] = (("contrast", "match", "caption"), ("contrast", "match"), ("caption",))
@@ -31,6 +31,13 @@ HEADS: tuple[tuple[str, ...], ...] = (("contrast", "match", "caption"), ("contra
 def inputs(batch: Batch) -> dict[str, torch.Tensor]:
     """What transformers' classes take of it."""
     return {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")}
+
+
+def loaded(kind: Any, folder: Path) -> Any:
+    """As anybody would load it; nothing of it is random."""
+    model, told = kind.from_pretrained(folder, output_loading_info=True)
+    assert not told["missing_keys"]
+    return model
 
 
 def mean(loss: tuple[torch.Tensor, torch.Tensor]) -> float:
@@ -47,13 +54,11 @@ def test_transformers_loads_what_was_exported_and_gives_the_same(heads: tuple[st
     with torch.no_grad():
         features = model(batch)
         if "caption" in heads:
-            captioner, told = BlipForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
-            assert not told["missing_keys"]
+            captioner = loaded(BlipForConditionalGeneration, tmp_path)
             logits = captioner(**inputs(batch)).logits[:, :-1]
             torch.testing.assert_close(features["logits"], logits, **TOLERANCE)
         if "match" in heads:
-            matcher, told = BlipForImageTextRetrieval.from_pretrained(tmp_path, output_loading_info=True)
-            assert not told["missing_keys"]
+            matcher = loaded(BlipForImageTextRetrieval, tmp_path)
             cosines = matcher(**inputs(batch), use_itm_head=False).itm_score
             torch.testing.assert_close(features["image"] @ features["text"].T, cosines, **TOLERANCE)
             torch.testing.assert_close(features["match"][:, 0], matcher(**inputs(batch)).itm_score, **TOLERANCE)
@@ -82,7 +87,9 @@ def test_weights_that_transformers_made_are_read(tmp_path: Path) -> None:
     torch.manual_seed(1)
     config: Any = BlipConfig(**tiny_blip.CONFIG)
     config.vision_config.initializer_range = 0.2
-    theirs, batch = BlipForConditionalGeneration(config).eval(), tiny_blip.rows(0, 4)
+    theirs: Any = BlipForConditionalGeneration(config)
+    batch = tiny_blip.rows(0, 4)
+    theirs.eval()
     theirs.save_pretrained(tmp_path)
     ours = Blip(pretrained=str(tmp_path), heads=["caption"]).eval()
     with torch.no_grad():
@@ -130,8 +137,8 @@ def test_our_tokenizer_begins_and_ends_what_is_written(tmp_path: Path) -> None:
     tokenizer = words(300, tiny_blip.LENGTH)
     model = Blip(tiny_blip.CONFIG, heads=["caption"], tokenizer=tokenizer).eval()
     model.export(tmp_path)
-    captioner, read = BlipForConditionalGeneration.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
-    said = captioner.config.text_config
+    captioner, read = loaded(BlipForConditionalGeneration, tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    said: Any = captioner.config.text_config
     found = [said.bos_token_id, said.sep_token_id, said.pad_token_id]
     assert found == read.convert_tokens_to_ids(["<|startoftext|>", "<|endoftext|>", "<|pad|>"])
     assert said.vocab_size == len(read)
@@ -146,12 +153,12 @@ def test_a_tokenizer_of_berts_gets_its_marks_and_keeps_them(tmp_path: Path) -> N
     assert len(bert) == before  # the caller's own is left alone
     model.eval().export(tmp_path)
     read = AutoTokenizer.from_pretrained(tmp_path)
-    said = BlipConfig.from_pretrained(tmp_path).text_config
+    said: Any = BlipConfig.from_pretrained(tmp_path).text_config
     assert said.vocab_size == len(read) == before + 2
     assert said.bos_token_id == read.convert_tokens_to_ids("[DEC]") == before
     assert said.sep_token_id == read.sep_token_id
     ids = torch.tensor(read(["a red circle"])["input_ids"])
-    assert read.convert_ids_to_tokens(for_matching(ids, read)[0])[0] == "[ENC]"
+    assert read.convert_ids_to_tokens(for_matching(ids, read)[0].tolist())[0] == "[ENC]"
     again = Blip(pretrained=str(tmp_path), tokenizer=read)
     assert len(again.tokenizer) == before + 2
 
@@ -309,7 +316,7 @@ def test_a_batch_is_learned_by_heart() -> None:
         features = model(batch)
         losses = [one(features, model.scalars()) for one in (contrast, *objectives)]
         adam.zero_grad()
-        torch.stack([loss.total / loss.count for loss in losses]).sum().backward()
+        torch.stack([loss.total / loss.count for loss in losses]).sum().backward()  # type: ignore[no-untyped-call]
         assert all(parameter.grad is not None for parameter in model.parameters())
         adam.step()
         model.after_step()

@@ -80,13 +80,14 @@ def test_equal_values_in_other_places_are_another_row() -> None:
 
 def test_a_slow_copy_follows_by_its_share_and_has_no_parameters() -> None:
     torch.manual_seed(0)
-    tower = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
+    first = torch.nn.Linear(3, 3)
+    tower = torch.nn.Sequential(first, torch.nn.BatchNorm1d(3))
     model = torch.nn.ModuleDict({"tower": tower})
     slow = SlowCopy({"tower": tower}, 0.9)
-    before = tower[0].weight.detach().clone()
+    before = first.weight.detach().clone()
     assert not list(slow.parameters())
     with torch.no_grad():
-        tower[0].weight.add_(1)
+        first.weight.add_(1)
     assert torch.equal(slow.get_buffer("tower.0.weight"), before)  # a copy, no view
     slow.follow(model)
     torch.testing.assert_close(slow.get_buffer("tower.0.weight"), before + 0.1)
