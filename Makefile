@@ -44,9 +44,9 @@ proof-blip: .venv/installed
 
 # folder, pages, trusted pages, settings
 define blip_loop
-$(BIN)/python -m infra.miniweb.sets $(1)/sets --samples 400 --sets grounds colours retrieval binding
-$(BIN)/python -m infra.miniweb $(1)/trusted --pages $(3) --seed 4711 --mix clean --port 18081 --key $(1)/trusted_key/key.parquet -- \
-  $(BIN)/python -m infra.miniweb $(1)/web --pages $(2) --mix captions --key $(1)/key/key.parquet --evaluation $(1)/evaluation -- \
+$(BIN)/python -m infra.miniweb.sets $(1)/sets --samples 400 --sets grounds colours retrieval binding --scenes simple
+$(BIN)/python -m infra.miniweb $(1)/trusted --pages $(3) --seed 4711 --mix clean --scenes simple --port 18081 --key $(1)/trusted_key/key.parquet -- \
+  $(BIN)/python -m infra.miniweb $(1)/web --pages $(2) --mix captions --scenes simple --key $(1)/key/key.parquet --evaluation $(1)/evaluation -- \
   $(BIN)/sluice run blip_bootstrap $(1)/root $(4)
 $(BIN)/python -m infra.miniweb.filters $(1)/key/key.parquet $(1)/root
 $(BIN)/sluice report $(1)/root --out $(1)/report.html

@@ -18,6 +18,7 @@ from infra.miniweb.scenes import (
     Group,
     Scene,
     draw_scene,
+    simplified,
     swapped_colours,
     taken,
 )
@@ -38,11 +39,13 @@ class Question:
     """All true, in a set for retrieval; the first alone, where one is to be chosen."""
 
 
-def held_out(name: str, seed: int, number: int) -> Iterator[Scene]:
-    """Scenes for question `number` of a set, as many as are asked for."""
+def held_out(name: str, seed: int, number: int, scenes: str = "any") -> Iterator[Scene]:
+    """Scenes for question `number` of a set, as many as are asked for; `scenes` as a web has them (`CROWDS`)."""
     for turn in count():
         drawn = f"held-out/{name}/{seed}/{number}/{turn}"
-        yield taken(draw_scene(drawn, SIDES["small"]), random.Random(f"square/{drawn}"), SIDES["small"], aspect=1.0)
+        scene = draw_scene(drawn, SIDES["small"])
+        scene = simplified(scene) if scenes == "simple" else scene
+        yield taken(scene, random.Random(f"square/{drawn}"), SIDES["small"], aspect=1.0)
 
 
 def first(name: str, seed: int, number: int, ask: Callable[[Scene, random.Random], Question | None]) -> Question:
@@ -141,16 +144,17 @@ def _related(told: tuple[Group, str, Group], relation: str, claimed: tuple[Group
 # -- retrieval ---------------------------------------------------------------------------------------------------------
 
 
-def retrieval(seed: int, samples: int, captions: int) -> Iterator[Question]:
+def retrieval(seed: int, samples: int, captions: int, crowd: str = "any") -> Iterator[Question]:
     """Scenes as those of the web, each with `captions` wordings that are true of no other scene of the set.
 
-    Every caption names a shape with its colour, so that only the scenes that have it need to be looked at.
+    Every caption names a shape with its colour, so that only the scenes that have it need to be looked at. `crowd`: how
+    much is in them (`CROWDS`).
     """
     scenes: dict[tuple[str, str], list[Scene]] = {}
     told: dict[tuple[str, str], list[Caption]] = {}
     for number in range(samples):
         dice = random.Random(f"retrieval/{seed}/{number}")
-        for scene in held_out("retrieval", seed, number):
+        for scene in held_out("retrieval", seed, number, crowd):
             looks = [(group.shape, group.colour) for group in scene.groups]
             if any(said.true_of(scene) for look in looks for said in told.get(look, ())):
                 continue

@@ -23,7 +23,7 @@ from infra.miniweb import questions, vqa
 from infra.miniweb.captions import with_article
 from infra.miniweb.questions import Question, first
 from infra.miniweb.render import jpeg
-from infra.miniweb.scenes import COLOURS, SHAPES
+from infra.miniweb.scenes import COLOURS, CROWDS, SHAPES
 
 CLASSES = {"grounds": COLOURS, "colours": COLOURS, "shapes": SHAPES}
 ASKED = {
@@ -57,8 +57,12 @@ def write(
     names: Sequence[str] = SETS,
     captions: int = 5,
     workers: Executor | None = None,
+    scenes: str = "any",
 ) -> None:
-    """Write the named sets, each into its folder; `captions` are those of an image in `retrieval`."""
+    """Write the named sets, each into its folder; `captions` are those of an image in `retrieval`.
+
+    `scenes`: how much is in those of `retrieval`, as in a web's; what others ask decides what is in theirs.
+    """
     for name in names:
         place = folder / name
         place.mkdir(parents=True, exist_ok=True)
@@ -73,7 +77,8 @@ def write(
             _lines(place / "classnames.txt", CLASSES[name])
             _lines(place / "zeroshot_classification_templates.txt", TEMPLATES[name])
             _split(place / "train", _asked(f"{name}/train", seed, samples), CLASSES[name], workers)
-        asked = questions.retrieval(seed, samples, captions) if name == "retrieval" else _asked(name, seed, samples)
+        told = name == "retrieval"
+        asked = questions.retrieval(seed, samples, captions, scenes) if told else _asked(name, seed, samples)
         _split(place / "test", asked, CLASSES.get(name, ()), workers)
 
 
@@ -135,14 +140,15 @@ def main(arguments: Sequence[str]) -> int:
     told = f"of {', '.join(known)} (default all but {' and '.join(ASKING)})"
     parser.add_argument("--sets", nargs="+", choices=known, default=SETS, metavar="SET", help=told)
     parser.add_argument("--captions", type=at_least_one, default=5, help="of an image in `retrieval` (default 5)")
+    parser.add_argument("--scenes", choices=CROWDS, default="any", help="of `retrieval`: how much is in them")
     parser.add_argument("--processes", type=partial(_number, least=0), default=0, help="that render, 0 for none")
     options = parser.parse_args(arguments)
     asked = options.folder, options.samples, options.seed, options.sets, options.captions
     if options.processes:
         with ProcessPoolExecutor(options.processes) as workers:
-            write(*asked, workers)
+            write(*asked, workers, scenes=options.scenes)
     else:
-        write(*asked)
+        write(*asked, scenes=options.scenes)
     print(f"{len(options.sets)} sets of {options.samples:,} images each in {options.folder}", file=sys.stderr)
     return 0
 

@@ -116,6 +116,16 @@ def test_scenes_are_square_and_else_as_those_of_the_web() -> None:
     assert {len(scene.groups) for scene in scenes} == {1, 2, 3, 4}
 
 
+def test_simple_scenes_hold_one_group_or_two_large_and_plain() -> None:
+    found = list(questions.retrieval(seed=1, samples=60, captions=2, crowd="simple"))
+    assert {len(question.scene.groups) for question in found} == {1, 2}
+    groups = [group for question in found for group in question.scene.groups]
+    assert {(group.size, group.texture) for group in groups} == {("large", "plain")}
+    for number, question in enumerate(found):
+        for said in question.captions:
+            assert [n for n, other in enumerate(found) if said.true_of(other.scene)] == [number]
+
+
 def test_a_wrong_caption_that_happens_to_be_true_is_not_asked() -> None:
     scene = asked("binding", 1)[0].scene
     same = replace(scene, groups=tuple(replace(group, colour="red") for group in scene.groups))
