@@ -90,7 +90,29 @@ prompt = processor.apply_chat_template(asked, add_generation_prompt=True)
 inputs = processor(images=[Image.open("picture.jpg")], text=prompt, return_tensors="pt")
 tokens = model.generate(**inputs, max_new_tokens=60)[0, inputs["input_ids"].shape[1] :]
 print(processor.decode(tokens, skip_special_tokens=True))"""
+WRITES = """from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer, BlipForConditionalGeneration
+
+folder = "THIS FOLDER"  # or its name on the hub
+model, tokenizer = BlipForConditionalGeneration.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+images = AutoImageProcessor.from_pretrained(folder)([Image.open("picture.jpg")], return_tensors="pt")
+print(tokenizer.batch_decode(model.generate(**images, max_new_tokens=30), skip_special_tokens=True))"""
+MATCHES = """import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer, BlipForImageTextRetrieval
+
+folder = "THIS FOLDER"  # or its name on the hub
+model, tokenizer = BlipForImageTextRetrieval.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+images = AutoImageProcessor.from_pretrained(folder)([Image.open("picture.jpg")], return_tensors="pt")
+tokens = tokenizer(["a red circle"], return_tensors="pt")
+tokens = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+if "[ENC]" in tokenizer.get_vocab():
+    tokens["input_ids"][:, 0] = tokenizer.convert_tokens_to_ids("[ENC]")
+with torch.inference_mode():
+    print(model(**images, **tokens).itm_score.softmax(-1)[:, 1])  # how likely they belong together"""
 USES = {
+    "BlipForConditionalGeneration": Use("image-to-text", "image-text pairs", WRITES),
+    "BlipForImageTextRetrieval": Use("zero-shot-image-classification", "image-text pairs", MATCHES),
     "ForCausalLM": Use("text-generation", "texts", LANGUAGE),
     "BertForPreTraining": Use("fill-mask", "pairs of texts", MASKED),
     "ForImageClassification": Use("image-classification", "labelled images", CLASSES),
