@@ -1,0 +1,58 @@
+"""Turns are judged by the first thing that is wrong with them."""
+
+from __future__ import annotations
+
+import pytest
+
+from stages.conversations.filters import judged
+from stages.conversations.turns import Kind, Turn
+
+CAPTION = "Two red circles beside a sleeping dog on the grass."
+
+
+def verdict(question: str, answer: str, kind: Kind = "question", grounded: float = 0.6) -> str:
+    (found,) = judged([Turn(kind, question, answer, None, "model")], [CAPTION], ["ball"], grounded, longest=100)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("Two circles.", "kept"),
+        ("There are 2 circles and a dog.", "kept"),
+        ("A ball", "kept"),  # a box has that label
+        ("Yes", "kept"),
+        ("Three circles.", "ungrounded"),  # a wrong number, however much else is right
+        ("A unicorn dances in moonlight.", "ungrounded"),
+        ("The dog sleeps on grass near unicorns in moonlight at midnight.", "ungrounded"),
+        ("I'm sorry, but I cannot tell.", "refusal"),
+        ("As an AI language model, I see a dog.", "refusal"),
+        ("The caption says two circles.", "refusal"),
+        ("It is not mentioned.", "refusal"),
+        ("", "empty"),
+        ("<image> a dog", "image_token"),
+        ("dog " * 30, "too_long"),
+    ],
+)
+def test_an_answer_must_be_borne_out(answer: str, expected: str) -> None:
+    assert verdict("What is there?", answer) == expected
+
+
+def test_how_much_must_be_borne_out_can_be_said() -> None:
+    assert verdict("?!", "A dog in moonlight", grounded=0.4) == "kept"
+    assert verdict("?!", "A dog in moonlight", grounded=0.9) == "ungrounded"
+
+
+def test_a_question_is_asked_once_however_it_is_written() -> None:
+    turns = [Turn("question", text, "a dog", None, "model") for text in ("What is it?", "what is  it", "What else?")]
+    assert list(judged(turns, [CAPTION], [], 0.6, 100)) == ["kept", "duplicate", "kept"]
+
+
+def test_a_question_that_was_dropped_may_be_asked_again() -> None:
+    turns = [Turn("question", "What is it?", answer, None, "model") for answer in ("a unicorn", "a dog")]
+    assert list(judged(turns, [CAPTION], [], 0.6, 100)) == ["ungrounded", "kept"]
+
+
+def test_what_is_counted_in_boxes_no_caption_needs_to_say() -> None:
+    assert verdict("How many balls are there?", "five", kind="count") == "kept"
+    assert verdict("How many balls are there?", "five") == "ungrounded"

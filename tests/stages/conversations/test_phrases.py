@@ -1,0 +1,101 @@
+"""What rules read in a caption, and what they leave out where they cannot be sure."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from stages.conversations.phrases import plural, said_by, singular
+from stages.conversations.templates import turns_of
+
+
+def things(caption: str) -> list[tuple[str, int | None, str | None, str | None]]:
+    return [(thing.name, thing.count, thing.colour, thing.place) for thing in said_by(caption).things]
+
+
+@pytest.mark.parametrize(
+    ("caption", "found"),
+    [
+        ("Three small red circles at the top.", [("circle", 3, "red", "at the top")]),
+        ("4 women in a kitchen", [("woman", 4, None, None), ("kitchen", None, None, None)]),
+        ("a striped blue five-pointed star", [("five-pointed star", 1, "blue", None)]),
+        ("two grey round shapes", [("round shape", 2, "grey", None)]),
+        ("some violet crosses on a green ground", [("cross", None, "violet", None), ("ground", 1, "green", None)]),
+        ("A picture of one box", [("box", 1, None, None)]),
+        ("a black and white photograph", []),  # neither colour is the thing's
+        ("two red", []),
+        ("a crowd standing", [("crowd", None, None, None)]),  # of crowds nobody said how many
+        ("the largest common animal known", []),  # too long a name to be one
+        ("three dog", []),  # number and noun do not agree
+        ("no dogs", []),
+        ("in 1997 people", []),
+        ("", []),
+    ],
+)  # fmt: skip
+def test_a_phrase_says_what_how_many_of_which_colour_and_where(caption: str, found: list[object]) -> None:
+    assert things(caption) == found
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("the red star is to the left of the two blue boxes", "to the left of"),
+        ("A red star above a blue box", "above"),
+        ("the red stars are higher up than the blue box", "higher up than"),
+        ("a red star and a blue box", None),
+        ("a red star above a blue background", None),  # everything is in front of it
+        ("a red star, above a blue box", None),
+    ],
+)
+def test_a_relation_is_between_two_neighbouring_things(caption: str, words: str | None) -> None:
+    found = said_by(caption).relations
+    assert [relation.words for relation in found] == ([] if words is None else [words])
+    for relation in found:
+        assert (relation.one.name, relation.other.name) == ("star", "box")
+
+
+def test_what_is_in_quotes_can_be_read_where_the_caption_says_so() -> None:
+    assert said_by('A sign that says "STOP," by a road').readings == ("STOP",)
+    assert said_by('The "best" of shoes').readings == ()
+
+
+@pytest.mark.parametrize(
+    ("one", "many"),
+    [("circle", "circles"), ("box", "boxes"), ("person", "people"), ("plus sign", "plus signs"), ("city", "cities")],
+)
+def test_one_and_many(one: str, many: str) -> None:
+    assert plural(one) == many
+    assert singular(many) == one
+    assert singular(one) == one
+
+
+def asked(caption: str, seed: int = 0) -> dict[str, str]:
+    found = turns_of([{"caption_id": "c", "text": caption}], [], Random(seed))
+    return {turn.question: turn.answer for turn in found}
+
+
+def test_a_relation_is_asked_about_either_way_and_answered_truly() -> None:
+    """Neither yes nor no is right for a word more often than for its opposite."""
+    answers = {}
+    for seed in range(20):
+        answers |= asked("the red star is above the blue box", seed)
+    assert answers["Is the red star above the blue box?"] == "yes"
+    assert answers["Is the red star below the blue box?"] == "no"
+    assert answers["Where is the red star, seen from the blue box?"] == "above"
+
+
+def test_a_colour_is_not_asked_for_where_two_things_have_the_name() -> None:
+    questions = asked("a red star and a blue star")
+    assert not any(question.startswith(("What colour", "Which colour")) for question in questions)
+    assert "How many red stars are there?" in questions or "What is the number of red stars?" in questions
+
+
+def test_which_are_more_follows_from_the_numbers() -> None:
+    answers = asked("three red stars and a blue box") | asked("three red stars and a blue box", 1)
+    reasons = {question: answer for question, answer in answers.items() if "more" in question}
+    for question, answer in reasons.items():
+        assert answer.startswith("Yes" if question.startswith("Are there more red stars") else "No")
+        assert "three red stars" in answer
+    assert reasons
+    assert not any("more" in question for question in asked("two red stars and two blue boxes"))
