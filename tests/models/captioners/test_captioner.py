@@ -13,7 +13,7 @@ import torch
 import models.without_torchvision  # isort: skip  # noqa: F401
 from transformers import BlipForConditionalGeneration
 
-from models.captioners.captioner import Captioner
+from models.captioners.captioner import Captioner, _mean_scores
 from models.captioners.checkpoint import content_hash
 from models.captioners.decoding import Decoding, Written
 from tests.models.captioners import tiny
@@ -77,19 +77,30 @@ def test_with_no_room_to_draw_it_writes_what_transformers_does_greedily(captione
     assert [captions[0].text for captions in found] == [" ".join(text.split()) for text in known]
 
 
-def test_the_score_is_the_mean_logarithm_of_what_the_model_gave_its_tokens(captioner: Captioner, folder: Path) -> None:
+def test_the_score_is_the_mean_logarithm_of_what_the_model_gave_its_tokens(
+    captioner: Captioner, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (image,) = pictures(1)
-    ((one,),) = captioner.write([image], ["a1"], Decoding(most_tokens=6, least_tokens=6, temperature=2.0, seed=1))
+    spelt = lambda rows, **_: [" ".join(str(token) for token in row) for row in rows.tolist()]  # noqa: E731
+    monkeypatch.setattr(captioner._inputs.tokenizer, "batch_decode", spelt)
+    written = captioner.write([image] * 5, UIDS, Decoding(most_tokens=12, least_tokens=12, temperature=2.0, seed=1))
     model: Any = BlipForConditionalGeneration.from_pretrained(folder)
     assert captioner.preprocessing is not None
     pixels = captioner.preprocessing.normalise(torch.from_numpy(captioner.preprocessing(image)[None].copy()))
-    ids = tiny.tokenizer()(one.text, return_tensors="pt").input_ids[:, :-1]
-    if ids.shape[1] != 7:
-        pytest.skip("other tokens spell the same text")
-    with torch.no_grad():
-        logits = model(pixel_values=pixels.permute(0, 3, 1, 2), input_ids=ids).logits[0, :-1]
-    known = logits.log_softmax(1).gather(1, ids[0, 1:, None]).mean()
-    assert one.score == pytest.approx(known.item(), abs=1e-4)
+    own = tiny.tokenizer()
+    for (one,) in written:
+        tokens = [int(token) for token in one.text.split()]
+        ids = torch.tensor([[own.bos_token_id, *tokens]])
+        with torch.no_grad():
+            logits = model(pixel_values=pixels.permute(0, 3, 1, 2), input_ids=ids).logits[0, :-1]
+        known = logits.log_softmax(1).gather(1, ids[0, 1:, None]).mean()
+        assert one.score == pytest.approx(known.item(), abs=1e-4)
+
+
+def test_what_stands_behind_the_end_of_a_caption_has_no_part_in_its_score() -> None:
+    tokens = torch.tensor([[5, 1, 0, 0], [5, 6, 7, 1], [5, 6, 7, 8], [5, 1, 1, 1]])
+    scores = torch.tensor([[-1.0, -3, -90, -90], [-1, -2, -3, -4], [-1, -2, -3, -6], [-1, -3, -90, -90]])
+    assert _mean_scores(tokens, scores, frozenset({1})) == [-2, -2.5, -3, -2]
 
 
 def test_a_beam_search_gives_its_best_with_their_scores(captioner: Captioner) -> None:

@@ -12,6 +12,7 @@ from pipeline.report import report
 from pipeline.report.page import SEGMENTS
 from pipeline.report.sources import SourcesReport, sources_report
 from pipeline.runs import generations_of, run_of
+from pipeline.stage import CAPTIONS
 from pipeline.store import Store
 from pipeline.views import Schema
 from tests.pools import write_node, write_run
@@ -27,6 +28,7 @@ def written(root: str) -> Store:
     there = pa.array([0, 0, None], pa.int64())
     image = pa.table({"uid": UIDS, "url": ["http://x/"] * 3, "status": ["success"] * 3, "offset": there})
     image = image.append_column("nbytes", there).append_column("stored_sha256", pa.array(["", "", None], pa.string()))
+    image = image.append_column(CAPTIONS, pa.array([1, 1, 1], CAPTIONS.type))  # of the web's, not of all
     web = {"uid": UIDS, "caption_id": ["0", "1", "2"], "caption": ["x", HOSTILE, "z"], "source": ["web"] * 3}
     write_node(store, "pool", {"000-0": {"image": image, "caption": pa.table(web)}}, tar=True)
     pairs = {"uid": [uid for uid in UIDS for _ in range(2)], "caption_id": ["0", "00", "1", "11", "2", "22"]}
