@@ -77,7 +77,7 @@ def asked(caption: str, seed: int = 0) -> dict[str, str]:
 
 def test_a_relation_is_asked_about_either_way_and_answered_truly() -> None:
     """Neither yes nor no is right for a word more often than for its opposite."""
-    answers = {}
+    answers: dict[str, str] = {}
     for seed in range(20):
         answers |= asked("the red star is above the blue box", seed)
     assert answers["Is the red star above the blue box?"] == "yes"
