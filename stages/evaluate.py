@@ -43,10 +43,11 @@ CONFIG = "config.json"
 
 
 class Evaluate(Job):
-    """Zero-shot classification, retrieval, choice of a caption, linear probe and nearest neighbours, by set.
+    """Zero-shot classification, retrieval, choice of a caption, linear probe, nearest neighbours, questions, by set.
 
-    `from` names the nodes that trained the models, which are dual encoders; each is evaluated on every set, in the
-    tasks that its files say it is for. A set is a folder in CLIP_benchmark's WebDataset layout, or a folder of such.
+    `from` names the nodes that trained the models: dual encoders, or for questions models that write. Each is evaluated
+    on every set, in the tasks that its files say it is for. A set is a folder in CLIP_benchmark's WebDataset layout, or
+    as VQAv2, GQA, ScienceQA or VizWiz are published, or a folder of such.
     """
 
     promise: ClassVar[Promise] = "numeric"
