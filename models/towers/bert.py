@@ -45,7 +45,8 @@ class Bert(Trainable):
             attention_mask=batch["attention_mask"],
             token_type_ids=batch["token_type_ids"],
         )
-        hidden_nld, places_nm = read.last_hidden_state, batch["masked_places"]
+        hidden_nld = read.last_hidden_state
+        places_nm = batch["masked_places"].clamp(max=length - 1)  # to measure their work, pairs are cut short
         guessed_nmd = hidden_nld.gather(1, places_nm[..., None].expand(-1, -1, hidden_nld.shape[-1]))
         return {
             "masked_logits": self.model.cls.predictions(guessed_nmd),

@@ -16,11 +16,14 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional
 
+from models.objectives.classes import MaskedTokens
 from models.objectives.contrastive import InfoNCE, Sigmoid
+from models.objectives.dino import SelfDistillation
+from models.objectives.language import NextToken
 from models.objectives.text_conditioned import TextConditioned
 from models.trainable import Features, Objective
 
-ROWS, INPUTS, WIDTH, CAPTIONS, PATCHES = 12, 5, 8, 3, 4
+ROWS, INPUTS, WIDTH, CAPTIONS, PATCHES, LENGTH = 12, 5, 8, 3, 4, 6
 DTYPES = (torch.float32, torch.float64)
 Gradients = dict[str, torch.Tensor]
 CASES: dict[str, Callable[[], Objective]] = {
@@ -32,6 +35,9 @@ CASES: dict[str, Callable[[], Objective]] = {
     "Sigmoid, captions": Sigmoid,
     "TextConditioned": partial(TextConditioned, width=WIDTH, heads=2),
     "TextConditioned, captions": partial(TextConditioned, width=WIDTH, heads=2),
+    "SelfDistillation": partial(SelfDistillation, WIDTH),
+    "NextToken": NextToken,
+    "MaskedTokens": MaskedTokens,
 }
 
 
@@ -40,6 +46,7 @@ def step(case: str, dtype: torch.dtype, rank: int = 0, world: int = 1) -> Gradie
     torch.manual_seed(0)
     texts = (ROWS, CAPTIONS) if case.endswith("captions") else (ROWS,)
     shapes = {"image": (ROWS,), "text": texts, "other": (ROWS,), "patches": (ROWS, PATCHES)}
+    shapes |= {"student": (ROWS, 4), "teacher": (ROWS, 2), "logits": (ROWS, LENGTH), "masked_logits": (ROWS, LENGTH)}
     inputs = {name: torch.randn(*shape, INPUTS, dtype=dtype) for name, shape in shapes.items()}
     weights = {name: torch.randn(INPUTS, WIDTH, dtype=dtype, requires_grad=True) for name in inputs}
     learned = {"logit_scale": 1.2, "logit_bias": -2.0}
@@ -48,11 +55,20 @@ def step(case: str, dtype: torch.dtype, rank: int = 0, world: int = 1) -> Gradie
     own = slice(rank * ROWS // world, (rank + 1) * ROWS // world)
     features: Features = {name: functional.normalize(inputs[name][own] @ weights[name], dim=-1) for name in inputs}
     features["position"] = 1000 + torch.arange(ROWS)[own]
+    # Rows of other lengths: each process has another number of tokens.
+    labels = (torch.arange(ROWS * LENGTH) % WIDTH).view(ROWS, LENGTH)
+    labels[torch.arange(LENGTH) > torch.arange(ROWS)[:, None] // 2] = -100
+    features |= {"labels": labels[own], "masked_labels": labels[own]}
+    found = {}
+    if isinstance(objective, SelfDistillation):  # a step before, by which its centre moves
+        objective(features, scalars)
+        objective.after_step()
+        found["centre"] = objective.centre
     loss = objective(features, scalars)
     count = _added(loss.count.clone())
     (loss.total / count).backward()
     leaves = {**weights, **scalars, **dict(objective.named_parameters())}
-    found = {name: _added(leaf.grad) for name, leaf in leaves.items() if leaf.grad is not None}
+    found |= {name: _added(leaf.grad) for name, leaf in leaves.items() if leaf.grad is not None}
     return found | {"loss": _added(loss.total.detach()) / count}
 
 

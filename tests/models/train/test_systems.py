@@ -1,0 +1,171 @@
+"""LLaMA, BERT, ViT and DINO through the whole training: unseen samples get easier, and a stop leaves no trace.
+
+Every sample is seen once, so that the loss of a step is one on samples that nothing was learnt from.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import models.without_torchvision  # isort: skip  # noqa: F401
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoTokenizer,
+    BertForMaskedLM,
+)
+
+from models.recipe import Recipe
+from models.train.loop import Trained, train
+from tests.models.data.tars_made import tar_of
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200), "grey": (120, 120, 120)}
+BATCH, SAMPLES, HALF = 8, 256, 128
+TRANSFORMER = "hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2"
+VIT = f"{TRANSFORMER}, patch_size: 8, image_size: 32"
+HEAD = "prototypes: 64, hidden: 32, bottleneck: 16"
+SMALLER: Mapping[str, list[str]] = {
+    "llama": [
+        f"model={{models.towers.language_model.CausalLanguageModel: {{config: {{{TRANSFORMER}}}}}}}",
+        "data.texts={vocabulary: 300, context: 32}",
+    ],
+    "bert": [
+        f"model={{models.towers.bert.Bert: {{config: {{{TRANSFORMER}}}}}}}",
+        "data.texts={vocabulary: 300, context: 32}",
+    ],
+    "vit-b16": [
+        f"model={{models.towers.vit.VisionClassifier: {{config: {{{VIT}}}, classes: [red, green, blue, grey]}}}}",
+        "data.images.side=32",
+    ],
+    "dino-vit-s16": [
+        f"model={{models.towers.dino.Dino: {{config: {{{VIT}}}, {HEAD}, held: 0.25}}}}",
+        "objectives=[{models.objectives.dino.SelfDistillation: {prototypes: 64, teacher: [0.04, 0.06], warmup: 0.5}}]",
+        "data.images.side=32",
+        "data.crops={count: 2, side: 16}",
+    ],
+}
+FALLS = {"llama": 0.4, "bert": 0.9, "vit-b16": 0.5}
+"""The loss of the last steps over that of the first; that of DINO has a target that moves, and says little."""
+RATES = {"dino-vit-s16": 1e-3}
+"""At ten times that, so small a one takes all images for one at first."""
+TIMED = {"samples_per_second", "tokens_per_second", "waiting", "mfu"}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of one colour with noise, and texts that say which it is."""
+    folder, rng, members = tmp_path_factory.mktemp("shards"), np.random.default_rng(0), []
+    for number in range(SAMPLES + BATCH):
+        label = int(rng.integers(len(COLOURS)))
+        colour, values = list(COLOURS.items())[label]
+        pixels = np.clip(np.array(values) + rng.normal(0, 20, (40, 40, 3)), 0, 255).astype(np.uint8)
+        sink = io.BytesIO()
+        Image.fromarray(pixels).save(sink, "JPEG")
+        text = f"A {colour} picture of the year {number % 7}. It is {colour} all over."
+        members += [(f"{number:04}.jpg", sink.getvalue()), (f"{number:04}.txt", text.encode())]
+        members += [(f"{number:04}.cls", b"%d" % label)]
+    (folder / "0.tar").write_bytes(tar_of(members))
+    return folder
+
+
+def run(name: str, shards: Path, out: Path, stop_at: int | None = None) -> Trained:
+    settings = [
+        *SMALLER[name],
+        f"batch={BATCH}",
+        f"samples={SAMPLES}",
+        f"checkpoint_every={HALF}",
+        f"optimizer.learning_rate={RATES.get(name, 1e-2)}",
+        "schedule.warmup=16",
+    ]
+    recipe = Recipe.load(name, tiny=True, overrides=settings)
+    return train(recipe, {"shards": str(shards)}, str(out), report=lambda samples, _, __: samples == stop_at)
+
+
+@pytest.fixture(scope="module")
+def trained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    @cache
+    def once(name: str) -> Path:
+        out = tmp_path_factory.mktemp(name)
+        run(name, shards, out)
+        return out
+
+    return once
+
+
+def curve(out: Path) -> list[dict[str, float]]:
+    said = json.loads((out / "model" / "training.json").read_text())
+    assert said["skipped"] == {}
+    return [{name: value for name, value in row.items() if name not in TIMED} for row in said["curve"]]
+
+
+@pytest.mark.parametrize("name", FALLS)
+def test_samples_that_were_never_seen_get_easier(name: str, trained: Callable[[str], Path]) -> None:
+    losses = [row["loss"] for row in curve(trained(name))]
+    assert len(losses) == SAMPLES // BATCH
+    assert np.mean(losses[-3:]) < FALLS[name] * losses[0], losses
+
+
+@pytest.mark.parametrize("name", SMALLER)
+def test_a_training_that_stopped_in_between_ends_the_same_to_the_bit(
+    name: str, trained: Callable[[str], Path], shards: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    stopped = run(name, shards, out, stop_at=HALF)
+    assert stopped.model is None
+    assert HALF <= stopped.samples < SAMPLES
+    run(name, shards, out)
+    assert curve(out) == curve(trained(name))
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (out, trained(name))]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("name", SMALLER)
+def test_transformers_loads_all_of_what_was_exported_and_nothing_else(
+    name: str, trained: Callable[[str], Path]
+) -> None:
+    folder = trained(name) / "model"
+    kinds: dict[str, Any] = {
+        "llama": AutoModelForCausalLM,
+        "bert": BertForMaskedLM,
+        "vit-b16": AutoModelForImageClassification,
+        "dino-vit-s16": AutoModel,
+    }
+    more = {"add_pooling_layer": False} if name == "dino-vit-s16" else {}
+    model, found = kinds[name].from_pretrained(folder, output_loading_info=True, **more)
+    assert not found["missing_keys"]
+    for names in [named for named in found["unexpected_keys"] if not named.startswith(("cls.seq", "bert.pooler"))]:
+        pytest.fail(f"{names} was exported and is not read")
+    named = {key for key in load_file(folder / "model.safetensors") if "teacher" in key or "head." in key}
+    assert not named, "what trains alone stays behind"
+    seen = name in ("vit-b16", "dino-vit-s16")
+    assert (folder / "tokenizer.json").exists() == (not seen)
+    assert (folder / "preprocessor_config.json").exists() == seen
+    card = (folder / "README.md").read_text()
+    assert "get_image_features" not in card
+    assert f"{kinds[name].__name__}.from_pretrained(folder" in card
+    if name == "vit-b16":
+        assert model.config.id2label == dict(enumerate(COLOURS))
+
+
+def test_the_language_model_goes_on_with_a_text_as_those_it_read(trained: Callable[[str], Path]) -> None:
+    folder = trained("llama") / "model"
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    tokens = tokenizer("A blue picture of", return_tensors="pt").input_ids
+    assert tokens[0, -1] != tokenizer.eos_token_id
+    with torch.inference_mode():
+        written = model.generate(tokens, max_new_tokens=20, do_sample=False)
+    assert "picture of the year" in tokenizer.decode(written[0])
+    assert written[0, -1] == tokenizer.eos_token_id, "a text ends"
