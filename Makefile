@@ -32,7 +32,8 @@ proof: .venv/installed
 	@$(BIN)/sluice report proof/root --out proof/report.html
 	@$(BIN)/sluice metrics proof/root
 
-# BLIP's loop: captions written, filtered and trained on anew, beside the same without; one seed, then three.
+# BLIP's loop: captions written, filtered and trained on anew, beside the same without; one seed, then three, and longer.
+BLIP_LONGER := blip.samples=60000 both_blip.samples=60000 captioner.samples=32000 filter.samples=32000
 demo-blip: .venv/installed
 	$(call blip_loop,demo/blip,2000,1000)
 
@@ -40,7 +41,8 @@ proof-blip: .venv/installed
 	$(call blip_loop,proof/blip,6000,1000,--set urls.files=proof/blip/web/urls.parquet \
 	  --set trusted_urls.files=proof/blip/trusted/urls.parquet --set 'comparison.sets={held_out: proof/blip/sets}' \
 	  --set 'writers.sets={held_out: proof/blip/sets}' \
-	  --set 'leaks.sets={held_out: proof/blip/evaluation/images}' $(foreach arm,$(BLIP_ARMS) both_blip,--set $(arm).seeds=3))
+	  --set 'leaks.sets={held_out: proof/blip/evaluation/images}' \
+	  $(foreach arm,$(BLIP_ARMS) both_blip,--set $(arm).seeds=3) $(foreach more,$(BLIP_LONGER),--set $(more)))
 
 # folder, pages, trusted pages, settings
 define blip_loop
