@@ -56,7 +56,7 @@ def test_a_batch_holds_images_and_the_tokens_of_their_captions(tmp_path: Path) -
     samples = Samples.open(folder)
     order = order_of(recipe, {"shards": samples})
     for place in range(8):
-        sample = samples[order.at(place)[1]]
+        sample = samples[int(order.span(place, place + 1)[1][0])]
         chance = dice(recipe.seed, place, 0)
         (text,) = drawn(captions_of(sample), 1, chance)
         assert str(tokenizer.decode(batch["input_ids"][place], skip_special_tokens=True)).strip() == text
