@@ -75,7 +75,7 @@ def whole(kind: Any, place: str | Path, dtype: torch.dtype = torch.float32) -> A
     """One of transformers' classes from a folder or a hub id. Raises `ValueError` where a tensor is missing."""
     options = {"use_safetensors": True, "output_loading_info": True, "trust_remote_code": False}
     told = logging.get_verbosity()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it would list what the folder holds for the other class
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it would list what the other class has
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model, found = kind.from_pretrained(place, dtype=dtype, **options)
