@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import click
 from rich.table import Table
 from rich.text import Text
@@ -9,6 +12,11 @@ from rich.text import Text
 from pipeline import cli
 from pipeline.errors import SluiceError
 
+if TYPE_CHECKING:
+    from pipeline.report.training import Scores
+
+ABREAST = 5
+"""Models that a terminal shows side by side."""
 MAIN = ("acc1", "_acc", "recall@1", "recall@5", "mean_average_precision", "itm_accuracy", "cider")
 """How the metrics end that are shown first."""
 TASKS = ("zeroshot", "image_", "reranked", "captioning")
@@ -21,12 +29,13 @@ TASKS = ("zeroshot", "image_", "reranked", "captioning")
 @click.option("--run", "run_id", help="Show an older run, such as 0003.")
 @click.option("--all", "everything", is_flag=True, help="Every metric of every task.")
 def metrics(root: str, run_id: str | None, everything: bool) -> None:
-    """Compare the models that a run trained: a row for each metric, a column for each model, the best one bold.
+    """Compare the models that a run trained: a row for each metric, a column for each model, the best one bold; of
+    many models a table for each task, with a row for each model.
 
     Of several seeds a value is their mean, and what stands behind it their deviation; of one it is the standard error.
     """
     from pipeline.catalog import Catalog
-    from pipeline.report.training import Scores, training
+    from pipeline.report.training import training
     from pipeline.runs import generations_of, run_of
     from pipeline.store import Store
     from pipeline.views import Schema
@@ -37,27 +46,52 @@ def metrics(root: str, run_id: str | None, everything: bool) -> None:
         found = training(catalog.sql, Schema(store, generations_of(store, run)).tables)
     if not found.scores:
         raise SluiceError(f"run {run.id} evaluated no model; add a node with stages.evaluate.Evaluate")
-    models = found.models
+    rows = [row for row in found.scores if everything or (row.task.startswith(TASKS) and row.metric.endswith(MAIN))]
+    if len(found.models) <= ABREAST:
+        cli.out.print(_abreast(rows, found.models, everything))
+    else:
+        for task in dict.fromkeys((row.set, row.task) for row in rows):
+            cli.out.print(Text(f"\n{', '.join(task)}", "bold"))
+            cli.out.print(_of_a_task([row for row in rows if (row.set, row.task) == task], found.models))
+    cli.out.print(Text("per cent; chance is what guessing gives", "dim"))
+
+
+def _abreast(rows: Sequence[Scores], models: Sequence[str], everything: bool) -> Table:
+    """A row for each metric, a column for each model."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for header in ("set", "task", "metric") if everything else ("set", "metric"):
         table.add_column(header)
     for header in ("chance", *models):
         table.add_column(Text(header), justify="right")
-
-    def shown(row: Scores) -> bool:
-        return everything or (row.task.startswith(TASKS) and row.metric.endswith(MAIN))
-
-    for row in filter(shown, found.scores):
-        by_model = {score.model: score for score in row.scores}
-        best = max(score.value for score in row.scores)
-        cells = []
-        for model in models:
-            score = by_model.get(model)
-            off = "" if score is None or score.error is None else f" ± {100 * score.error:.1f}"
-            text = "" if score is None else f"{100 * score.value:.1f}{off}"
-            cells.append(Text(text, "bold" if score is not None and score.value == best else ""))
-        chance = "" if row.chance is None else f"{100 * row.chance:.1f}"
+    for row in rows:
         names = (row.set, row.task, row.metric) if everything else (row.set, row.metric)
-        table.add_row(*map(Text, names), chance, *cells)
-    cli.out.print(table)
-    cli.out.print(Text("per cent; chance is what guessing gives", "dim"))
+        table.add_row(*map(Text, names), _chance(row), *(_score(row, model) for model in models))
+    return table
+
+
+def _of_a_task(rows: Sequence[Scores], models: Sequence[str]) -> Table:
+    """A row for each model that has a score, a column for each metric."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("model", no_wrap=True)
+    for row in rows:
+        table.add_column(Text(row.metric.replace("_", " ")), justify="right")
+    for model in models:
+        if any(score.model == model for row in rows for score in row.scores):
+            table.add_row(Text(model), *(_score(row, model) for row in rows))
+    if any(row.chance is not None for row in rows):
+        table.add_row(Text("chance", "dim"), *(Text(_chance(row), "dim") for row in rows))
+    return table
+
+
+def _score(row: Scores, model: str) -> Text:
+    """Of one model, bold where none is better; empty where it was not measured."""
+    score = next((score for score in row.scores if score.model == model), None)
+    if score is None:
+        return Text()
+    off = "" if score.error is None else f" ± {100 * score.error:.1f}"
+    best = max(other.value for other in row.scores)
+    return Text(f"{100 * score.value:.1f}{off}", "bold" if score.value == best else "")
+
+
+def _chance(row: Scores) -> str:
+    return "" if row.chance is None else f"{100 * row.chance:.1f}"

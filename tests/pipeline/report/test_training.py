@@ -63,6 +63,19 @@ def test_seeds_become_their_mean_and_deviation_and_tasks_stay_apart(root: str) -
     assert "90.0" not in short
 
 
+def test_many_models_stand_below_each_other_in_a_table_for_each_task(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "root"))
+    rows = [row(f"arm{number}", number / 10) for number in range(7)]
+    rows += [row("arm3", 0.75, set="talk", task="captioning", metric="cider", chance=None)]
+    write_node(store, "comparison", {"all": {"metric": pa.Table.from_pylist(rows)}})
+    write_run(store, ["comparison"])
+    shown = CliRunner().invoke(main, ["metrics", store.root], catch_exceptions=False, terminal_width=80).output
+    assert re.search(
+        r"birds, zeroshot_classification\nmodel +acc1\s*\narm0 +0\.0 ± 2\.0\s*\n(arm\d.*\n){6}chance +10\.0", shown
+    )
+    assert re.search(r"talk, captioning\nmodel +cider\s*\narm3 +75\.0 ± 2\.0\s*\nper cent", shown)
+
+
 def test_the_page_draws_the_curves_and_the_metrics_and_nothing_hostile(root: str) -> None:
     page = report(root)
     training, evaluation = page.split('<section id="training">')[1].split('<section id="evaluation">')
