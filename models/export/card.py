@@ -83,7 +83,7 @@ def _summary(recipe: Mapping[str, Any], training: Mapping[str, Any], config: Map
 
 def _data(lineage: Mapping[str, Any], training: Mapping[str, Any]) -> str:
     """Sets of shards by the hash of their content, and the funnels through which their pairs came."""
-    mixture = training["recipe"].get("data", {}).get("mixture", {})
+    mixture = _mixture(training["recipe"])
     rows = [
         (name, f"{share:g}", f"{told.get('samples', 0):,}" if told else "", f"`{told['selection']}`" if told else "")
         for name, share in mixture.items()
@@ -101,6 +101,16 @@ def _data(lineage: Mapping[str, Any], training: Mapping[str, Any]) -> str:
         parts.append("Samples that could not be used:")
         parts.append(_table(("reason", "samples"), [(reason, f"{count:,}") for reason, count in skipped.items()]))
     return "\n\n".join(parts)
+
+
+def _mixture(recipe: Mapping[str, Any]) -> dict[str, float]:
+    """Share of all samples by set, over phases that may read different ones."""
+    shares: dict[str, float] = {}
+    for phase in recipe.get("phases", [{}]):
+        own = phase.get("mixture") or recipe.get("data", {}).get("mixture", {})
+        for name, share in own.items():
+            shares[name] = shares.get(name, 0) + phase.get("share", 1) * share / sum(own.values())
+    return shares
 
 
 def _figures(metrics: Sequence[Metric]) -> str:

@@ -18,8 +18,7 @@ def spliced(embedded_nld: torch.Tensor, places_nl: torch.Tensor, features_td: to
             f"{int(places_nl.sum())} places for images, and {len(features_td)} vectors for them; set "
             "data.images.tokens to what the image tower and the connector make of a square"
         )
-    whole = embedded_nld.masked_scatter(places_nl[..., None], features_td.to(embedded_nld.dtype))
-    return whole + (features_td.sum() * 0).to(embedded_nld.dtype)
+    return embedded_nld.masked_scatter(places_nl[..., None], features_td.to(embedded_nld.dtype))
 
 
 def labels_of(ids_nl: torch.Tensor, learnt_nl: torch.Tensor, places_nl: torch.Tensor) -> torch.Tensor:

@@ -76,6 +76,9 @@ class Llava(Trainable):
             self.model.config.vision_feature_layer = feature_layer
             self.model.config.vision_feature_select_strategy = select or ("default" if has_class else "full")
             self.model.config.projector_hidden_act = CONNECTORS[connector]
+            if self.model.config.model_type == "llava":
+                tower = self.model.config.vision_config
+                self.model.config.image_seq_length = (tower.image_size // tower.patch_size) ** 2
         self.tokenizer, self._pack = tokenizer, pack
         said = self.model.config
         if not isinstance(said.vision_feature_layer, int):

@@ -155,6 +155,9 @@ def _build(recipe: Recipe, source: Source, weights: Mapping[str, str]) -> Traina
     given = {"tokenizer": source.tokenizer} if "tokenizer" in taken else {}
     torch.manual_seed(recipe.seed)
     model: Trainable = recipe.model.build(**given, **weights)
+    places = getattr(model, "context", None)
+    if places is not None and recipe.data.texts.context > places:  # the first long text may come after days
+        raise RecipeError(f"data.texts.context = {recipe.data.texts.context}: the model has {places} places; lower it")
     return model
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional
 from transformers import AutoTokenizer, BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval
 
+from models.data.images import save_preprocessor
+from models.export.loading import use_of
 from models.objectives.contrastive import InfoNCE
 from models.objectives.language import NextToken
 from models.objectives.matching import Matching
 from models.objectives.momentum import MomentumContrast
-from models.recipe import Recipe
+from models.recipe import Images, Recipe
 from models.towers.blip import Blip
 from models.towers.blip_tokens import for_matching
 from models.trainable import Batch
@@ -272,6 +276,16 @@ def _asked(model: Blip, batch: Batch, image: int) -> torch.Tensor:
     return asked
 
 
+def test_a_wrong_image_learns_of_the_pair_that_it_was_drawn_for() -> None:
+    model, batch = tiny_blip.model(), tiny_blip.rows(0, 6)
+    batch["pixel_values"].requires_grad_()
+    features = model(batch)
+    (image, _), _ = model._negatives(batch, features)
+    for pair, seen in ((0, 2), (1, 2), (2, int(image[2]))):
+        (gradient,) = torch.autograd.grad(features["match"][2, pair, 1], batch["pixel_values"], retain_graph=True)
+        assert gradient.abs().amax(dim=(1, 2, 3)).nonzero().flatten().tolist() == [seen]
+
+
 def test_copies_of_the_positive_are_no_negatives() -> None:
     """Four equal captions, and two equal images with other captions: neither is ever a wrong partner of the others."""
     batch = tiny_blip.rows(0, 8)
@@ -382,3 +396,22 @@ def test_several_captions_a_sample_are_told() -> None:
     batch |= {name: batch[name][:, None].expand(-1, 2, -1) for name in ("input_ids", "attention_mask")}
     with pytest.raises(ValueError, match=r"texts \(4, 2, 9\): expected one a sample"):
         tiny_blip.model()(batch)
+
+
+@pytest.mark.parametrize("heads", [("caption",), ("contrast", "match")])
+@pytest.mark.parametrize("bert", [False, True])
+def test_the_code_on_its_card_runs(
+    heads: tuple[str, ...],
+    bert: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tokenizer = tiny.tokenizer("chinese_clip") if bert else words(300, tiny_blip.LENGTH)
+    text = {**TEXT, "max_position_embeddings": 32}
+    Blip({**tiny_blip.CONFIG, "text_config": text}, heads=heads, tokenizer=tokenizer).eval().export(tmp_path)
+    save_preprocessor(Images(side=tiny_blip.SIDE), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 30), "red").save("picture.jpg")
+    exec(use_of(json.loads((tmp_path / "config.json").read_text())).code.replace("THIS FOLDER", "."), {})
+    assert capsys.readouterr().out.startswith("[" if "caption" in heads else "tensor([")

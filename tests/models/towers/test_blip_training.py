@@ -14,11 +14,12 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
 
-from models.recipe import RecipeError
+from models.recipe import Recipe, RecipeError
 from models.train.checkpoint import Checkpoints
 from models.train.loop import train
 from models.train.parallel import Place
-from tests.models.towers import tiny_blip
+from models.trainable import Objective
+from tests.models.towers import small, tiny_blip
 
 CHILD = """
 import sys, torch
@@ -94,3 +95,48 @@ def test_micro_batches_match_within_themselves(tmp_path: Path) -> None:
     """The loss falls all the same, and contrast sees the whole batch: of 12 rows and a queue of 16."""
     run(tmp_path, parallel={"micro_batch": 4}, samples=36)
     assert left(tmp_path)["buffer.objectives.0.seen"] == 36
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny model of `blip`, as it is at first."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    made = Recipe.load("blip", tiny=True)
+    torch.manual_seed(0)
+    made.model.build(tokenizer=small.words(300, made.data.texts.context)).eval().export(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", ["blip", "blip-captioner", "blip-filter"])
+def test_the_tiny_recipes_learn_a_batch(name: str, pretrained: str) -> None:
+    made = Recipe.load(name, tiny=True, overrides=["data.texts.vocabulary=300"])
+    torch.manual_seed(0)
+    begin = {} if name == "blip" else {"pretrained": pretrained}
+    model = made.model.build(tokenizer=small.words(300, made.data.texts.context), **begin)
+    objectives: list[Objective] = [term.objective.build() for term in made.objectives]
+    adam, rows = torch.optim.Adam(model.parameters(), 1e-3), small.batch(made)
+    curve = []
+    for _ in range(25):
+        features = model(rows)
+        losses = [objective(features, model.scalars()) for objective in objectives]
+        means = torch.stack([loss.total / loss.count for loss in losses])
+        adam.zero_grad()
+        means.sum().backward()  # type: ignore[no-untyped-call]
+        adam.step()
+        for part in (model, *objectives):
+            part.after_step()
+        curve.append(means.tolist())
+    for first, last in zip(curve[0], curve[-1], strict=True):
+        assert last < 0.8 * first
+
+
+@pytest.mark.parametrize("name", ["blip", "blip-captioner", "blip-filter"])
+def test_fine_tunings_take_what_pretraining_leaves_at_full_size_too(name: str) -> None:
+    """Widths of queue and features agree, and contexts fit the places for tokens."""
+    made, first = Recipe.load(name), Recipe.load("blip").model.parameters["config"]
+    queues = [term.objective.parameters for term in made.objectives if term.objective.path.endswith("Contrast")]
+    assert all(queue["width"] == first["image_text_hidden_size"] for queue in queues)
+    assert made.data.texts.context <= first["text_config"]["max_position_embeddings"]
+    side = made.model.parameters.get("image_size", first["vision_config"]["image_size"])
+    assert made.data.images.side == side
+    assert side % first["vision_config"]["patch_size"] == 0

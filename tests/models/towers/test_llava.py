@@ -26,7 +26,7 @@ from models.data.chat import IMAGE
 from models.data.images import save_preprocessor
 from models.data.tokenizer import WRITTEN_ON, trained
 from models.objectives.language import NextToken
-from models.recipe import Recipe
+from models.recipe import Recipe, RecipeError
 from models.towers.llava import Llava
 from models.train.checkpoint import Checkpoint, Checkpoints
 from models.train.loop import Trained, train
@@ -165,16 +165,17 @@ def test_images_are_never_in_the_loss_whatever_a_batch_says(kind: str) -> None:
         assert (labels[:, :-1][rows["image_places"][:, 1:]] == -100).all()
 
 
-def test_what_a_model_sees_decides_what_it_says() -> None:
+def test_what_a_model_sees_decides_what_it_says_and_padding_is_seen_by_nobody() -> None:
     model, rows = seeing.model("mlp").eval(), dict(seeing.batch("mlp"))
+    pixels = rows["pixel_values"]
+    padding = torch.arange(pixels.shape[1]) >= rows["tiles"].sum(1, keepdim=True)
     with torch.no_grad():
         before = model(rows)["logits"]
-        rows["pixel_values"] = rows["pixel_values"].flip(0, 1)[:, :2]  # other images, beside padding
-        padding = torch.arange(2) >= rows["tiles"].sum(1, keepdim=True)
-        rows["pixel_values"][padding] = 9.0
-        after = model(rows)["logits"]
-    assert (after[:4] - before[:4]).abs().max() > 1e-3
-    assert torch.equal(after[4:], before[4:])  # padding tiles are seen by nobody
+        other = model({**rows, "pixel_values": pixels.masked_fill(padding[..., None, None, None], 9.0)})["logits"]
+        after = model({**rows, "pixel_values": pixels.flip(-1) + 1})["logits"]
+    assert torch.equal(other, before)
+    assert (after[:4] - before[:4]).abs().amax((1, 2)).min() > 1e-3
+    assert torch.equal(after[4:], before[4:])  # they see nothing
 
 
 # -- trainings ---------------------------------------------------------------------------------------------------------
@@ -244,7 +245,25 @@ def left(out: Path) -> tuple[bytes, list[float]]:
     return (out / "model" / "model.safetensors").read_bytes(), [row["loss"] for row in said["curve"]]
 
 
-def test_a_tuned_model_begins_with_the_towers_it_is_given(tmp_path: Path, folders: dict[str, str]) -> None:
+def test_its_card_tells_what_each_phase_read_and_how_it_is_asked(
+    unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (unbroken / "model" / "README.md").read_text()
+    assert "| pairs | 0.5 |" in text
+    assert "| conversations | 0.5 |" in text
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "picture.jpg")
+    code = text.partition("```python\n")[2].partition("```")[0]
+    capsys.readouterr()
+    given = {"THIS FOLDER": str(unbroken / "model"), "picture.jpg": str(tmp_path / "picture.jpg")}
+    for name, place in given.items():
+        assert name in code
+        code = code.replace(name, place)
+    exec(code, {})
+    assert capsys.readouterr().out.endswith("\n")
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["own head", "embeddings as head"])
+def test_a_model_begins_with_the_towers_it_is_given(tmp_path: Path, folders: dict[str, str], tied: bool) -> None:
     """An image tower of one folder, a language model with its tokenizer of another."""
     words = trained(seeing.LINES, 300, 160, WRITTEN_ON, cased=True)
     words.save_pretrained(tmp_path / "language")
@@ -257,6 +276,7 @@ def test_a_tuned_model_begins_with_the_towers_it_is_given(tmp_path: Path, folder
             num_hidden_layers=2,
             num_attention_heads=2,
             max_position_embeddings=160,
+            tie_word_embeddings=tied,
         )
     )
     speaker.save_pretrained(tmp_path / "language")
@@ -312,6 +332,15 @@ def test_what_cannot_be_built_is_told_in_a_line(settings: dict[str, Any], told: 
     with pytest.raises(ValueError, match=told) as found:
         talks.recipe().model.build(tokenizer=seeing.tokenizer(), **settings)
     assert "\n" not in str(found.value)
+
+
+def test_texts_that_may_be_longer_than_the_model_are_refused_before_a_training_begins(
+    tmp_path: Path, folders: dict[str, str]
+) -> None:
+    data = talks.recipe().data.model_dump()
+    data["texts"]["context"] = 161
+    with pytest.raises(RecipeError, match=r"data\.texts\.context = 161: the model has 160 places; lower it"):
+        train(talks.recipe(data=data), folders, str(tmp_path))
 
 
 # -- several processes -------------------------------------------------------------------------------------------------

@@ -107,6 +107,7 @@ def recipe(**changes: Any) -> Recipe:
             ],
             "samples": 120,
             "batch": 12,
+            "data": {"texts": {"context": LENGTH}},
             "optimizer": {"learning_rate": 1e-2},
             "precision": "float32",
             "checkpoint_every": 36,

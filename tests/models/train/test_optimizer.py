@@ -31,6 +31,18 @@ def test_matrices_decay_and_gains_biases_and_scalars_do_not() -> None:
     assert len(decays) == len(named)
 
 
+def test_weight_decay_goes_by_a_cosine_where_it_is_told_to_and_nothing_else_begins_to_decay() -> None:
+    made = recipe(optimizer={"learning_rate": 1e-2, "weight_decay": 0.04, "weight_decay_end": 0.4})
+    adamw = optimizer.build(toy(), made)
+    for done, decay in ((0.0, 0.04), (0.5, 0.22), (0.75, 0.04 + 0.36 * (1 + 0.5**0.5) / 2), (1.0, 0.4)):
+        optimizer.set_decay(adamw, made, done)
+        assert sorted({group["weight_decay"] for group in adamw.param_groups}) == pytest.approx([0, decay])
+    still = recipe()
+    adamw = optimizer.build(toy(), still)
+    optimizer.set_decay(adamw, still, 0.5)
+    assert {group["weight_decay"] for group in adamw.param_groups} == {0.0, 0.2}
+
+
 def test_the_first_pattern_found_in_a_name_counts_and_none_freezes() -> None:
     phase = Phase(rates={"image.0": 0.1, "image": 0, "text|logit": 2})
     named = toy()
