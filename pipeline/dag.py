@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from importlib.resources import files as package_files
@@ -177,11 +178,8 @@ class Dag:
         return self._columns[node]
 
     def inputs_of(self, node: str) -> list[Column]:
-        """The columns that `node` may read: those of the nodes in its `from`.
-
-        Where one of them tells more captions than another, what was said of the fewer is none of them, nor what the
-        images had under the names of the captions.
-        """
+        """The columns that `node` may read: those of the nodes in its `from`. Where one of them tells more captions
+        than another, not what was said of the fewer, nor what the images had under the names of the captions."""
         inputs = self.nodes[node].inputs
         found = [column for name in inputs for column in self.columns(name)]
         told_by = {name: self.teller(name) for name in inputs}
@@ -196,10 +194,8 @@ class Dag:
         ]
 
     def teller(self, node: str) -> str | None:
-        """The node that told the captions that `node` is about: itself, or the last one above it; None for none.
-
-        Raises `SluiceError` where two told more captions, neither of them those of the other.
-        """
+        """The node that told the captions that `node` is about: itself, or the last one above it; None for none. Raises
+        `SluiceError` where two told more captions, neither of them those of the other."""
         if node not in self._tellers:
             above = list(dict.fromkeys(told for name in self.nodes[node].inputs if (told := self.teller(name))))
             last = [name for name in above if not any(name in self._above[other] for other in above)]
@@ -220,7 +216,7 @@ class Dag:
             self._check_lineage(node)
             inputs = self.inputs_of(node.name)
             for stage, available in zip(node.stages, self._available(node), strict=True):
-                try:
+                with _named(node, stage):
                     for name in sorted(stage.reads if isinstance(stage, PoolStage) else stage.needs()):  # type: ignore[attr-defined]
                         if name not in KEY_COLUMNS:
                             _check_grain(stage, resolve(name, available))
@@ -230,8 +226,6 @@ class Dag:
                             continue
                         resource_files(mark, getattr(stage, parameter), parameter)
                     stage.check(available)
-                except SluiceError as error:
-                    raise SluiceError(f"{node.name}: {type(stage).__name__}: {error}") from None
             _no_column_twice(node, inputs)
             self.columns(node.name)
 
@@ -241,10 +235,8 @@ class Dag:
         for stage in node.stages:
             available.append(list(seen))
             if isinstance(stage, PartStage):
-                try:
+                with _named(node, stage):
                     schema = stage.gives()
-                except SluiceError as error:
-                    raise SluiceError(f"{node.name}: {type(stage).__name__}: {error}") from None
                 counted = set(covered(schema))
                 seen += [Column(f.name, "", stage.grain, f.type, f.name in counted) for f in schema]
         return available
@@ -314,10 +306,8 @@ def resolve(name: str, columns: Sequence[Column]) -> Column:
 def _gives(node: Node, inputs: list[Column]) -> list[Column]:
     stage = node.stages[0]
     if isinstance(stage, TableStage):
-        try:
+        with _named(node, stage):
             outputs = stage.outputs(inputs)
-        except SluiceError as error:
-            raise SluiceError(f"{node.name}: {type(stage).__name__}: {error}") from None
         columns = [c for grain, schema in outputs.items() for c in _schema_columns(node.name, grain, schema)]
         pool = stage.pixels
     elif isinstance(stage, PoolStage):
@@ -325,10 +315,20 @@ def _gives(node: Node, inputs: list[Column]) -> list[Column]:
         columns += _schema_columns(node.name, "image", stage.adds)
         pool = True
     else:
-        steps = [step for step in node.stages if isinstance(step, PartStage)]
-        columns = [c for step in steps for c in _schema_columns(node.name, step.grain, step.gives())]
-        pool = False
+        columns, pool = [], False
+        for step in (step for step in node.stages if isinstance(step, PartStage)):
+            with _named(node, step):
+                columns += _schema_columns(node.name, step.grain, step.gives())
     return columns + ([Column(PIXELS, node.name, "image", pa.null())] if pool else [])
+
+
+@contextmanager
+def _named(node: Node, stage: Stage) -> Iterator[None]:
+    """What goes wrong in a stage names it and its node."""
+    try:
+        yield
+    except SluiceError as error:
+        raise SluiceError(f"{node.name}: {type(stage).__name__}: {error}") from None
 
 
 def _schema_columns(node: str, grain: str, schema: pa.Schema) -> list[Column]:
