@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 
 ABREAST = 5
 """Models that a terminal shows side by side."""
-MAIN = ("acc1", "_acc", "recall@1", "recall@5", "mean_average_precision", "itm_accuracy", "cider")
+MAIN = (
+    *("acc1", "_acc", "recall@1", "recall@5", "mean_average_precision"),
+    *("itm_accuracy", "cider", "vqa_accuracy", "vqa_accuracy_shuffled"),
+)
 """How the metrics end that are shown first."""
-TASKS = ("zeroshot", "image_", "reranked", "captioning")
+TASKS = ("zeroshot", "image_", "reranked", "captioning", "vqa")
 """How their tasks begin."""
 
 
