@@ -6,11 +6,10 @@ row, and an error in any of them shows.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,6 +21,7 @@ from models.objectives.dino import SelfDistillation
 from models.objectives.language import NextToken
 from models.objectives.text_conditioned import TextConditioned
 from models.trainable import Features, Objective
+from tests.models import gloo
 
 ROWS, INPUTS, WIDTH, CAPTIONS, PATCHES, LENGTH = 12, 5, 8, 3, 4, 6
 DTYPES = (torch.float32, torch.float64)
@@ -74,29 +74,12 @@ def step(case: str, dtype: torch.dtype, rank: int = 0, world: int = 1) -> Gradie
 
 def together(world: int, folder: Path) -> dict[tuple[str, torch.dtype], Gradients]:
     """What every case gives on `world` processes, all started once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    processes = [context.Process(target=_worker, args=(rank, world, folder)) for rank in range(world)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0] * world
-    found: dict[tuple[str, torch.dtype], Gradients] = torch.load(folder / "found.pt")
+    found: dict[tuple[str, torch.dtype], Gradients] = gloo.together(_worker, world, folder)
     return found
 
 
-def _worker(rank: int, world: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    found = {
-        (case, dtype): step(case, dtype, rank, world) for case in CASES for dtype in (torch.float32, torch.float64)
-    }
-    if rank == 0:
-        torch.save(found, folder / "found.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+def _worker(rank: int, world: int, folder: Path) -> dict[Any, Any]:
+    return {(case, dtype): step(case, dtype, rank, world) for case in CASES for dtype in (torch.float32, torch.float64)}
 
 
 def _added(tensor: torch.Tensor) -> torch.Tensor:

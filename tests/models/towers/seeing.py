@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 
 from models.data.chat import ready_to_chat
 from models.data.conversations import Conversations
@@ -23,6 +20,7 @@ from models.train import optimizer, state
 from models.train.accumulate import System, cut, gradients
 from models.train.parallel import Place
 from models.trainable import Batch
+from tests.models import gloo
 from tests.models.data import talks
 
 Tensors = dict[str, torch.Tensor]
@@ -82,27 +80,12 @@ LAID: list[tuple[Mode, int | None]] = [("ddp", None), ("fsdp", 2)]
 CASES = [(kind, phase, mode, micro) for kind in ("mlp", "tiles") for phase in (0, 1) for mode, micro in LAID]
 
 
-def run_all(rank: int, world: int, folder: Path) -> None:
-    """What every process of a test does; the first one keeps what came out."""
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    found = {case: step(*case) for case in CASES}
-    if rank == 0:
-        torch.save(found, folder / "found.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+def run_all(rank: int, world: int, folder: Path) -> dict[Any, Any]:
+    """What every process of a test does."""
+    return {case: step(*case) for case in CASES}
 
 
 def together(world: int, folder: Path) -> dict[Any, Tensors]:
     """What came out of all cases on `world` processes."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    processes = [context.Process(target=run_all, args=(rank, world, folder)) for rank in range(world)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(240)
-    assert [process.exitcode for process in processes] == [0] * world
-    found: dict[Any, Tensors] = torch.load(folder / "found.pt", weights_only=False)
+    found: dict[Any, Tensors] = gloo.together(run_all, world, folder)
     return found

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +12,7 @@ from safetensors.torch import load_file
 
 from models.train.loop import train
 from models.train.parallel import Place
+from tests.models import gloo
 from tests.models.towers import tiny_blip
 
 BATCH, STEPS = 12, 3
@@ -57,17 +56,11 @@ def trained(out: Path, mode: Mode) -> Tensors:
     return load_file(out / "model" / "model.safetensors")
 
 
-def run_all(rank: int, world: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+def run_all(rank: int, world: int, folder: Path) -> dict[Any, Any]:
     found: dict[Any, Any] = {"by hand": by_hand(rank, world)}
     for mode in MODES:
         found[mode] = trained(folder / mode, mode)
-    if rank == 0:
-        torch.save(found, folder / "found.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return found
 
 
 def _added(tensor: torch.Tensor) -> torch.Tensor:
@@ -79,15 +72,7 @@ def _added(tensor: torch.Tensor) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def on_two(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     folder = tmp_path_factory.mktemp("blip")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    processes = [context.Process(target=run_all, args=(rank, 2, folder)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(240)
-    assert [process.exitcode for process in processes] == [0, 0]
-    found: dict[Any, Any] = torch.load(folder / "found.pt")
+    found: dict[Any, Any] = gloo.together(run_all, 2, folder)
     return found
 
 

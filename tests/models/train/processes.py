@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
 from itertools import product
 from pathlib import Path
@@ -19,6 +17,7 @@ from models.train.accumulate import System, gradients
 from models.train.loop import Trained, train
 from models.train.parallel import Place
 from models.trainable import Objective
+from tests.models import gloo
 from tests.models.train.toy import NextToken, Toy, ToySource, recipe, rows
 
 Tensors = dict[str, torch.Tensor]
@@ -72,11 +71,8 @@ def training(out: Path, mode: Mode = "ddp", stop_at: int | None = None, **change
     return trained, source.seen
 
 
-def run_all(rank: int, world: int, folder: Path) -> None:
-    """What every process of a test does; the first one keeps what came out."""
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+def run_all(rank: int, world: int, folder: Path) -> dict[Any, Any]:
+    """What every process of a test does."""
     modes: tuple[Mode, ...] = ("ddp", "fsdp")
     found: dict[Any, Any] = {
         (mode, objectives, micro): step(objectives, micro, mode)
@@ -90,21 +86,10 @@ def run_all(rank: int, world: int, folder: Path) -> None:
         dist.barrier()
         found[mode, "resumed"] = training(folder / f"{mode}-on", mode)
         found[mode, "stopped"] = training(folder / f"{mode}-stopped", mode, stop_at=120)
-    if rank == 0:
-        torch.save(found, folder / "found.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return found
 
 
 def together(world: int, folder: Path) -> dict[Any, Any]:
     """What came out of all cases on `world` processes."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    processes = [context.Process(target=run_all, args=(rank, world, folder)) for rank in range(world)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(240)
-    assert [process.exitcode for process in processes] == [0] * world
-    found: dict[Any, Any] = torch.load(folder / "found.pt", weights_only=False)
+    found: dict[Any, Any] = gloo.together(run_all, world, folder)
     return found
