@@ -41,6 +41,14 @@ STEADY = {
     *("quantile_cont", "quantile_disc", "median", "mad"),
 }
 """Window functions with the same result in whatever order threads add the rows: no sum of floats is among them."""
+SHARES = {"cume_dist", "percent_rank", "ntile"}
+"""Window functions that say where a row stands between the first and the last: a row without a value stands nowhere."""
+COMPARED = {"COMPARISON": ("left", "right"), "BETWEEN": ("input", "lower", "upper")}
+"""Where a node of a class has what it compares."""
+NUMBER = "CASE WHEN typeof(x) IN ('FLOAT', 'DOUBLE') AND isnan(TRY_CAST(x AS DOUBLE)) THEN NULL ELSE x END"
+"""`x`, but NULL for NaN. DuckDB computes x once, and leaves the rest out where x is no float."""
+PLACED = "CASE WHEN k IS NOT NULL THEN w END"
+MAX_NODES = 5_000
 UNREPEATABLE = {
     *("version", "current_setting", "current_localtime", "current_localtimestamp", "reservoir_quantile"),
     *("json_serialize_sql", "json_deserialize_sql", "json_serialize_plan"),
@@ -89,6 +97,9 @@ class Expression:
     def bind(self, resolve: Callable[[Names], str]) -> tuple[str, frozenset[str]]:
         """The SQL with every column replaced by what `resolve` gives, and the columns that it then reads.
 
+        DuckDB takes NaN for the greatest number of all. In this SQL, one that is computed is NULL to every comparison
+        and window; those in columns are for the caller to make NULL. A row without a value is in no share of a ranking.
+
         Raises `SluiceError` where DuckDB does not print back what it parsed.
         """
         tree = deepcopy(self._tree)
@@ -102,6 +113,7 @@ class Expression:
                 ordered = [order["expression"] for order in orders]
                 orders += [order for order in _key_orders() if order["expression"] not in ordered]
                 reads.update(ORDER_KEYS)
+        _make_nan_null(tree)
         return printed(tree), frozenset(reads)
 
 
@@ -216,6 +228,52 @@ def _nodes(value: Any, bound: frozenset[str] = frozenset()) -> Iterator[tuple[No
         return
     for inner in value.values():
         yield from _nodes(inner, bound)
+
+
+def _make_nan_null(tree: Node) -> None:
+    """Let comparisons and windows see NULL where what they look at is computed and comes to NaN."""
+    nodes = list(_nodes(tree))
+    for node, bound in reversed(nodes):  # the inner ones first: what is computed stands three times in `NUMBER`
+        looked_at = [(node, side) for side in COMPARED.get(node["class"], ()) if "DISTINCT" not in node["type"]]
+        if node["class"] == "WINDOW":
+            owners = [*node["orders"], *node["arg_orders"], *node["arguments"]]
+            looked_at += [(owner, "expression") for owner in owners]
+        for owner, place in looked_at:
+            if _may_be_nan(owner[place], bound):
+                if sum(1 for _ in _nodes(owner[place])) > MAX_NODES:
+                    raise SluiceError("compares too much inside what it compares; write it as several rules")
+                owner[place] = _filled(NUMBER, x=owner[place])
+    for node, _ in nodes:
+        if _is_share(node) and node["orders"]:
+            window = dict(node)
+            node.clear()
+            node.update(_filled(PLACED, k=window["orders"][0]["expression"], w=window))
+
+
+def _may_be_nan(node: Node, bound: frozenset[str]) -> bool:
+    """Whether a node is computed from a column, and neither a truth value nor a share."""
+    if _is_column(node, bound) or _is_share(node) or node["class"] in ("COMPARISON", "BETWEEN", "CONJUNCTION"):
+        return False
+    return any(inner["class"] == "COLUMN_REF" for inner, _ in _nodes(node))
+
+
+def _is_share(node: Node) -> bool:
+    return node["class"] == "WINDOW" and _function_name(node) in SHARES
+
+
+def _filled(template: str, **trees: Node) -> Node:
+    """The tree of `template`, with a copy of a tree for each column that is named like it."""
+    node = deepcopy(_template(template))
+    for column in [column for column, _ in _nodes(node) if column["class"] == "COLUMN_REF"]:
+        tree = deepcopy(trees[column["column_names"][0]])
+        column.clear()
+        column.update(tree)
+    return node
+
+
+@lru_cache(maxsize=4)
+def _template(text: str) -> Node:
+    return parse(text)
 
 
 def _is_column(node: Node, bound: frozenset[str]) -> bool:

@@ -1,6 +1,6 @@
 """Has DuckDB judge rows by rules that were bound to their columns: in memory, or spilling to disk.
 
-DuckDB is locked first: it sees the tables registered with it and nothing else.
+DuckDB is locked first: it sees the tables registered with it and nothing else. A NaN in them is NULL to a rule.
 """
 
 # ruff: noqa: S608 - a rule's SQL was screened and printed from its tree; names are quoted
@@ -15,6 +15,7 @@ from functools import lru_cache
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import SluiceError
 
@@ -53,7 +54,7 @@ def judge_rows(table: pa.Table, rules: Numbered) -> np.ndarray:
     if not rules:
         return np.full(table.num_rows, KEPT, CODE)
     with _shared_connection().cursor() as connection:
-        connection.register("pairs", table)
+        connection.register("pairs", _without_nan(table))
         try:
             codes = connection.sql(f"SELECT {_code(rules)} AS code FROM pairs").to_arrow_table()
         except duckdb.Error as error:
@@ -158,6 +159,16 @@ def first_line(error: duckdb.Error) -> str:
     return line.partition(" Error: ")[2] or line
 
 
+def _without_nan(table: pa.Table) -> pa.Table:
+    """Null for NaN, which DuckDB sorts and compares as the greatest number of all: it would pass `clip_score > 0.3`."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_floating(field.type):
+            values = table.column(place)
+            known = pc.if_else(pc.is_nan(values), pa.scalar(None, field.type), values)
+            table = table.set_column(place, field.name, known)
+    return table
+
+
 @lru_cache(maxsize=1)
 def _shared_connection() -> duckdb.DuckDBPyConnection:
     """One for all the parts that a worker judges: opening DuckDB takes five times as long as judging 10,000 rows."""
@@ -173,7 +184,7 @@ def _load(connection: duckdb.DuckDBPyConnection, tables: Iterable[pa.Table], sch
     waiting: list[pa.Table] = []
 
     def insert() -> None:
-        connection.register("waiting", pa.concat_tables(waiting))
+        connection.register("waiting", _without_nan(pa.concat_tables(waiting)))
         connection.execute("INSERT INTO pairs SELECT * FROM waiting")
         connection.unregister("waiting")
         waiting.clear()

@@ -5,8 +5,9 @@
     dropped_by = bound.judge(table)       # null for the pairs that are kept
     rules.funnel(dropped_by)
 
-A rule sees only the survivors of the rules before it, in windows and aggregates too; NULL fails. Rules come from DAG
-files, so they are SQL from elsewhere: one screened expression each, over registered tables, in a locked DuckDB.
+A rule sees only the survivors of the rules before it, in windows and aggregates too; NULL fails, and NaN is NULL.
+Rules come from DAG files, so they are SQL from elsewhere: one screened expression each, over registered tables, in a
+locked DuckDB.
 """
 
 from __future__ import annotations

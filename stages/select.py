@@ -32,17 +32,19 @@ LOCAL, TOGETHER = "-local", "-together"
 
 
 class Select(TableStage):
-    """Keep the pairs that pass every rule, in order: a rule sees only the survivors of the rules before it; NULL fails.
+    """Keep the pairs that pass every rule, in order: a rule sees only the survivors of the rules before it.
+
+    NULL fails, and a NaN is NULL.
 
     Rules that look at one row alone are judged part by part. From the first window on, one process judges the
     survivors of all parts, out of core. Rows that a retry replaced take no part in windows: they are `superseded`.
 
     The best 30 % by a score are a window, too: `cume_dist() OVER (ORDER BY clip_score DESC, uid, caption_id) <= 0.3`.
-    It keeps 30 % of the survivors or one pair less; pairs without a score come last, and `uid, caption_id` decide
-    between equals.
+    It keeps 30 % of the survivors or one pair less, and none without a score; `uid, caption_id` decide between equals.
     """
 
     promise = "pure"
+    revision = 2
 
     rules: tuple[dict[str, str], ...]
     """`name: condition` in DuckDB's SQL, over `column` or `node.column`."""

@@ -61,6 +61,64 @@ def test_a_row_is_blamed_on_the_first_rule_that_it_fails_and_order_matters() -> 
     assert judged([large, ok], pairs) == ["large", "ok", "large"]
 
 
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        *(
+            "score > 0.3",
+            "score >= 0.3",
+            "0.3 < score",
+            "score <> 0.1",
+            "NOT score <= 0.3",
+            "score BETWEEN 0.3 AND 'inf'",
+        ),
+        *("score - 1 > -0.7", "-score < -0.3", "score * 2 BETWEEN 0.6 AND 9e9", "greatest(score, 0.1) > 0.3"),
+        *("[score][1] > 0.3", "len(list_filter([score * 1], lambda s: s > 0.3)) = 1", "score::FLOAT > 0.3"),
+        *("CAST(replace('nan', 'x', status) AS DOUBLE) > 0.3 OR score > 0.3", "CASE WHEN true THEN score END > 0.3"),
+        *(
+            "score >= max(score) OVER () - 0.5",
+            "score > avg(score) OVER () - 0.1",
+            "score - 1 > min(score - 1) OVER ()",
+        ),
+        *("cume_dist() OVER (ORDER BY score DESC) <= 0.6", "percent_rank() OVER (ORDER BY score) >= 0.3"),
+        *("ntile(2) OVER (ORDER BY score DESC) = 1", "ntile(4) OVER (ORDER BY score) >= 2"),
+        *("cume_dist() OVER (ORDER BY 0 + score DESC, uid) <= 0.6", "rank() OVER (ORDER BY -score) <= 2"),
+        *("row_number() OVER (ORDER BY score DESC) <= 2", "uid IN ('u001', 'u002') AND score IS NOT NULL"),
+        "score >= quantile_cont(score, 0.4) OVER ()",
+    ],
+)
+def test_nan_passes_nothing_and_hides_nothing(sql: str) -> None:
+    """DuckDB takes NaN for the greatest number of all; to a rule it is no number."""
+    pairs = table(score=[0.1, 0.7, 0.9, NAN], status=["x", "x", "x", "x"])
+    assert judged([{"r": sql}], pairs) == ["r", None, None, "r"]
+    pieces = Rules([{"r": sql}]).check(COLUMNS).judge_all([pairs.slice(0, 1), pairs.slice(1)])
+    assert [code for piece in pieces for code in piece.tolist()] == [0, -1, -1, 0]
+
+
+def test_nothing_divided_by_nothing_passes_nothing() -> None:
+    pairs = table(width=[0, 3, 1], score=[0.0, 3.0, 4.0])
+    assert judged([{"r": "score / pool.width >= 1"}], pairs) == ["r", None, None]
+    assert judged([{"r": "row_number() OVER (ORDER BY pool.width / score DESC) = 1"}], pairs) == ["r", None, "r"]
+
+
+def test_a_row_without_a_value_is_in_no_share_of_a_ranking() -> None:
+    """Only one row of four has a score: the best half has one row, whichever end is the best."""
+    pairs = table(score=[None, NAN, 0.5, None])
+    for best in ("cume_dist() OVER (ORDER BY score DESC) <= 0.5", "percent_rank() OVER (ORDER BY score) >= 0.0"):
+        assert judged([{"best": best}], pairs) == ["best", "best", None, "best"]
+
+
+def test_comparisons_nested_beyond_reason_are_refused() -> None:
+    sql = "score"
+    for _ in range(40):
+        sql = f"CASE WHEN {sql} + 1 > 0 THEN score END"
+    with pytest.raises(SluiceError, match="rule 'r' compares too much inside what it compares"):
+        Rules([{"r": f"{sql} > 0"}]).bind(COLUMNS)
+
+
 def test_a_window_sees_only_the_survivors() -> None:
     """The best score of all was not downloaded; among the survivors another row is the best."""
     pairs = table(status=["success", "timeout", "success"], score=[0.5, 0.9, 0.7])

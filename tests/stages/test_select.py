@@ -137,17 +137,28 @@ def test_a_window_as_the_first_rule(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "kept"), [(0.2, "b1"), (0.39, "b1"), (0.4, "b1 b2"), (0.6, "b1 b2 d0"), (1, "b1 b2 d0 e1 a0")]
+    ("share", "kept"), [(0.2, "b1"), (0.39, "b1"), (0.4, "b1 b2"), (0.6, "b1 b2 d0"), (1, "b1 b2 d0 e1")]
 )
-def test_the_best_share_by_a_score_is_a_rule(store: Store, share: float, kept: str) -> None:
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_the_best_share_by_a_score_is_a_rule(store: Store, missing: float | None, share: float, kept: str) -> None:
     """Five pairs were downloaded. The failed download's 0.7 is the third best, and is not asked."""
     pool = write_pool(store)
     pairs = [captions(("a", "one"), ("b", "two"), ("b", "three"), ("c", "four")), captions(("d", "five"), ("e", "six"))]
-    values: list[list[float | None]] = [[None, 0.9, 0.8, 0.7], [0.3, 0.3]]  # d and e are equal, a has no score
+    values: list[list[float | None]] = [[missing, 0.9, 0.8, 0.7], [0.3, 0.3]]  # d and e are equal, a has no score
     scored = {f"000-{n}": {"caption": scores(*both)} for n, both in enumerate(zip(pairs, values, strict=True))}
     best = {"best": f"cume_dist() OVER (ORDER BY score DESC, uid, caption_id) <= {share}"}
     verdicts, _, _ = run(store, [BEST_HALF[0], best], pool["pool"], write_node(store, "scores", scored, ["pool"]))
     assert {key for part in verdicts.values() for key, name in part.items() if name is None} == set(kept.split())
+
+
+def test_nan_is_no_score_part_by_part(store: Store) -> None:
+    pool = write_pool(store)
+    pairs = captions(("a", "one"), ("b", "two"), ("b", "three"), ("c", "four")), captions(("d", "five"), ("e", "six"))
+    values = [0.1, float("nan"), 0.8, 0.7], [float("nan"), 0.3]
+    scored = {f"000-{n}": {"caption": scores(*both)} for n, both in enumerate(zip(pairs, values, strict=True))}
+    verdicts, _, _ = run(store, [LOCAL[2]], pool["pool"], write_node(store, "scores", scored, ["pool"]))
+    assert verdicts["000-0"] == {"a0": "aligned", "b1": "aligned", "b2": None, "c3": None}
+    assert verdicts["000-1"] == {"d0": "aligned", "e1": None}
 
 
 def test_a_window_with_no_survivors_to_see(store: Store) -> None:
