@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from pipeline.plan import NodePlan
     from pipeline.run import Result
 
+UID = re.compile(r"[0-9a-f]{32}")
+LEAST_WIDTH = 8
+"""Characters that a column keeps, however narrow the terminal is."""
 COLOURS = {"reuse": "green", "resume": "yellow", "run": "cyan", "wait": "dim"}
 BIDI = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], "�")
 CONTROL = {code: "�" for code in [*range(32), *range(0x7F, 0xA0)] if code != 10}
@@ -79,6 +83,19 @@ def new_grid(*headers: str, title: str | None = None) -> Table:
     for header in headers:
         grid.add_column(header.rstrip("#"), justify="right" if header.endswith("#") else "left", overflow="fold")
     return grid
+
+
+def lay_out(console: Console, grid: Table) -> None:
+    """Print a table. Its cells fold where the terminal is narrow, but a uid stays whole, to be copied."""
+    room = 0
+    for column in grid.columns:
+        cells = [str(cell) for cell in column.cells]
+        column.min_width = max((len(word) for cell in cells for word in cell.split() if UID.search(word)), default=None)
+        least = min(max(map(len, cells), default=0), LEAST_WIDTH)
+        room += max(column.min_width or 0, least) + grid.padding[1] + grid.padding[3]
+    if room > console.width:
+        grid.width = room
+    console.print(grid, crop=False)
 
 
 def columns(console: Console, dag: Dag) -> None:
@@ -199,7 +216,8 @@ def errors(console: Console, store: Store, node: str | None, traceback: bool, ro
     shown = 0
     for name in [node] if node else nodes:
         for failure in store.failures(name):
-            console.print(Text(f"{name} part {failure['part']} failed: ", "red") + plain(failure["error"], 400))
+            head = Text(f"{name} part {failure['part']} failed: ", "red")
+            console.print(head + plain(failure["error"], 400), soft_wrap=True)
             if traceback and failure["traceback"]:
                 console.print(plain_lines(failure["traceback"]))
             shown += 1
@@ -210,7 +228,7 @@ def errors(console: Console, store: Store, node: str | None, traceback: bool, ro
             )
             break
         head = f"{row['node']} part {row['part']} row {row['row']} {row['uid'] or ''}: "
-        console.print(Text(head, "yellow") + plain(row["error"], 400))
+        console.print(Text(head, "yellow") + plain(row["error"], 400), soft_wrap=True)
         if traceback and row["traceback"]:
             console.print(plain_lines(row["traceback"]))
         shown += 1
@@ -252,7 +270,7 @@ def table(console: Console, rows: pa.Table, limit: int) -> None:
     grid = new_grid(*[f"{field.name}{'#' if _numeric(field.type) else ''}" for field in rows.schema])
     for row in shown.to_pylist():
         grid.add_row(*[plain(value) for value in row.values()])
-    console.print(grid)
+    lay_out(console, grid)
     if shown.num_rows < rows.num_rows:
         console.print(
             f"… {rows.num_rows - shown.num_rows:,} more rows; --rows 0 shows all", style="dim", highlight=False

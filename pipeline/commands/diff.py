@@ -157,10 +157,8 @@ def _examples(console: Console, title: str, by: str, examples: Iterable[Example]
     for example in examples:
         rule = example.after if example.after is not None else example.before
         values = ", ".join(f"{name.partition('.')[2]} {_both(*pair)}" for name, pair in example.values.items())
-        grid.add_row(
-            example.uid[:12], show.plain(f"{rule}: {values}" if values else rule), show.plain(example.caption, 80)
-        )
-    console.print(grid)
+        grid.add_row(example.uid, show.plain(f"{rule}: {values}" if values else rule), show.plain(example.caption, 80))
+    show.lay_out(console, grid)
 
 
 def _both(before: Any, after: Any) -> str:

@@ -95,7 +95,7 @@ def _pairs(console: Console, items: Iterable[tuple[str, Any]]) -> None:
     grid.add_column(overflow="fold")
     for name, value in items:
         grid.add_row(show.plain(name), shown(value))
-    console.print(grid)
+    show.lay_out(console, grid)
 
 
 def shown(value: Any) -> Text:
@@ -127,7 +127,7 @@ def _values(console: Console, title: str, values: Sequence[Value]) -> None:
         writer = (value.node, step)
         grid.add_row(*(writer if writer != before else ("", "")), show.plain(value.column), shown(value.value))
         before = writer
-    console.print(grid)
+    show.lay_out(console, grid)
 
 
 def _shortened(steps: str) -> str:
@@ -178,7 +178,7 @@ def _related(console: Console, history: History) -> None:
         grid = show.new_grid(*(escape(str(show.plain(name))) for name in rows[0]), title=f"\n{node} ({kind})")
         for row in rows[:RELATED_SHOWN]:
             grid.add_row(*map(shown, row.values()))
-        console.print(grid)
+        show.lay_out(console, grid)
         if len(rows) > RELATED_SHOWN:
             console.print(f"… {len(rows) - RELATED_SHOWN:,} more; --json has all", style="dim", highlight=False)
 
@@ -190,11 +190,10 @@ def _places(console: Console, history: History) -> None:
     grid = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     grid.add_column(style="cyan")
     grid.add_column(overflow="fold")
+    grid.add_column(overflow="fold")
     grid.add_column(justify="right")
     grid.add_column(justify="right")
     for place in history.places:
-        where = show.plain(f"{place.path}", 400)
-        grid.add_row(
-            place.node, where + "  " + show.plain(place.member), f"at {place.offset:,}", show.size(place.nbytes)
-        )
-    console.print(grid)
+        where = (show.plain(place.path, 400), show.plain(place.member))
+        grid.add_row(place.node, *where, f"at {place.offset:,}", show.size(place.nbytes))
+    show.lay_out(console, grid)

@@ -166,5 +166,5 @@ def _samples(console: Console, title: str, by: str, samples: Sequence[Sample]) -
 
     grid = show.new_grid("uid", by, "caption", title=f"\n{title}")
     for sample in samples:
-        grid.add_row(sample.uid[:12], show.plain(reason(sample)), show.plain(sample.caption, 80))
-    console.print(grid)
+        grid.add_row(sample.uid, show.plain(reason(sample)), show.plain(sample.caption, 80))
+    show.lay_out(console, grid)

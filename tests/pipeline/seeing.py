@@ -129,6 +129,7 @@ def write_input(path: Path, numbers: list[int], alt: str = "") -> None:
             "id": f"own-{number}",
             "n": number,
             "kind": f"kind {number % 16}",
+            "ratio": float("nan") if number % 5 == 0 else number / 100,
             "note": CONTROLS if number == 8 else "plain",
             f"[red]{CONTROLS}": number,
         }

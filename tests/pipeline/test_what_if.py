@@ -75,6 +75,8 @@ CHANGES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "a new rule, last, no window": ({"long": "length(label) > 16"}, {"drop": ["first"]}),
     "a new rule in the middle": ({"long": "length(label) > 16"}, {"after": "downloaded"}),
     "without a rule": ({}, {"drop": ["small"]}),
+    "a number that is none": ({"sharp": "ratio > 0.2"}, {"after": "downloaded"}),
+    "a share where some have no number": ({"best": "cume_dist() OVER (ORDER BY ratio DESC, uid) <= 0.9"}, {}),
     "several at once": ({"even": "n > 3", "odd": "n % 2 = 1"}, {"drop": ["first"], "after": "even"}),
 }
 
@@ -98,6 +100,16 @@ def test_the_funnel_is_the_one_that_a_run_gives(runs: Runs, name: str, tmp_path:
             assert count is not None
             assert (count.seen, count.dropped) == (left, list(said.values()).count(rule))
             left = count.left
+
+
+@pytest.mark.parametrize("sql", ["ratio >= 0", "ratio / ratio = 1", "cume_dist() OVER (ORDER BY ratio, uid) <= 1"])
+def test_no_pair_without_a_number_would_be_kept(runs: Runs, sql: str) -> None:
+    """Every fifth has NaN: 11 images, of which three have two captions."""
+    found = what_if(runs.root, {"sharp": sql}, after="downloaded", drop=["even", "small", "first"], sample=80)
+    fifths = {uid(number) for number in range(0, 54, 5)}
+    assert found.gained
+    assert fifths.isdisjoint(sample.uid for sample in found.gained)
+    assert [step.after.dropped for step in found.steps if step.rule == "sharp" and step.after] == [14]
 
 
 def test_the_rules_as_they_are_change_nothing(runs: Runs) -> None:
