@@ -216,8 +216,8 @@ def errors(console: Console, store: Store, node: str | None, traceback: bool, ro
     shown = 0
     for name in [node] if node else nodes:
         for failure in store.failures(name):
-            head = Text(f"{name} part {failure['part']} failed: ", "red")
-            console.print(head + plain(failure["error"], 400), soft_wrap=True)
+            failed = Text(f"{name} part {failure['part']} failed: ", "red")
+            console.print(failed + plain(failure["error"], 400), soft_wrap=True)
             if traceback and failure["traceback"]:
                 console.print(plain_lines(failure["traceback"]))
             shown += 1

@@ -12,6 +12,7 @@ from pipeline.errors import SluiceError, did_you_mean
 from pipeline.identity import fingerprint
 from pipeline.records import ABOUT, Generation, Record
 from pipeline.store import Store
+from stages.index.embedding_index import EmbeddingIndex
 from stages.kit.neighbours import unit
 
 PROBED = 16
@@ -29,7 +30,7 @@ class Neighbour:
 
 def index_of(generations: dict[str, Generation], node: str | None) -> Generation:
     """The index that is meant: the one that is named, or the only one. Raises `SluiceError`."""
-    found = sorted(name for name, one in generations.items() if any(record.file("index") for record in one.records))
+    found = sorted(name for name, one in generations.items() if _is_index(one))
     if node is not None and node not in found:
         what = "is no index" if node in generations else "is no node of this run"
         raise SluiceError(f"--node: {node!r} {what}{did_you_mean(node, found)}")
@@ -40,7 +41,17 @@ def index_of(generations: dict[str, Generation], node: str | None) -> Generation
             else ("no index; add `index: {from: scores, steps: [stages.index.EmbeddingIndex]}` to the DAG and run it")
         )
         raise SluiceError(f"this run has {known}")
-    return generations[node or found[0]]
+    index = generations[node or found[0]]
+    if not index.records:
+        raise SluiceError(f"a takedown erased every file of {index.node}; `sluice run` with the same DAG makes it anew")
+    return index
+
+
+def _is_index(generation: Generation) -> bool:
+    """Also one whose files a takedown has erased, all of them."""
+    if generation.records:
+        return any(record.file("index") for record in generation.records)
+    return [step["stage"] for step in generation.identity["steps"]] == [EmbeddingIndex.path()]
 
 
 def embedding_of(index: Generation) -> tuple[str, str]:

@@ -142,7 +142,9 @@ def test_an_image_of_the_run_finds_others_and_not_itself(root: str) -> None:
 
 
 def test_people_see_a_table(root: str) -> None:
-    shown = sluice(root, "--uid", uid_of(11), "--node", "index", "-k", "2").stdout
+    shown = sluice(root, "--uid", uid_of(11), "--node", "index", "-k", "2").stdout  # at 80 columns, as in a pipe
+    found = [str(row["uid"]) for row in asked(root, "--uid", uid_of(11), "--node", "index", "-k", "2")]
+    assert all(uid in shown for uid in found)
     assert [word in shown for word in ("uid", "cosine", "url", "caption", "kept", "http://gallery/")] == [True] * 6
 
 
@@ -174,6 +176,8 @@ def test_what_cannot_be_asked_is_refused_with_a_remedy(root: str, tmp_path: Path
 
 def test_an_image_that_was_taken_down_is_said_to_be_and_is_found_no_more(root: str, tmp_path: Path) -> None:
     copy, gone = str(shutil.copytree(root, tmp_path / "root")), tmp_path / "gone.txt"
+    picture = tmp_path / "query.png"
+    picture.write_bytes(png(10))
     gone.write_text(f"{uid_of(11)}\n")
     for tar in Path(copy).glob("pool/data/*.tar"):
         tar.write_bytes(bytes(10240))  # the gallery's are no whole tars
@@ -184,12 +188,18 @@ def test_an_image_that_was_taken_down_is_said_to_be_and_is_found_no_more(root: s
     left = index_files(copy)
     assert 0 < len(left) < len(before), "the file without it stays"
     assert f"--uid: {uid_of(11)} was taken down" in refused(copy, "--uid", uid_of(11), "--node", "index")
+    assert newest(copy, "by_colour").records == (), "it had one file"
+    erased = "a takedown erased every file of by_colour; `sluice run` with the same DAG makes it anew"
+    for question in (["--uid", uid_of(10)], ["--text", "red"], ["--image", str(picture)]):
+        assert erased in refused(copy, *question, "--node", "by_colour")
+    assert "3 indexes (by_colour, by_number, index); name one" in refused(copy, "--uid", uid_of(10))
     run(Dag.parse(next(Store(copy).runs()).text), copy, executor=Inline(Store(copy)))
     assert len(index_files(copy)) == len(before)
     assert not {*index_files(copy).values()} & {data for path, data in before.items() if path not in left}
     found = asked(copy, "--uid", uid_of(10), "--node", "index", "-k", "30")
     assert len(found) == 23, "25 were downloaded"
     assert uid_of(11) not in {row["uid"] for row in found}
+    assert len(asked(copy, "--image", str(picture), "--node", "by_colour", "-k", "3")) == 3
 
 
 def test_words_need_a_node_that_embeds_captions_by_the_same_model(tmp_path: Path, weights: Path) -> None:
@@ -219,8 +229,8 @@ def index_files(root: str) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in Path(root, "index", "data").glob("0*.faiss")}
 
 
-def newest(root: str) -> Generation:
-    found = Store(root).newest("index")
+def newest(root: str, node: str = "index") -> Generation:
+    found = Store(root).newest(node)
     assert found is not None
     return found
 
