@@ -12,6 +12,7 @@ from pipeline.identity import Resources
 from pipeline.node import NodeWork, Prepared, Unfinished, prepare
 from pipeline.records import Generation, Record
 from pipeline.store import Store
+from pipeline.takedown.tombstones import TAKEN_DOWN
 
 State = Literal["reuse", "resume", "run", "wait"]
 
@@ -108,13 +109,16 @@ def why(prepared: Prepared, newest: Generation | None) -> list[str]:
     if newest is None:
         return ["never run"]
     before, after = newest.identity, prepared.identity
-    reasons = steps_differ(before["steps"], after["steps"])
+    reasons = ["a takedown erased what it had made"] if newest.key == TAKEN_DOWN else []
+    reasons += steps_differ(before["steps"], after["steps"])
     if before.get("seed") != after.get("seed"):
         reasons.append(f"seed: {before.get('seed')} → {after.get('seed')}")
     reasons += resources_differ(newest.resources, prepared.resources)
     for name, generation in prepared.inputs.items():
         if newest.inputs.get(name) != generation.content_hash:
             reasons.append(f"input {name} changed")
+    if not reasons and not prepared.references:
+        reasons = ["bytes of its inputs changed, as by a takedown or a repair"]  # beside what their content covers
     return reasons or ["a node that it refers to changed"]
 
 

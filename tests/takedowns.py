@@ -222,6 +222,18 @@ class EmbeddedText(PartStage):
         return embed
 
 
+class ExifLength(PartStage):
+    """Adds how long the EXIF is, which the pool's content hash does not cover."""
+
+    promise = "pure"
+    grain = "image"
+    reads = frozenset({"exif"})
+    adds = pa.schema([("exif_length", pa.int64())])
+
+    def open(self, device: Device) -> Callable[[Batch], pa.Table]:
+        return lambda batch: pa.table([[len(exif or "") for exif in batch.table["exif"].to_pylist()]], self.adds)
+
+
 class Trained(Job):
     """A file that no image could be cut from."""
 
