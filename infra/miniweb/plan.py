@@ -5,7 +5,7 @@ million pages take no more memory than two hundred.
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -18,15 +18,13 @@ from infra.miniweb.permutation import Permutation
 from infra.miniweb.render import jpeg
 from infra.miniweb.scenes import (
     ATTRIBUTES,
-    CHANGES,
     CROWDS,
     SIDES,
     TINY,
-    Change,
     Scene,
     Sides,
+    another,
     draw_scene,
-    moved,
     simplified,
     taken,
 )
@@ -36,8 +34,8 @@ SOURCED = (Kind.LOOK_ALIKE, Kind.REPEATED_URL, *(k for k, f in FACTS.items() if 
 """Kinds that show, or tell of, the scene of a clean page; each takes pages that the ones before left, if it can."""
 SAME_CAPTION = 0.5
 """Of the copies, those that keep the caption of their source; the others have another true one."""
-EASY = 0.25
-"""Of the mismatches, those in which another colour is tried first: the rest keep the colours, where they can."""
+EASY = 0.15
+"""Of the mismatches, those with other colours: the rest have the same ones, bound otherwise."""
 TRIES = 1000
 BROKEN_HOST = "localhost"
 """The host whose robots.txt answers 503: another name of the same server, that needs no DNS."""
@@ -112,7 +110,10 @@ class Plan:
 
     def draw(self, seed: str, sides: Sides) -> Scene:
         """The scene of a seed, as this web has them."""
-        scene = draw_scene(seed, sides)
+        return self.shown(draw_scene(seed, sides))
+
+    def shown(self, scene: Scene) -> Scene:
+        """What this web shows of a scene."""
         return simplified(scene) if self.scenes == "simple" else scene
 
     def evaluation_captions(self, number: int, count: int = 5) -> list[Caption]:
@@ -255,7 +256,9 @@ class Page:
         if self.kind is Kind.LOOK_ALIKE and self.source:
             return one_change(self.source.scene, self.dice("look-alike"))
         if self.kind is Kind.MISMATCH and self.source:
-            return mismatched(self.source.scene, self._claimed, seed, self.dice("mismatch"), SIDES[self.plan.sides])
+            dice = self.dice("mismatch")
+            found, changed = mismatched(self.source.scene, self._claimed, dice)
+            return self.plan.shown(taken(replace(found, grain=seed), dice, sides)), changed
         if self.source:
             return self.source.scene, None
         if self.kind is Kind.CHANGED:
@@ -295,38 +298,24 @@ class Page:
 
 
 def one_change(scene: Scene, dice: random.Random) -> tuple[Scene, str]:
-    """The scene with one attribute changed, and which."""
-    return _first(scene, dice, dice.sample(sorted(ATTRIBUTES), k=len(ATTRIBUTES)), ATTRIBUTES, lambda found: True)
-
-
-def mismatched(scene: Scene, claimed: Caption, seed: str, dice: random.Random, sides: Sides) -> tuple[Scene, str]:
-    """A scene of the same classes of objects of which a caption is false that is true of the other, and by what.
-
-    The caption comes first and the image is made to contradict it, so that captions of mismatches are worded as those
-    of clean pages are; all else that it claims stays true where it can, in other places and by another camera.
-    """
-    names = dice.sample([name for name in CHANGES if name != "colour"], k=len(CHANGES) - 1)
-    names = ["colour", *names] if dice.random() < EASY else [*names, "colour"]
-    changed, name = _first(scene, dice, names, CHANGES, lambda found: not claimed.true_of(found))
-    changed = taken(replace(changed, grain=seed), dice, sides)
-    for _ in range(8):
-        placed = moved(changed, dice)
-        if claimed.false_of(placed) == claimed.false_of(changed):
-            return placed, name
-    return changed, name
-
-
-def _first(
-    scene: Scene,
-    dice: random.Random,
-    names: list[str],
-    changes: dict[str, Change],
-    wanted: Callable[[Scene], bool],
-) -> tuple[Scene, str]:
-    """The first change that can be made and is wanted: some tries of each, in order, and again."""
+    """The scene with one attribute changed, and which: some tries of each in turn, for not every scene has a way to."""
+    names = dice.sample(sorted(ATTRIBUTES), k=len(ATTRIBUTES))
     for turn in range(TRIES):
         name = names[turn // 4 % len(names)]
-        found = changes[name](scene, dice)
-        if found is not None and wanted(found):
+        found = ATTRIBUTES[name](scene, dice)
+        if found is not None:
             return found, name
-    raise AssertionError(f"no change of {scene} is what was wanted")
+    raise AssertionError(f"no attribute of {scene} can be changed")
+
+
+def mismatched(scene: Scene, claimed: Caption, dice: random.Random) -> tuple[Scene, str]:
+    """Another scene of the same classes of objects of which a caption is false that is true of this one.
+
+    And what it has otherwise: `colour`, or with the same colours bound otherwise `binding`. The caption comes first and
+    the image is made to contradict it, so that captions of mismatches are worded as those of clean pages are.
+    """
+    recoloured = dice.random() < EASY
+    while True:
+        found = another(scene, dice, recoloured)
+        if not claimed.true_of(found):
+            return found, "colour" if recoloured else "binding"

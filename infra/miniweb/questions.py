@@ -48,10 +48,12 @@ def held_out(name: str, seed: int, number: int, scenes: str = "any") -> Iterator
         yield taken(scene, random.Random(f"square/{drawn}"), SIDES["small"], aspect=1.0)
 
 
-def first(name: str, seed: int, number: int, ask: Callable[[Scene, random.Random], Question | None]) -> Question:
+def first(
+    name: str, seed: int, number: int, ask: Callable[[Scene, random.Random], Question | None], scenes: str = "any"
+) -> Question:
     """What `ask` makes of the first scene of which it makes something."""
     dice = random.Random(f"{name}/{seed}/{number}")
-    return next(found for scene in held_out(name, seed, number) if (found := ask(scene, dice)) is not None)
+    return next(found for scene in held_out(name, seed, number, scenes) if (found := ask(scene, dice)) is not None)
 
 
 # -- classes -----------------------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def paint(scene: Scene) -> Image.Image:
     paints = {name: _lit(PAINTS[name], scene, dice) for name in PAINTS}
     image = _background(scene, paints[scene.colour], (width, height), dice)
     for group in scene.groups:
-        _paint(image, group, paints[group.colour], random.Random(f"places/{scene.grain}/{group.cell}"))
+        _paint(image, scene, group, paints[group.colour])
     if scene.blur > 1:
         image = image.resize((scene.width, scene.height), Image.Resampling.BILINEAR)
     return _noisy(image, scene.noise, dice) if scene.noise else image
@@ -147,17 +147,19 @@ def _mask(pattern: str, size: tuple[int, int], dice: random.Random) -> Image.Ima
     return small.resize(size, Image.Resampling.NEAREST)
 
 
-def _paint(image: Image.Image, group: Group, colour: RGB, dice: random.Random) -> None:
+def _paint(image: Image.Image, scene: Scene, group: Group, colour: RGB) -> None:
     """All things of a group into their cell, each a little off its place."""
+    dice = random.Random(f"places/{scene.grain}/{group.cell}")
+    across, column, row = (2, group.column // 2, group.row // 2) if scene.near else (3, group.column, group.row)
     side = min(image.size)
     share = ALONE if group.size == "large" and group.count == 1 else RADII[group.size]
-    radius = share * side * dice.uniform(0.9, 1.1)
-    cell_x, cell_y = image.width / 3, image.height / 3
+    radius = share * 3 / across * side * dice.uniform(0.9, 1.1)
+    cell_x, cell_y = image.width / across, image.height / across
     rows = ROWS[group.count]
-    for down, across in enumerate(rows):
-        for right in range(across):
-            x = (group.column + (right + 0.5) / across) * cell_x + dice.uniform(-0.01, 0.01) * side
-            y = (group.row + (down + 0.5) / len(rows)) * cell_y + dice.uniform(-0.01, 0.01) * side
+    for down, many in enumerate(rows):
+        for right in range(many):
+            x = (column + (right + 0.5) / many) * cell_x + dice.uniform(-0.01, 0.01) * side
+            y = (row + (down + 0.5) / len(rows)) * cell_y + dice.uniform(-0.01, 0.01) * side
             _stamp(image, group, colour, (x, y), radius)
 
 

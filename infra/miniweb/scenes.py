@@ -24,6 +24,7 @@ MANY = 6
 FEW = 4
 """Most things of one group that can be large, for all to fit their cell."""
 CELLS = 9
+CORNERS = (0, 2, 6, 8)
 NAMES = {ground: [(shape, colour) for shape in SHAPES for colour in COLOURS if colour != ground] for ground in COLOURS}
 """What can be seen on a background."""
 
@@ -99,6 +100,8 @@ class Scene:
     """Of the JPEG, 30 to 95."""
     grain: str
     """Seeds what no caption tells: noise, a pattern's period, the places within a cell, the shade of each colour."""
+    near: bool = False
+    """Seen from near: what stands in the corner cells fills a quarter of the image each, and nothing else is there."""
 
     def relations(self) -> Iterator[tuple[int, str, int]]:
         """(subject, relation, object): what is to the left of, or above, what, by numbers of groups."""
@@ -134,10 +137,29 @@ def taken(scene: Scene, dice: random.Random, sides: Sides, aspect: float | None 
 
 
 def simplified(scene: Scene) -> Scene:
-    """The same with one group or two, all large and plain: what a model of 64 px and a few minutes can learn to see."""
-    shown = scene.groups[: 2 if len(scene.groups) > 2 else 1]
-    plain = tuple(replace(group, count=min(group.count, FEW), size="large", texture="plain") for group in shown)
-    return replace(scene, groups=plain)
+    """The same from near with one group or two, all large and plain: what a model of 64 px can see after some minutes.
+
+    Groups stand in the corners, to each other as they stood.
+    """
+    shown = scene.groups if scene.near else scene.groups[: 2 if len(scene.groups) > 2 else 1]
+    rows, columns = _ends([group.row for group in shown]), _ends([group.column for group in shown])
+    plain = tuple(
+        replace(group, count=min(group.count, FEW), size="large", texture="plain", row=row, column=column)
+        for group, row, column in zip(shown, rows, columns, strict=True)
+    )
+    return replace(scene, groups=in_order(plain), near=True)
+
+
+def _ends(places: Sequence[int]) -> list[int]:
+    """One place or two of 0 to 2, moved to 0 or 2 in the same order."""
+    if len(set(places)) == 1:
+        return [2 * (place // 2) for place in places]
+    return [2 * (place == max(places)) for place in places]
+
+
+def _cells(scene: Scene) -> Sequence[int]:
+    """Where groups may stand."""
+    return CORNERS if scene.near else range(CELLS)
 
 
 def in_order(groups: Sequence[Group]) -> tuple[Group, ...]:
@@ -211,7 +233,7 @@ def other_texture(scene: Scene, dice: random.Random) -> Scene | None:
 def other_place(scene: Scene, dice: random.Random) -> Scene | None:
     """A group exchanges its cell with another group, or moves to an empty one."""
     number, group = _one(scene, dice)
-    cell = dice.choice([cell for cell in range(CELLS) if cell != group.cell])
+    cell = dice.choice([cell for cell in _cells(scene) if cell != group.cell])
     row, column = divmod(cell, 3)
     changed = {number: replace(group, row=row, column=column)}
     for other, found in enumerate(scene.groups):
@@ -227,22 +249,30 @@ def other_shape(scene: Scene, dice: random.Random) -> Scene | None:
     return _with(scene, {number: replace(group, shape=dice.choice([s for s in SHAPES if s not in there]))})
 
 
-CHANGES: dict[str, Change] = {
+ATTRIBUTES: dict[str, Change] = {
     "colour": other_colour,
-    "binding": swapped_colours,
     "count": other_count,
     "size": other_size,
     "texture": other_texture,
     "place": other_place,
+    "shape": other_shape,
 }
-"""Those that keep the classes of objects."""
-ATTRIBUTES: dict[str, Change] = {**CHANGES, "shape": other_shape}
-del ATTRIBUTES["binding"]
 """Those that touch one attribute of one group; a place may be exchanged."""
 
 
-def moved(scene: Scene, dice: random.Random) -> Scene:
-    """The same groups in other cells."""
-    cells = dice.sample(range(CELLS), k=len(scene.groups))
-    placed = [replace(group, row=cell // 3, column=cell % 3) for group, cell in zip(scene.groups, cells, strict=True)]
-    return replace(scene, groups=in_order(placed))
+def another(scene: Scene, dice: random.Random, recoloured: bool = False) -> Scene:
+    """Another picture of the same classes of objects, drawn anew in all else.
+
+    Every colour, the background's too, becomes another one of the scene's own, or with `recoloured` any other one: by
+    the colours alone the two pictures are then as alike as can be, or are not.
+    """
+    there = sorted({scene.colour, *(group.colour for group in scene.groups)})
+    while True:
+        colours = dict(zip(there, dice.sample(COLOURS if recoloured else there, k=len(there)), strict=True))
+        if all(before != after for before, after in colours.items()):
+            break
+    cells = dice.sample(_cells(scene), k=len(scene.groups))
+    drawn = [
+        _group(dice, group.shape, colours[group.colour], cell) for group, cell in zip(scene.groups, cells, strict=True)
+    ]
+    return replace(scene, groups=in_order(drawn), pattern=dice.choice(PATTERNS), colour=colours[scene.colour])

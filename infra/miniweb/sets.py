@@ -61,7 +61,7 @@ def write(
 ) -> None:
     """Write the named sets, each into its folder; `captions` are those of an image in `retrieval`.
 
-    `scenes`: how much is in those of `retrieval`, as in a web's; what others ask decides what is in theirs.
+    `scenes`: how much is in them, as in a web's. `questions` and `reading` are always of simple ones.
     """
     for name in names:
         place = folder / name
@@ -76,14 +76,14 @@ def write(
         else:
             _lines(place / "classnames.txt", CLASSES[name])
             _lines(place / "zeroshot_classification_templates.txt", TEMPLATES[name])
-            _split(place / "train", _asked(f"{name}/train", seed, samples), CLASSES[name], workers)
+            _split(place / "train", _asked(f"{name}/train", seed, samples, scenes), CLASSES[name], workers)
         told = name == "retrieval"
-        asked = questions.retrieval(seed, samples, captions, scenes) if told else _asked(name, seed, samples)
+        asked = questions.retrieval(seed, samples, captions, scenes) if told else _asked(name, seed, samples, scenes)
         _split(place / "test", asked, CLASSES.get(name, ()), workers)
 
 
-def _asked(name: str, seed: int, samples: int) -> Iterator[Question]:
-    return (first(name, seed, number, ASKED[name.partition("/")[0]]) for number in range(samples))
+def _asked(name: str, seed: int, samples: int, scenes: str) -> Iterator[Question]:
+    return (first(name, seed, number, ASKED[name.partition("/")[0]], scenes) for number in range(samples))
 
 
 def _split(folder: Path, asked: Iterable[Question], classes: Sequence[str], workers: Executor | None) -> None:
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str]) -> int:
     told = f"of {', '.join(known)} (default all but {' and '.join(ASKING)})"
     parser.add_argument("--sets", nargs="+", choices=known, default=SETS, metavar="SET", help=told)
     parser.add_argument("--captions", type=at_least_one, default=5, help="of an image in `retrieval` (default 5)")
-    parser.add_argument("--scenes", choices=CROWDS, default="any", help="of `retrieval`: how much is in them")
+    parser.add_argument("--scenes", choices=CROWDS, default="any", help="how much is in them")
     parser.add_argument("--processes", type=partial(_number, least=0), default=0, help="that render, 0 for none")
     options = parser.parse_args(arguments)
     asked = options.folder, options.samples, options.seed, options.sets, options.captions

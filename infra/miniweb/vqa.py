@@ -76,8 +76,8 @@ def count(scene: Scene, dice: random.Random) -> Question:
 
 def relation(scene: Scene, dice: random.Random) -> Question | None:
     """Left or right, above or below: yes as often as no."""
-    groups = tuple(replace(group, count=1, size="large", texture="plain") for group in scene.groups[:2])
-    scene = replace(scene, groups=groups)
+    scene = simplified(scene)
+    scene = replace(scene, groups=tuple(replace(group, count=1) for group in scene.groups))
     found = list(scene.relations())
     if not found:
         return None

@@ -86,10 +86,12 @@ def test_mismatches_are_captions_of_a_page_of_the_same_classes_and_false_of_thei
         assert claimed.true_of(source.scene)
         assert not claimed.true_of(page.scene)
         assert {group.shape for group in page.scene.groups} == {group.shape for group in source.scene.groups}
-        assert page.scene.colour == source.scene.colour
+        colours = [{one.colour, *(group.colour for group in one.groups)} for one in (page.scene, source.scene)]
+        assert page.scene.colour != source.scene.colour
+        assert page.changed == "colour" or colours[0] == colours[1]
         seen[str(page.changed)] += 1
-    assert set(seen) == {"colour", "binding", "count", "size", "texture", "place"}
-    assert seen["colour"] < 0.4 * seen.total()
+    assert set(seen) == {"colour", "binding"}
+    assert seen["colour"] < 0.25 * seen.total()
 
 
 def test_captions_of_mismatches_are_worded_as_those_of_clean_pages() -> None:
@@ -202,4 +204,4 @@ def test_the_benchmark_stays_the_one_that_was_measured() -> None:
     """Golden: what is said of a web holds as long as its pages are these. Whoever means to change them renews it."""
     told = [(page.kind.value, page.url(BASE), page.caption, page.changed) for page in Plan(200, 17)]
     digest = sha256(repr(told).encode()).hexdigest()
-    assert digest[:16] == "5bebcdc52640076c"
+    assert digest[:16] == "fc0869c32c894966"

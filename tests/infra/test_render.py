@@ -121,3 +121,11 @@ def test_the_same_scene_is_the_same_bytes_and_another_place_leaves_the_other_gro
     changed = ImageChops.difference(paint(first), paint(second)).getbbox()
     assert changed is not None
     assert changed[3] <= 200  # the lower third is untouched
+
+
+def test_from_near_a_group_fills_more_of_the_image_and_stays_in_its_corner() -> None:
+    far = with_one(count=4, row=2, column=0)
+    seen, near = painted(far, "blue"), painted(replace(far, near=True), "blue")
+    assert near.sum() > 2 * seen.sum()
+    assert not near[:150].any()
+    assert not near[:, 150:].any()

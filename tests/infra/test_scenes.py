@@ -1,6 +1,7 @@
 """Scenes are what their seeds say, and their changes change what they say."""
 
 import random
+from collections import Counter
 from dataclasses import fields, replace
 from itertools import combinations
 
@@ -9,7 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.miniweb.scenes import ATTRIBUTES, CHANGES, SIDES, TINY, Group, Scene, draw_scene, moved
+from infra.miniweb.scenes import (
+    ATTRIBUTES,
+    CORNERS,
+    SIDES,
+    TINY,
+    Group,
+    Scene,
+    another,
+    draw_scene,
+    simplified,
+    swapped_colours,
+)
 
 NUMBERS = st.integers(0, 10_000)
 
@@ -89,7 +101,7 @@ def test_swapped_colours_leave_the_colours_and_the_shapes_as_they_were() -> None
     seen = 0
     for number in range(300):
         scene = scene_of(number)
-        changed = CHANGES["binding"](scene, random.Random(number))
+        changed = swapped_colours(scene, random.Random(number))
         if changed is not None:
             seen += 1
             assert sorted(group.colour for group in changed.groups) == sorted(group.colour for group in scene.groups)
@@ -99,12 +111,46 @@ def test_swapped_colours_leave_the_colours_and_the_shapes_as_they_were() -> None
     assert seen > 100
 
 
-def test_moving_keeps_what_there_is() -> None:
-    for number in range(50):
+@pytest.mark.parametrize("recoloured", [False, True])
+def test_another_scene_has_the_same_shapes_and_every_colour_is_another(recoloured: bool) -> None:
+    strange = 0
+    for number in range(100):
         scene = scene_of(number)
-        placed = moved(scene, random.Random(number))
-        bare = [sorted((g.shape, g.colour, g.count, g.size, g.texture) for g in one.groups) for one in (scene, placed)]
-        assert bare[0] == bare[1]
+        other = another(scene, random.Random(number), recoloured)
+        before = {scene.colour, *(group.colour for group in scene.groups)}
+        after = {other.colour, *(group.colour for group in other.groups)}
+        assert sorted(group.shape for group in other.groups) == sorted(group.shape for group in scene.groups)
+        assert other.colour != scene.colour
+        looks = Counter((group.shape, group.colour) for group in other.groups)
+        assert max(looks.values()) == 1
+        assert other.colour not in {group.colour for group in other.groups}
+        assert len(after) == len(before)
+        strange += after != before
+    assert strange == 0 if not recoloured else strange > 80
+
+
+def related(scene: Scene) -> set[tuple[str, str, str]]:
+    names = [f"{group.colour} {group.shape}" for group in scene.groups]
+    return {(names[one], words, names[other]) for one, words, other in scene.relations()}
+
+
+def test_simple_scenes_stand_in_the_corners_as_they_stood() -> None:
+    for number in range(200):
+        scene = scene_of(number)
+        near = simplified(scene)
+        assert simplified(near) == near
+        assert all(group.cell in CORNERS for group in near.groups)
+        assert all(group.cell in CORNERS for group in another(near, random.Random(number)).groups)
+        if len(near.groups) == 2:
+            kept = replace(scene, groups=scene.groups[:2])
+            told = [
+                {
+                    (one.groups[a].shape, one.groups[a].colour, words, one.groups[b].shape)
+                    for a, words, b in one.relations()
+                }
+                for one in (kept, near)
+            ]
+            assert told[0] == told[1]
 
 
 def test_relations_are_those_of_rows_and_columns() -> None:

@@ -22,7 +22,6 @@ from infra.miniweb.plan import EASY
 from infra.miniweb.render import jpeg
 from infra.miniweb.scenes import (
     CELLS,
-    CHANGES,
     COLOURS,
     MANY,
     PATTERNS,
@@ -33,6 +32,7 @@ from infra.miniweb.scenes import (
     TEXTURES,
     Group,
     Scene,
+    another,
     draw_scene,
     in_order,
 )
@@ -69,7 +69,6 @@ STORED_SIDE = 256
 CROWD = 9
 """Scenes that a crowded one is put together from: nearly all cells are taken, and four times as much is learned of each
 image as of a lone one."""
-TRIES = 4
 
 
 def lone(number: int) -> Scene:
@@ -165,16 +164,12 @@ def _looks(told: Caption) -> Iterator[tuple[Look, int]]:
 
 
 def false_caption(scene: Scene, dice: random.Random) -> Caption:
-    """True of the scene with one attribute changed, and not of the scene: what a mismatch is made of."""
-    names = dice.sample([name for name in CHANGES if name != "colour"], k=len(CHANGES) - 1)
-    names = ["colour", *names] if dice.random() < EASY else [*names, "colour"]
+    """True of another scene of the same classes of objects, and not of this one: what a mismatch is made of."""
+    recoloured = dice.random() < EASY
     while True:
-        for name in names:
-            for _ in range(TRIES):
-                changed = CHANGES[name](scene, dice)
-                told = caption(changed, dice) if changed else None
-                if told and not told.true_of(scene):
-                    return told
+        told = caption(another(scene, dice, recoloured), dice)
+        if not told.true_of(scene):
+            return told
 
 
 def truth(captions: Sequence[Caption], scenes: Sequence[Scene]) -> npt.NDArray[np.bool_]:
