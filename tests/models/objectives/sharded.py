@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional
 
+from models.objectives.caption_tokens import CaptionTokens
 from models.objectives.classes import MaskedTokens
 from models.objectives.contrastive import InfoNCE, Sigmoid
 from models.objectives.dino import SelfDistillation
@@ -38,6 +39,7 @@ CASES: dict[str, Callable[[], Objective]] = {
     "SelfDistillation": partial(SelfDistillation, WIDTH),
     "NextToken": NextToken,
     "MaskedTokens": MaskedTokens,
+    "CaptionTokens": partial(CaptionTokens, WIDTH),
 }
 
 
@@ -59,11 +61,13 @@ def step(case: str, dtype: torch.dtype, rank: int = 0, world: int = 1) -> Gradie
     labels = (torch.arange(ROWS * LENGTH) % WIDTH).view(ROWS, LENGTH)
     labels[torch.arange(LENGTH) > torch.arange(ROWS)[:, None] // 2] = -100
     features |= {"labels": labels[own], "masked_labels": labels[own]}
-    found = {}
-    if isinstance(objective, SelfDistillation):  # a step before, by which its centre moves
+    found: Gradients = {}
+    if isinstance(objective, SelfDistillation | CaptionTokens):  # a step before, by which centre and counts move
+        if isinstance(objective, CaptionTokens):
+            features["logits"] = features["image"]
         objective(features, scalars)
         objective.after_step()
-        found["centre"] = objective.centre
+        found |= dict(objective.named_buffers())
     loss = objective(features, scalars)
     count = _added(loss.count.clone())
     (loss.total / count).backward()

@@ -1,4 +1,4 @@
-"""LLaMA, BERT, ViT and DINO through the whole training: unseen samples get easier, and a stop leaves no trace.
+"""LLaMA, BERT, ViT, SuperClass, DINO through the whole training: unseen samples get easier, a stop leaves no trace.
 
 Every sample is seen once, so that the loss of a step is one on samples that nothing was learnt from.
 """
@@ -49,6 +49,12 @@ SMALLER: Mapping[str, list[str]] = {
         f"model={{models.towers.vit.VisionClassifier: {{config: {{{VIT}}}, classes: [red, green, blue, grey]}}}}",
         "data.images.side=32",
     ],
+    "superclass-vit-b16": [
+        f"model={{models.towers.caption_classifier.CaptionClassifier: {{config: {{{VIT}}}}}}}",
+        "objectives=[{models.objectives.caption_tokens.CaptionTokens: {tokens: 300}}]",
+        "data.images.side=32",
+        "data.texts={vocabulary: 300, context: 32}",
+    ],
     "dino-vit-s16": [
         f"model={{models.towers.dino.Dino: {{config: {{{VIT}}}, {HEAD}, held: 0.25}}}}",
         "objectives=[{models.objectives.dino.SelfDistillation: {prototypes: 64, teacher: [0.04, 0.06], warmup: 0.5}}]",
@@ -56,7 +62,7 @@ SMALLER: Mapping[str, list[str]] = {
         "data.crops={count: 2, side: 16}",
     ],
 }
-FALLS = {"llama": 0.4, "bert": 0.9, "vit-b16": 0.5}
+FALLS = {"llama": 0.4, "bert": 0.9, "vit-b16": 0.5, "superclass-vit-b16": 0.6}
 """The loss of the last steps over that of the first; that of DINO has a target that moves, and says little."""
 RATES = {"dino-vit-s16": 1e-3}
 """At ten times that, so small a one takes all images for one at first."""
@@ -140,6 +146,7 @@ def test_transformers_loads_all_of_what_was_exported_and_nothing_else(
         "llama": AutoModelForCausalLM,
         "bert": BertForMaskedLM,
         "vit-b16": AutoModelForImageClassification,
+        "superclass-vit-b16": AutoModelForImageClassification,
         "dino-vit-s16": AutoModel,
     }
     more = {"add_pooling_layer": False} if name == "dino-vit-s16" else {}
@@ -151,12 +158,15 @@ def test_transformers_loads_all_of_what_was_exported_and_nothing_else(
     assert not named, "what trains alone stays behind"
     seen = name in ("vit-b16", "dino-vit-s16")
     assert (folder / "tokenizer.json").exists() == (not seen)
-    assert (folder / "preprocessor_config.json").exists() == seen
+    assert (folder / "preprocessor_config.json").exists() == (seen or name == "superclass-vit-b16")
     card = (folder / "README.md").read_text()
     assert "get_image_features" not in card
     assert f"{kinds[name].__name__}.from_pretrained(folder" in card
     if name == "vit-b16":
         assert model.config.id2label == dict(enumerate(COLOURS))
+    if name == "superclass-vit-b16":
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        assert model.config.id2label[tokenizer.convert_tokens_to_ids("Ġred")] == "Ġred"
 
 
 def test_the_language_model_goes_on_with_a_text_as_those_it_read(trained: Callable[[str], Path]) -> None:
