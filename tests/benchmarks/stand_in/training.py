@@ -58,7 +58,7 @@ KEPT = Path(tempfile.gettempdir()) / "sluice-bench-stand-in"
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is learned from; the default takes about 3,600 seconds of one core of a Xeon with AVX-512."""
+    """How much is learned from; the default takes about 2,000 seconds of one core of a Xeon with AVX-512."""
 
     lone: int = 8_000
     """Scenes with captions."""
@@ -66,7 +66,7 @@ class Effort:
     """Scenes to learn to see from, and a quarter as many of the lone ones."""
     looks: int = 36_000
     """Images that the trunk is shown, again and again."""
-    readings: int = 2_000
+    readings: int = 800
     """Batches of captions."""
     images: int = 96
     """Of a batch of captions; each has `each` true and as many false ones."""
