@@ -18,6 +18,7 @@ from typing import Annotated, ClassVar, Literal
 import pyarrow as pa
 from pydantic import Field
 
+from models.evaluate.tasks import TASKS
 from pipeline.attempt import Attempt
 from pipeline.errors import SluiceError, did_you_mean
 from pipeline.records import Generation, Record
@@ -64,10 +65,6 @@ class Evaluate(Job):
         """Raise `SluiceError` where there is no set, or a task that nobody knows."""
         if not self.sets:
             raise SluiceError("sets: none is named; give each a name and its folder")
-        if not self.tasks:
-            return
-        from models.evaluate import TASKS  # torch: seconds, paid only by who names tasks
-
         for task in self.tasks:
             if task not in TASKS:
                 raise SluiceError(f"tasks: no {task!r}{did_you_mean(task, TASKS)}")

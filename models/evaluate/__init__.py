@@ -2,6 +2,7 @@
 
     python -m models.evaluate MODEL SETS --out metrics.json
 
+tasks.py      what a model can be asked to do
 metric.py     one number, how far it may be off, and what guessing gives
 ranking.py    whether something right is among the first k
 sets.py       evaluation sets in CLIP_benchmark's layout
@@ -10,8 +11,28 @@ answers.py, vqa_sets.py, vqa.py   questions: which answer is right, who asks the
 run.py        a model on sets
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from models.evaluate.metric import Metric
-from models.evaluate.run import TASKS, Task, evaluate
-from models.evaluate.sets import SetError
+from models.evaluate.tasks import TASKS, Task
+
+if TYPE_CHECKING:
+    from models.evaluate.run import evaluate
+    from models.evaluate.sets import SetError
 
 __all__ = ["TASKS", "Metric", "SetError", "Task", "evaluate"]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch, when it is asked for: the command line lists its commands without those seconds."""
+    if name == "evaluate":
+        from models.evaluate.run import evaluate
+
+        return evaluate
+    if name == "SetError":
+        from models.evaluate.sets import SetError
+
+        return SetError
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

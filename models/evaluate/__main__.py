@@ -13,9 +13,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from models.evaluate import TASKS, Metric, evaluate
-from models.evaluate.metric import shown
-from models.evaluate.sets import found_in
+from models.evaluate.metric import Metric, shown
+from models.evaluate.tasks import TASKS
 
 
 @click.command(
@@ -50,6 +49,8 @@ def main(model: Path, sets: Sequence[str], tasks: Sequence[Any], out: Path | Non
     nearest neighbours), retrieval, the choice of a caption, or questions, which a model that writes answers; those of
     VQAv2, GQA, ScienceQA and VizWiz are read as they are published.
     """
+    from models.evaluate.run import evaluate  # with torch, for which `--help` need not wait
+
     try:
         metrics = evaluate(model, _named(sets), tasks=tasks or None, **options)
     except ValueError as error:
@@ -63,6 +64,8 @@ def main(model: Path, sets: Sequence[str], tasks: Sequence[Any], out: Path | Non
 
 def _named(folders: Sequence[str]) -> dict[str, str]:
     """The sets in some folders by name. Raises `ValueError` for two of one name, which no table could tell apart."""
+    from models.evaluate.sets import found_in
+
     found: dict[str, str] = {}
     for folder in folders:
         for name, place in found_in(folder).items():

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from models.data.images import opened
 from models.evaluate import grounded, retrieval, selection, vqa, zero_shot
 from models.evaluate.metric import Groups, Metric
 from models.evaluate.sets import EvaluationSet, SetError, layout_of
+from models.evaluate.tasks import Task
 from models.evaluate.vqa_sets import Asked, from_shards, read
 from models.towers.dual_encoder import Dtype, DualEncoder, Rows
 from models.towers.preprocess import Pixels
@@ -21,20 +22,6 @@ from models.towers.preprocess import Pixels
 if TYPE_CHECKING:
     from models.towers.matcher import Matcher
 
-Task = Literal[
-    "zeroshot_classification",
-    "zeroshot_retrieval",
-    "image_caption_selection",
-    "linear_probe",
-    "knn",
-    "vqa",
-    "image_text_matching",
-    "reranked_retrieval",
-    "captioning",
-    "classification",
-    "language_modelling",
-]
-TASKS: tuple[Task, ...] = get_args(Task)
 CHUNK = 512
 """Images that are decoded and resized while the model works on as many."""
 Answers = list[tuple[str, bytes]]

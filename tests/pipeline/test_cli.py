@@ -1,6 +1,8 @@
 """The command line: help that teaches, errors in one line, output that other tools read."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -32,6 +34,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
     (folder / "toys.yaml").write_text(TEXT)
     run(Dag.parse(TEXT), str(folder / "root"), executor=Inline(Store(str(folder / "root"))))
     return str(folder / "root")
+
+
+def test_help_waits_for_no_model_library() -> None:
+    code = "import sys; from pipeline.cli import main; main(['--help'], standalone_mode=False); print(*sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "evaluate" in said
+    assert not {"torch", "transformers", "faiss", "ray"} & set(said.splitlines()[-1].split())
 
 
 @pytest.fixture(scope="module")
