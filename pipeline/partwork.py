@@ -37,6 +37,8 @@ ERRORS = pa.schema(
 """The table of kind `errors`: rows that ended without a result, and why."""
 
 QUARANTINED = "quarantined"
+OOM = "oom"
+"""The status of a row that does not fit into memory even alone."""
 OPEN_AT_ONCE = 4
 
 
@@ -123,7 +125,8 @@ class PartWork:
             present = kept if grain == "image" else rows.captions_of(kept)
             attempt.write(grain, _with_keys(rows.keys(grain), columns, present, self._schema(grain)))
         write_quarantined(attempt, rows.uids, task)
-        attempt.count({"ok": len(kept), QUARANTINED: len(quarantined)} if quarantined else {"ok": len(kept)})
+        ended = Counter(OOM if _is_shortage(fault) else QUARANTINED for fault in task.hints.get("faults", ()))
+        attempt.count({"ok": len(kept), **ended})
         first = next(iter(task.inputs.values()))[0]
         if SUPERSEDED in first.notes:
             attempt.note(**{SUPERSEDED: {"ok": sum(first.notes[SUPERSEDED].values())}})
@@ -222,6 +225,10 @@ def _with_keys(
 
 def _chunks(array: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
     return array.chunks if isinstance(array, pa.ChunkedArray) else [array]
+
+
+def _is_shortage(fault: Mapping[str, Any]) -> bool:
+    return str(fault["error"]).partition(":")[0] in ("MemoryError", "OutOfMemoryError")
 
 
 def write_quarantined(attempt: Attempt, uids: pa.ChunkedArray, task: Task) -> None:
