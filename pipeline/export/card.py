@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -98,11 +99,11 @@ def _braces(facts: Facts) -> str:
 def _rules(facts: Facts) -> str:
     conditions = dict(facts.rules)
     rows = [
-        (step["rule"], f"`{conditions.get(step['rule'], '')}`", *(f"{step[n]:,}" for n in _COUNTS))
+        (step["rule"], _code(conditions.get(step["rule"], "")), *(f"{step[n]:,}" for n in _COUNTS))
         for step in facts.funnel
     ]
     listed = {step["rule"] for step in facts.funnel}
-    rows += [(rule, f"`{condition}`", "", "0", "") for rule, condition in facts.rules if rule not in listed]
+    rows += [(rule, _code(condition), "", "0", "") for rule, condition in facts.rules if rule not in listed]
     table = _table(("rule", "keeps a pair where", "pairs in", "dropped", "left"), rows)
     return f"Rules in SQL, in order; a rule sees what those before it left.\n\n{table}"
 
@@ -111,7 +112,7 @@ _COUNTS = ("pairs_in", "dropped", "pairs_left")
 
 
 def _sources(facts: Facts) -> str:
-    rows = [(source.node, source.path, f"`{source.digest[:16]}…`") for source in facts.sources]
+    rows = [(source.node, source.path, _code(f"{source.digest[:16]}…")) for source in facts.sources]
     parts = [_table(("node", "input file", "digest"), rows)] if rows else []
     parts += [f"`{node}` read {rows:,} rows: {images:,} images." for node, (rows, images) in facts.input_rows.items()]
     for node, statuses in facts.statuses.items():
@@ -122,7 +123,7 @@ def _sources(facts: Facts) -> str:
 
 
 def _steps(facts: Facts) -> str:
-    rows = [(node, ", ".join(f"`{step}`" for step in steps)) for node, steps in facts.steps.items()]
+    rows = [(node, _Code(", ".join(map(_code, steps)))) for node, steps in facts.steps.items()]
     return _table(("node", "stages"), rows)
 
 
@@ -131,11 +132,18 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(_inert(cell) for cell in row) + " |" for row in rows)])
 
 
+class _Code(str):
+    """Between backticks, where HTML is text already."""
+
+
+def _code(text: str) -> _Code:
+    """Between more backticks than the text has in a row, so that none of its own ends it."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence, gap = "`" * (longest + 1), " " if longest else ""
+    return _Code(f"{fence}{gap}{text}{gap}{fence}")
+
+
 def _inert(text: str) -> str:
     """On one line, in one cell, and no HTML."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;") if "`" not in text else _in_code(text)
-
-
-def _in_code(text: str) -> str:
-    """Between backticks HTML is text already; a table's bars are not."""
-    return " ".join(text.split()).replace("|", "\\|")
+    line = " ".join(text.split()).replace("|", "\\|")
+    return line if isinstance(text, _Code) else line.replace("<", "&lt;").replace("`", "\\`")

@@ -186,11 +186,15 @@ def test_without_a_copy_the_card_names_the_shards_and_the_table_has_no_pixels(ro
 
 def test_a_caption_or_rule_cannot_break_out_of_the_card(tmp_path: Path) -> None:
     hostile = "n >= 0 OR '|</td><script>x</script>' = 'y'"
-    go(tmp_path / "root", f"kept.rules=[{{downloaded: \"status = 'success'\"}}, {{sly: {json.dumps(hostile)}}}]")
+    fenced = "n >= 0 OR '`<script>y</script>``' = 'y'"
+    rules = [{"downloaded": "status = 'success'"}, {"sly": hostile}, {"slier": fenced}]
+    go(tmp_path / "root", f"kept.rules={json.dumps(rules)}")
     export(str(tmp_path / "root"), "kept", "hf", str(tmp_path / "out"))
     card = (tmp_path / "out/README.md").read_text()
     (row,) = [line for line in card.splitlines() if line.startswith("| sly |")]
     assert "`n >= 0 OR '\\|</td><script>x</script>' = 'y'`" in row
+    (row,) = [line for line in card.splitlines() if line.startswith("| slier |")]
+    assert "``` n >= 0 OR '`<script>y</script>``' = 'y' ```" in row, "no run of its backticks ends the code"
 
 
 def test_the_card_lists_the_features_so_that_no_reader_guesses(root: str, tmp_path: Path) -> None:
