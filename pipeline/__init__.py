@@ -6,21 +6,24 @@ run(Dag.load("quickstart"), "runs/demo")
 Catalog("runs/demo").sql("SELECT status, count(*) FROM pool GROUP BY status")
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pipeline.dag import Dag
 from pipeline.errors import SluiceError
-from pipeline.run import run
 
 if TYPE_CHECKING:
     from pipeline.catalog import Catalog
+    from pipeline.dag import Dag
+    from pipeline.driver import run
 
 __all__ = ["Catalog", "Dag", "SluiceError", "run"]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "Catalog":  # DuckDB is only loaded by those who ask
-        from pipeline.catalog import Catalog
+MADE_IN = {"Catalog": "pipeline.catalog", "Dag": "pipeline.dag", "run": "pipeline.driver"}
 
-        return Catalog
-    raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    """Each is loaded by those who ask: a command that only reads a run waits for nothing else."""
+    if name not in MADE_IN:
+        raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
+    return getattr(import_module(MADE_IN[name]), name)

@@ -52,10 +52,13 @@ class Attempt:
         """
         return self.store.read_table(record, kind, columns)
 
-    def write(self, kind: str, table: pa.Table, suffix: str | None = None) -> None:
-        """Write a Parquet file; its covered columns enter the content hash under `kind`."""
+    def write(self, kind: str, table: pa.Table, suffix: str | None = None, sought: str | None = None) -> None:
+        """Write a Parquet file; its covered columns enter the content hash under `kind`.
+
+        `sought`: a column by which one row is looked for among many such files; it gets a bloom filter.
+        """
         sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd", row_group_size=65536, store_schema=True)
+        write_parquet(table, sink, sought)
         name = f"data/{self.stem}.{suffix or kind + '.parquet'}"
         self._put(kind, name, sink.getvalue())
         self._rows[kind] = table.num_rows
@@ -203,6 +206,15 @@ class Attempt:
         spool = Spool(self.store.spool_folder(self.node), kind, path, exclusive, hashed)
         self._open.append(spool)
         return spool
+
+
+def write_parquet(table: pa.Table, sink: BinaryIO, sought: str | None = None) -> None:
+    """As every table of a part is stored. A reader that seeks a value passes over files whose filter lacks it; one in a
+    thousand it opens in vain."""
+    filters = {sought: {"ndv": max(1, table.num_rows), "fpp": 0.001}} if sought is not None else None
+    pq.write_table(
+        table, sink, compression="zstd", row_group_size=65536, store_schema=True, bloom_filter_options=filters
+    )
 
 
 class Spool(io.RawIOBase):

@@ -13,12 +13,13 @@ import click
 from rich.console import Console
 
 from pipeline import show
-from pipeline.dag import Dag
 from pipeline.errors import SluiceError
 from pipeline.store import Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from pipeline.dag import Dag
 
 out = Console()
 err = Console(stderr=True)
@@ -77,6 +78,8 @@ limit_option = click.option("--limit", type=click.IntRange(min=1), help="Take on
 
 
 def _load(dag: str, overrides: Sequence[str], limit: int | None) -> Dag:
+    from pipeline.dag import Dag  # stages and YAML, for which `explain` need not wait
+
     loaded = Dag.load(dag, overrides)
     if limit is None:
         return loaded
@@ -99,7 +102,7 @@ def check(dag: str, overrides: Sequence[str]) -> None:
 
     DAG is a file, or the name of one that sluice ships.
     """
-    loaded = Dag.load(dag, overrides)
+    loaded = _load(dag, overrides, None)
     loaded.check()
     show.columns(out, loaded)
 
@@ -162,7 +165,7 @@ def run(
 
     What is committed is reused; interrupted at any moment, the same command resumes.
     """
-    from pipeline.run import run as run_dag
+    from pipeline.driver import run as run_dag
 
     loaded = _load(dag, overrides, limit)
     result = run_dag(loaded, root, until=until, retry=retry, address=address, console=out)

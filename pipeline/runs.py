@@ -9,6 +9,8 @@ from pipeline.records import Generation, Run
 from pipeline.store import Store
 
 ID_DIGITS = 4
+LEASES = "runs/active"
+"""The folder of the leases of runs that write, or that were killed and not resumed."""
 
 
 def run_of(store: Store, asked: str | None = None) -> Run:

@@ -16,21 +16,20 @@ from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedCol
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.dag import Dag
 from pipeline.errors import SluiceError, did_you_mean
 from pipeline.records import ABOUT, Generation
-from pipeline.run import LEASES
-from pipeline.runs import generations_of
+from pipeline.runs import LEASES, generations_of, run_of
 from pipeline.stage import PIXELS
 from pipeline.store import Store
-from pipeline.upkeep import Damage, newest_run
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from pipeline.catalog import Catalog
+    from pipeline.dag import Dag
+    from pipeline.driver import Result
     from pipeline.plan import NodePlan
-    from pipeline.run import Result
+    from pipeline.upkeep import Damage
 
 UID = re.compile(r"[0-9a-f]{32}")
 LEAST_WIDTH = 8
@@ -175,7 +174,7 @@ def _abouts(console: Console, generations: dict[str, Generation]) -> None:
 
 
 def status(console: Console, store: Store) -> None:
-    newest = newest_run(store)
+    newest = run_of(store)
     generations = generations_of(store, newest)
     grid = new_grid(
         "node", "generation#", "parts#", "rows#", "bytes#", "statuses", title=f"run {newest.id} of {newest.dag}"

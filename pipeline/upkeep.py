@@ -15,9 +15,8 @@ from pipeline.dag import Dag, Node
 from pipeline.errors import SluiceError
 from pipeline.node import REPAIRS, NodeFailed, NodeWork, prepare
 from pipeline.partwork import StageFault
-from pipeline.records import SUPERSEDED, File, Generation, Record, Run, digest, in_order
-from pipeline.run import LEASES
-from pipeline.runs import generations_of
+from pipeline.records import SUPERSEDED, File, Generation, Record, digest, in_order
+from pipeline.runs import LEASES, generations_of, run_of
 from pipeline.stage import PoolStage, Task
 from pipeline.store import Store
 from pipeline.takedown.records import withheld
@@ -43,7 +42,7 @@ class Damage:
 def verify(store: Store, progress: Callable[[int], None] = lambda _: None) -> list[Damage]:
     """Re-read every file that the newest run's generations name; `progress` gets the bytes read."""
     damages = []
-    for generation in generations_of(store, newest_run(store)).values():
+    for generation in generations_of(store, run_of(store)).values():
         for record in generation.records:
             for file in record.files:
                 problem = _problem(store, store.place(record, file), file, progress)
@@ -51,13 +50,6 @@ def verify(store: Store, progress: Callable[[int], None] = lambda _: None) -> li
                     place = store.url(store.place(record, file))
                     damages.append(Damage(record.node, record.part, place, problem, record))
     return damages
-
-
-def newest_run(store: Store) -> Run:
-    run = next(store.runs(), None)
-    if run is None:
-        raise SluiceError(f"{store.root} holds no run; `sluice run DAG {store.root}` makes one")
-    return run
 
 
 def _problem(store: Store, path: str, file: File, progress: Callable[[int], None]) -> str:
@@ -88,7 +80,7 @@ def repair(store: Store, damages: Sequence[Damage]) -> Repair:
 
     Works in this process, node by node from the sources on, and seals a new generation where a record had to change.
     """
-    run = newest_run(store)
+    run = run_of(store)
     dag = Dag.parse(run.text)
     generations = generations_of(store, run)
     done: list[str] = []

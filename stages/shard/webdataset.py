@@ -197,7 +197,7 @@ class WebDataset(Job):
                     for column, value in _add(archive, *_blurred(row, image), name).items():
                         index[column].append(value)
             archive.finish()
-        attempt.write("samples", pa.table(index, schema=INDEX))
+        attempt.write("samples", pa.table(index, schema=INDEX), sought="uid")
         attempt.count({"written": rows.num_rows})
         attempt.note(samples=rows.num_rows, path=path)
 

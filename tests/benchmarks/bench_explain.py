@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from pipeline.attempt import write_parquet
 from pipeline.lookup import uid_of
 from pipeline.records import File, Generation, Record, Run, digest
 from pipeline.stage import CAPTIONS
@@ -216,7 +216,7 @@ def _record(
         sink = io.BytesIO()
         fields = [CAPTIONS if name == CAPTIONS.name else pa.field(name, v.type) for name, v in columns.items()]
         table = pa.table(list(columns.values()), schema=pa.schema(fields))
-        pq.write_table(table, sink, compression="zstd", row_group_size=65536, store_schema=True)
+        write_parquet(table, sink, "uid" if kind == "samples" else None)
         data = sink.getvalue()
         path = f"data/{part}-{key}.{kind}.parquet"
         target = Path(store.path) / node / path

@@ -19,10 +19,10 @@ import fsspec
 import pipeline.store
 from pipeline import Dag, run, upkeep
 from pipeline.dag import Node
+from pipeline.driver import Result
 from pipeline.node import NodeFailed
 from pipeline.records import Generation, Record
-from pipeline.run import Result
-from pipeline.runs import generations_of
+from pipeline.runs import generations_of, run_of
 from pipeline.store import Store
 from pipeline.worker import Call, Fault, work
 from tests.chaos.faulty import FAULTS, Control, Faulty, FaultyS3, Plan
@@ -159,7 +159,7 @@ def local(root: str | Path) -> Store:
 def generations(root: str | Path) -> dict[str, Generation]:
     """What the newest run left."""
     store = local(root)
-    return generations_of(store, upkeep.newest_run(store))
+    return generations_of(store, run_of(store))
 
 
 def hashes(root: str | Path) -> dict[str, str]:

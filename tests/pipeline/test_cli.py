@@ -68,7 +68,7 @@ def test_a_misspelt_command_is_answered_with_the_nearest() -> None:
         (["status", "nosuch://x/y"], "nosuch://x/y is no root: Protocol not known: nosuch"),
         (["check", "quickstart", "--set", "urls.files=nosuch://x"], "Protocol not known: nosuch"),
         (["check", "quickstart", "--set", "kept.rules=3"], "rules are a list of `name: condition`"),
-        (["status", "/nowhere/at/all"], "/nowhere/at/all holds no run; `sluice run DAG /nowhere/at/all` makes one"),
+        (["status", "/nowhere/at/all"], "/nowhere/at/all has no run; `sluice run DAG /nowhere/at/all` makes one"),
         (["sql", "/nowhere/at/all", "SELECT 1"], "has no run"),
     ],
 )

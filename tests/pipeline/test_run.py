@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 
 from pipeline import Catalog, Dag, SluiceError, run
+from pipeline.driver import Result
 from pipeline.node import prepare
 from pipeline.plan import survey
 from pipeline.records import Generation
-from pipeline.run import Result
 from pipeline.show import funnel
 from pipeline.stage import Device, PoolPart
 from pipeline.store import Store

@@ -10,7 +10,7 @@ import pytest
 from pipeline import Dag, SluiceError, run, upkeep
 from pipeline.node import prepare
 from pipeline.records import Generation
-from pipeline.run import LEASES
+from pipeline.runs import LEASES
 from pipeline.store import Store
 from tests.inline import Inline
 
@@ -156,7 +156,7 @@ def test_a_resource_that_changes_while_the_run_begins_is_named(tmp_path: Path, m
             numbers.write_text("2\n")
         return result
 
-    monkeypatch.setattr(sys.modules["pipeline.run"], "prepare", prepared_then_changed)
+    monkeypatch.setattr(sys.modules["pipeline.driver"], "prepare", prepared_then_changed)
     root = str(tmp_path / "root")
     with pytest.raises(SluiceError, match=r"numbers\.txt changed while the run began; run again"):
         run(Dag.parse(text), root, executor=Inline(Store(root)))

@@ -13,10 +13,10 @@ from huggingface_hub import constants
 
 from models.towers.dual_encoder import DualEncoder
 from pipeline import Dag, run
+from pipeline.driver import Result
 from pipeline.errors import SluiceError
 from pipeline.identity import find_resources, generation_key, node_identity
 from pipeline.rows import RowBatch
-from pipeline.run import Result
 from pipeline.stage import Device, NodeRef, PartStage
 from pipeline.store import Store
 from stages.embed import ImageEmbeddings, TextEmbeddings

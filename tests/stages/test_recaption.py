@@ -16,10 +16,10 @@ import torch
 from models.captioners.checkpoint import content_hash
 from models.towers.matcher import Matcher
 from pipeline import Catalog, Dag, run
+from pipeline.driver import Result
 from pipeline.errors import SluiceError
 from pipeline.report import report
 from pipeline.rows import decode
-from pipeline.run import Result
 from pipeline.stage import Device
 from pipeline.store import Store
 from stages.match import ItmScore

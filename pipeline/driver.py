@@ -28,6 +28,7 @@ from pipeline.node import Executor, NodeFailed, NodeWork, prepare, seal
 from pipeline.plan import NodePlan, plan_node, survey
 from pipeline.progress import Board
 from pipeline.records import Generation, Run
+from pipeline.runs import LEASES
 from pipeline.ship import ship
 from pipeline.store import Store
 from pipeline.takedown.records import withheld
@@ -42,10 +43,6 @@ class Result:
     generations: dict[str, Generation]
     worked: list[str] = field(default_factory=list)
     """The nodes that did anything."""
-
-
-LEASES = "runs/active"
-"""The folder of the leases of runs that write, or that were killed and not resumed."""
 
 
 class RunFailed(SluiceError):
