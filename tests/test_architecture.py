@@ -36,7 +36,7 @@ def test_a_module_says_what_it_does_and_is_named_by_its_subject(path: Path) -> N
 
 
 def test_the_command_is_installed() -> None:
-    assert [point.value for point in entry_points(group="console_scripts", name="sluice")] == ["pipeline.cli:main"]
+    assert [point.value for point in entry_points(group="console_scripts", name="sluice")] == ["pipeline.__main__:main"]
 
 
 def test_only_the_crew_and_what_it_starts_import_ray() -> None:
