@@ -6,12 +6,10 @@ import gc
 
 
 def main() -> None:
-    """Load the command line without looking for garbage on the way: modules stay, and a tenth of the time goes there."""
-    gc.disable()
+    """Load the command line, and look for garbage seldom: loading makes none, and a tenth of its time went there."""
+    gc.set_threshold(50_000, 20, 20)
     from pipeline.cli import main as command
 
-    gc.freeze()
-    gc.enable()
     command()
 
 
