@@ -48,7 +48,9 @@ COMPARED = {"COMPARISON": ("left", "right"), "BETWEEN": ("input", "lower", "uppe
 NUMBER = "CASE WHEN typeof(x) IN ('FLOAT', 'DOUBLE') AND isnan(TRY_CAST(x AS DOUBLE)) THEN NULL ELSE x END"
 """`x`, but NULL for NaN. DuckDB computes x once, and leaves the rest out where x is no float."""
 PLACED = "CASE WHEN k IS NOT NULL THEN w END"
+"""`w`, the place of a row in the order of `k`, for the rows that have a `k`."""
 MAX_NODES = 5_000
+"""Of an expression with what was put around its values: every nesting repeats what is nested."""
 UNREPEATABLE = {
     *("version", "current_setting", "current_localtime", "current_localtimestamp", "reservoir_quantile"),
     *("json_serialize_sql", "json_deserialize_sql", "json_serialize_plan"),

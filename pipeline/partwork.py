@@ -228,7 +228,7 @@ def _chunks(array: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
 
 
 def _is_shortage(fault: Mapping[str, Any]) -> bool:
-    return str(fault["error"]).partition(":")[0] in ("MemoryError", "OutOfMemoryError")
+    return str(fault["error"]).partition(":")[0].endswith(("MemoryError", "OutOfMemoryError"))
 
 
 def write_quarantined(attempt: Attempt, uids: pa.ChunkedArray, task: Task) -> None:

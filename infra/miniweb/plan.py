@@ -110,10 +110,7 @@ class Plan:
 
     def draw(self, seed: str, sides: Sides) -> Scene:
         """The scene of a seed, as this web has them."""
-        return self.shown(draw_scene(seed, sides))
-
-    def shown(self, scene: Scene) -> Scene:
-        """What this web shows of a scene."""
+        scene = draw_scene(seed, sides)
         return simplified(scene) if self.scenes == "simple" else scene
 
     def evaluation_captions(self, number: int, count: int = 5) -> list[Caption]:
@@ -258,7 +255,7 @@ class Page:
         if self.kind is Kind.MISMATCH and self.source:
             dice = self.dice("mismatch")
             found, changed = mismatched(self.source.scene, self._claimed, dice)
-            return self.plan.shown(taken(replace(found, grain=seed), dice, sides)), changed
+            return taken(replace(found, grain=seed), dice, sides), changed
         if self.source:
             return self.source.scene, None
         if self.kind is Kind.CHANGED:

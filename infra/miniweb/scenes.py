@@ -275,4 +275,5 @@ def another(scene: Scene, dice: random.Random, recoloured: bool = False) -> Scen
     drawn = [
         _group(dice, group.shape, colours[group.colour], cell) for group, cell in zip(scene.groups, cells, strict=True)
     ]
-    return replace(scene, groups=in_order(drawn), pattern=dice.choice(PATTERNS), colour=colours[scene.colour])
+    found = replace(scene, groups=in_order(drawn), pattern=dice.choice(PATTERNS), colour=colours[scene.colour])
+    return simplified(found) if scene.near else found

@@ -69,7 +69,8 @@ def colour(scene: Scene, dice: random.Random) -> Question:
 
 def count(scene: Scene, dice: random.Random) -> Question:
     """Of one to four things, each number as often."""
-    group = replace(simplified(scene).groups[0], count=dice.randint(1, FEW))
+    scene = simplified(scene)
+    group = replace(scene.groups[0], count=dice.randint(1, FEW))
     text = f"How many {group.colour} {plural(group.shape)} are there?"
     return Question(replace(scene, groups=(group,)), text, (NUMBERS[group.count],) * PEOPLE, "count")
 

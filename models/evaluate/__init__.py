@@ -13,6 +13,7 @@ run.py        a model on sets
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from models.evaluate.metric import Metric
@@ -25,14 +26,11 @@ if TYPE_CHECKING:
 __all__ = ["TASKS", "Metric", "SetError", "Task", "evaluate"]
 
 
+MADE_IN = {"SetError": "models.evaluate.sets", "evaluate": "models.evaluate.run"}
+
+
 def __getattr__(name: str) -> Any:
     """What needs torch, when it is asked for: the command line lists its commands without those seconds."""
-    if name == "evaluate":
-        from models.evaluate.run import evaluate
-
-        return evaluate
-    if name == "SetError":
-        from models.evaluate.sets import SetError
-
-        return SetError
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in MADE_IN:
+        raise AttributeError(f"module 'models.evaluate' has no attribute {name!r}")
+    return getattr(import_module(MADE_IN[name]), name)

@@ -28,7 +28,7 @@ class CaptionTokens(Objective):
         self.frequencies: torch.Tensor
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("frequencies", torch.zeros(tokens, dtype=torch.int64))
-        self._coming: list[torch.Tensor] = []
+        self._coming: torch.Tensor | None = None
 
     def forward(self, features: Features, scalars: Scalars) -> Loss:
         for name in ("logits", "labels"):
@@ -42,7 +42,8 @@ class CaptionTokens(Objective):
         said_nv = logits_nv.new_zeros(rows, tokens + 1, dtype=exact)  # what is not learnt has a column of its own
         said_nv.scatter_(1, labels_nl.masked_fill(labels_nl == NOT_LEARNT, tokens), 1)
         said_nv = said_nv[:, :tokens]
-        self._coming.append(said_nv.detach())
+        counts = torch.cat([said_nv.detach().sum(0), said_nv.new_tensor([rows])])
+        self._coming = counts if self._coming is None else self._coming + counts
         weights_nv = said_nv * self._rarity(tokens)
         sums_n = weights_nv.sum(1)
         target_nv = weights_nv / sums_n.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
@@ -56,12 +57,11 @@ class CaptionTokens(Objective):
     @torch.no_grad()
     def after_step(self) -> None:
         """The captions of the step, those of all processes, are counted."""
-        if not self._coming:
+        if self._coming is None:
             return
-        counts_v = torch.stack([said_nv.sum(0) for said_nv in self._coming]).sum(0)
-        counts = torch.cat([counts_v, counts_v.new_tensor([sum(len(said_nv) for said_nv in self._coming)])]).long()
+        counts = self._coming.long()
         if world() > 1:
             dist.all_reduce(counts)
-        self.frequencies[: len(counts_v)] += counts[:-1]
+        self.frequencies[: len(counts) - 1] += counts[:-1]
         self.seen += counts[-1]
-        self._coming = []
+        self._coming = None

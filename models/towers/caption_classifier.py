@@ -28,10 +28,11 @@ class CaptionClassifier(VisionClassifier):
         if tokenizer is None:
             raise ValueError("tokens are what is learnt: expected a tokenizer, and data.kind: pairs")
         super().__init__(config, pretrained, tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
-        self._special = torch.tensor(sorted(set(tokenizer.all_special_ids)))
+        self.special: torch.Tensor
+        self.register_buffer("special", torch.tensor(sorted(set(tokenizer.all_special_ids))), persistent=False)
 
     def encode(self, batch: Batch) -> Features:
         tokens = batch["input_ids"].flatten(1)
-        said = batch["attention_mask"].flatten(1).bool() & ~torch.isin(tokens, self._special.to(tokens.device))
+        said = batch["attention_mask"].flatten(1).bool() & ~torch.isin(tokens, self.special)
         logits = self.model(pixel_values=batch["pixel_values"]).logits
         return {"logits": logits, "labels": tokens.masked_fill(~said, NOT_LEARNT)}

@@ -262,7 +262,7 @@ def _moved_shard(store: Store, record: Record, shard: File, uids: pa.Array, targ
             attempt.adopt(SHARD, path, shard.bytes, shard.sha256)
         else:
             cuts = _cut(store, attempt, record, shard, uids.to_pylist(), set(), path)
-            attempt.write(SAMPLES, tables.moved(left, cuts))
+            attempt.write(SAMPLES, tables.moved(left, cuts), sought="uid")
         attempt.count(dict.fromkeys(record.statuses, left.num_rows))
         gone = samples.num_rows - left.num_rows
         attempt.note(samples=left.num_rows, path=path, **_standing_in(record, gone))

@@ -1,6 +1,6 @@
 """Which real images are there twice: figures of textbooks and photographs, and what the comparison of pixels let go.
 
-python -m tests.benchmarks.bench_real_copies tile.png     # the pairs that were accepted, to look at
+python -m tests.benchmarks.bench_real_copies tile.png     # the pairs in one group, to look at
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ nodes:
     from: [pool, looks]
     steps: [{{stages.dedup.NearDuplicates: {{perceptual_bits: 4, embedding: copy_embedding, cosine: 0.85}}}}]
 """
-SIDE, ROWS = 220, 12
+SIDE, ACROSS = 220, 12
 
 
 def measure(tile: Path | None = None) -> list[Figure]:
@@ -59,23 +59,23 @@ def measure(tile: Path | None = None) -> list[Figure]:
         edges = pa.concat_tables([Store(root).read_table(record, "edge") for record in generation.records])
     file_of = {row["uid"]: urls[row["url"]] for row in images.to_pylist()}
     group_of = {row["uid"]: row["duplicate_group"] for row in images.to_pylist()}
-    found = [(edge["uid_a"], edge["uid_b"], edge["agreement"]) for edge in edges.to_pylist()]
-    same = sorted((a, b) for a, b, _ in found if group_of[a] == group_of[b])
+    found = list(zip(edges["uid_a"].to_pylist(), edges["uid_b"].to_pylist(), strict=True))
+    same = sorted((a, b) for a, b in found if group_of[a] == group_of[b])
     shown = ", ".join(f"{Path(file_of[a]).stem} = {Path(file_of[b]).stem}" for a, b in same)
     if tile is not None:
         looked_at(tile, [(file_of[a], file_of[b]) for a, b in same])
     return [
         Figure("images", len(file_of), ""),
         Figure("pairs that a search brought up", len(found), ""),
-        Figure("pairs of one picture", len(same), "", note=shown),
+        Figure("pairs in one group", len(same), "", note=shown),
     ]
 
 
 def looked_at(tile: Path, pairs: list[tuple[str, str]]) -> None:
     """The two of a pair one above the other."""
-    columns = [pairs[start : start + ROWS] for start in range(0, len(pairs), ROWS)]
-    sheet = Image.new("RGB", (SIDE * ROWS, 2 * SIDE * len(columns)), "white")
-    for down, line in enumerate(columns):
+    lines = [pairs[start : start + ACROSS] for start in range(0, len(pairs), ACROSS)]
+    sheet = Image.new("RGB", (SIDE * ACROSS, 2 * SIDE * len(lines)), "white")
+    for down, line in enumerate(lines):
         for across, pair in enumerate(line):
             for below, file in enumerate(pair):
                 image = Image.open(io.BytesIO((SHARED / file).read_bytes())).convert("RGB")

@@ -99,6 +99,10 @@ def test_questions_are_made_only_where_they_are_named(tmp_path: Path) -> None:
     assert not {"questions", "reading"} & set(sets.SETS)
 
 
+def test_what_is_asked_about_is_seen_from_near() -> None:
+    assert all(vqa.question(name, 0, number).scene.near for name in vqa.ASKS for number in range(12))
+
+
 def test_a_simple_web_has_few_large_plain_things() -> None:
     for page in Plan(300, scenes="simple"):
         groups = page.scene.groups

@@ -1,6 +1,5 @@
 """`verify`, its repair and `gc`: damage is found and mended, nothing that counts is deleted (FAULTS 40)."""
 
-import sys
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -156,7 +155,7 @@ def test_a_resource_that_changes_while_the_run_begins_is_named(tmp_path: Path, m
             numbers.write_text("2\n")
         return result
 
-    monkeypatch.setattr(sys.modules["pipeline.driver"], "prepare", prepared_then_changed)
+    monkeypatch.setattr("pipeline.driver.prepare", prepared_then_changed)
     root = str(tmp_path / "root")
     with pytest.raises(SluiceError, match=r"numbers\.txt changed while the run began; run again"):
         run(Dag.parse(text), root, executor=Inline(Store(root)))

@@ -34,7 +34,7 @@ def test_later_tokens_weigh_by_how_few_captions_had_them() -> None:
     for half in (before[:4], before[4:]):  # two micro-batches of one step
         lost(objective, torch.zeros(4, 5), half)
     objective.after_step()
-    rarity = {2: math.log(8 / 3), 3: math.log(8 / 2)}  # 1 is in all eight, and more rarely than never: ln(8 / 9) < 0
+    rarity = {2: math.log(8 / 3), 3: math.log(8 / 2)}  # 1 is in all eight: ln(8 / 9) < 0, it weighs nothing
     likely = logits.log_softmax(1)[0]
     expected = -sum(weight * float(likely[token]) for token, weight in rarity.items()) / sum(rarity.values())
     found = lost(objective, logits, [[1, 2, 3]])

@@ -9,10 +9,12 @@ from hashlib import sha256
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import webdataset
 
 from pipeline import Catalog, SluiceError, show
+from pipeline.records import Generation
 from pipeline.store import Store
 from pipeline.takedown import erasure, tables
 from pipeline.takedown.matching import Asked
@@ -49,6 +51,20 @@ def test_everything_else_stays_as_it_was_and_is_not_computed_again(root: Path) -
     assert {name: g.number for name, g in generations.items()} == {
         "urls": 2, "pool": 2, "scores": 2, "kept": 2, "shards": 2, "model": 1,
     }  # fmt: skip
+
+
+def test_a_uid_is_looked_for_by_filters_in_the_shards_that_are_cut_and_in_those_that_are_not(root: Path) -> None:
+    def filtered(shards: Generation) -> list[bool]:
+        files = [root / "shards" / file.path for record in shards.records if (file := record.file("samples"))]
+        columns = [pq.ParquetFile(file).metadata.row_group(0).column(0) for file in files]
+        return [column.path_in_schema == "uid" and column.bloom_filter_offset is not None for column in columns]
+
+    store = Store(str(root))
+    before = filtered(newest(store, "shards"))
+    take_down(root, uids(*GONE))
+    after = filtered(newest(store, "shards"))
+    assert len(after) == len(before) > 1
+    assert all([*before, *after])
 
 
 def test_rows_stay_with_a_status_and_all_numbers_still_add_up(root: Path) -> None:
