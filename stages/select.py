@@ -40,8 +40,8 @@ class Select(TableStage):
     survivors of all parts, out of core. Rows that a retry replaced take no part in windows: they are `superseded`.
 
     The best 30 % by a score are a window, too: `cume_dist() OVER (ORDER BY clip_score DESC, uid, caption_id) <= 0.3`.
-    It keeps 30 % of the survivors or one pair less, or, where fewer have a score, those; `uid, caption_id` decide between
-    equals.
+    It keeps 30 % of the survivors or one pair less, or, where fewer have a score, those; `uid, caption_id` decide
+    between equals.
     """
 
     promise = "pure"
