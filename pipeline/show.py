@@ -89,9 +89,7 @@ def lay_out(console: Console, grid: Table) -> None:
     room = 0
     for column in grid.columns:
         cells = [str(cell) for cell in column.cells]
-        column.min_width = max(
-            (len(word) for cell in cells for word in cell.split() if UID.fullmatch(word)), default=None
-        )
+        column.min_width = max((len(word) for cell in cells for word in cell.split() if UID.search(word)), default=None)
         least = min(max(map(len, cells), default=0), LEAST_WIDTH)
         room += max(column.min_width or 0, least) + grid.padding[1] + grid.padding[3]
     if room > console.width:
