@@ -85,6 +85,16 @@ def is_clean(root: str | Path, *numbers: int) -> None:
 INDEXED = TEXT + "  index: {from: scores, steps: [tests.takedowns.Indexed]}\n"
 
 
+def every_offset_leads_to_its_image(store: Store, pool: Generation) -> None:
+    for record in pool.records:
+        tar = record.file("tar")
+        assert tar is not None
+        data = store.get(store.place(record, tar))
+        for row in store.read_table(record, "image").to_pylist():
+            if row["offset"] is not None:
+                assert sha256(data[row["offset"] :][: row["nbytes"]]).hexdigest() == row["stored_sha256"]
+
+
 def index(root: Path) -> Inline:
     """Run the world with an index; says what was done."""
     executor = Inline(Store(str(root)))

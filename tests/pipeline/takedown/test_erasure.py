@@ -20,7 +20,16 @@ from pipeline.takedown import erasure, tables
 from pipeline.takedown.matching import Asked
 from pipeline.takedown.tombstones import tombstones
 from tests import s3 as moto
-from tests.pipeline.takedown.erased import COPIES, GONE, is_clean, newest, quiet, take_down, uids
+from tests.pipeline.takedown.erased import (
+    COPIES,
+    GONE,
+    every_offset_leads_to_its_image,
+    is_clean,
+    newest,
+    quiet,
+    take_down,
+    uids,
+)
 from tests.takedowns import go, members, picture, table, uid_of, url_of
 
 
@@ -119,14 +128,7 @@ def test_the_shards_are_read_by_webdataset_and_the_indexes_point_at_the_bytes(ro
                 assert text == texts[row["uid"]]
                 assert data[row["image_offset"] :][:3] == b"\xff\xd8\xff"
             assert counted[row["shard"]] == record.rows["samples"]
-    pool = newest(store, "pool")
-    for record in pool.records:
-        tar = record.file("tar")
-        assert tar is not None
-        data = store.get(store.place(record, tar))
-        for row in store.read_table(record, "image").to_pylist():
-            if row["offset"] is not None:
-                assert sha256(data[row["offset"] :][: row["nbytes"]]).hexdigest() == row["stored_sha256"]
+    every_offset_leads_to_its_image(store, newest(store, "pool"))
 
 
 def test_older_generations_and_what_nobody_names_are_cleaned_and_stay_askable(root: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,17 @@ from pipeline.plan import survey
 from pipeline.store import Store
 from pipeline.takedown.matching import Asked
 from tests.inline import Inline
-from tests.pipeline.takedown.erased import COPIES, GONE, INDEXED, is_clean, is_without_bytes, newest, take_down, uids
+from tests.pipeline.takedown.erased import (
+    COPIES,
+    GONE,
+    INDEXED,
+    every_offset_leads_to_its_image,
+    is_clean,
+    is_without_bytes,
+    newest,
+    take_down,
+    uids,
+)
 from tests.takedowns import go, members, uid_of, url_of
 
 
@@ -27,13 +36,7 @@ def test_no_later_run_asks_for_them_and_the_same_bytes_are_not_kept(root: Path, 
     is_without_bytes(root, 64)
     is_clean(root, 4, 9, 34)
     store = Store(str(root))
-    for record in generations["pool"].records:
-        tar = record.file("tar")
-        assert tar is not None
-        data = store.get(store.place(record, tar))
-        for row in store.read_table(record, "image").to_pylist():
-            if row["offset"] is not None:
-                assert sha256(data[row["offset"] :][: row["nbytes"]]).hexdigest() == row["stored_sha256"]
+    every_offset_leads_to_its_image(store, generations["pool"])
 
 
 def test_a_retry_of_failed_rows_leaves_them_alone(root: Path, tmp_path: Path) -> None:
