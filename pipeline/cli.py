@@ -1,11 +1,14 @@
-"""The command `sluice`. Other rooms add commands through the entry-point group `sluice.commands`."""
+"""The command `sluice`. Other rooms add commands through the entry-point group `sluice.commands`.
+
+What one command needs is loaded when it is called: `explain` is to answer at once.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from importlib.metadata import entry_points
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +24,19 @@ if TYPE_CHECKING:
 
     from pipeline.dag import Dag
 
+GROUP = "sluice.commands"
+MODULES = {
+    "catalog": "catalog:command",
+    "diff": "diff:diff",
+    "explain": "explain:explain",
+    "export": "export:command",
+    "metrics": "metrics:metrics",
+    "report": "report:report",
+    "takedown": "takedown:command",
+    "what-if": "what_if:what_if",
+}
+"""Commands of this room with a module of their own in `pipeline.commands`, and what they are called there."""
+
 out = Console()
 err = Console(stderr=True)
 
@@ -29,13 +45,23 @@ class Commands(click.Group):
     """A group that suggests the nearest command, prints errors in one line, and takes commands from other rooms."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*self.commands, *sorted(point.name for point in entry_points(group="sluice.commands"))]
+        from importlib.metadata import entry_points
+
+        others = [point.name for point in entry_points(group=GROUP)]
+        return [*self.commands, *sorted([*MODULES, *others])]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name in self.commands:
             return self.commands[name]
-        for point in entry_points(group="sluice.commands", name=name):
-            command: click.Command = point.load()
+        command: click.Command
+        if name in MODULES:
+            module, _, called = MODULES[name].partition(":")
+            command = getattr(import_module(f"pipeline.commands.{module}"), called)
+            return command
+        from importlib.metadata import entry_points
+
+        for point in entry_points(group=GROUP, name=name):
+            command = point.load()
             return command
         near = get_close_matches(name, self.list_commands(ctx), n=1)
         raise click.UsageError(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipeline.errors import SluiceError
-from pipeline.lookup import UID, Lookup, one_of, parquet, rows_where, side_by_side
+from pipeline.lookup import UID, Lookup, parquet, rows_where, side_by_side
 from pipeline.records import File, Generation, Record, Run
 from pipeline.runs import ancestors, generations_of, run_of
 from pipeline.stage import KEYS, Column
@@ -397,11 +397,9 @@ def _with_gaps(
     found: pq.ParquetFile, keys: Sequence[str], uid: str, columns: Sequence[str], wide: Sequence[str]
 ) -> Iterator[tuple[dict[str, Any], dict[str, None]]]:
     """The sample's rows; of its vectors only which are null."""
-    tables = rows_where(found, keys, one_of(uid), [*columns, *wide])
-    for rows in tables:
-        nulls = {name: rows.column(name).is_null().to_pylist() for name in wide}
-        for number, row in enumerate(_with_times_as_text(rows.select(columns)).to_pylist()):
-            yield row, {name: None for name in wide if nulls[name][number]}
+    for one in rows_where(found, keys, {uid}.__contains__, [*columns, *wide]):
+        (row,) = _with_times_as_text(one.select(columns)).to_pylist()
+        yield row, {name: None for name in wide if one.column(name).null_count}
 
 
 def _with_times_as_text(rows: pa.Table) -> pa.Table:

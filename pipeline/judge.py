@@ -15,7 +15,6 @@ from functools import lru_cache
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.errors import SluiceError
 
@@ -161,6 +160,8 @@ def first_line(error: duckdb.Error) -> str:
 
 def _without_nan(table: pa.Table) -> pa.Table:
     """Null for NaN, which DuckDB sorts and compares as the greatest number of all: it would pass `clip_score > 0.3`."""
+    import pyarrow.compute as pc  # 0.1 s, for which `explain` need not wait
+
     for place, field in enumerate(table.schema):
         if pa.types.is_floating(field.type):
             values = table.column(place)

@@ -10,19 +10,19 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import reduce
 from hashlib import blake2b
 from typing import TypeVar
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import SluiceError
 from pipeline.records import File, Generation, Record
 from pipeline.runs import ancestors
 from pipeline.store import SMALL, Store, patiently
+
+Test = Callable[[str | None], bool]
+"""Of one value, in Python: `pyarrow.compute` takes a tenth of a second to load, and ten thousand values a hundredth."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -64,35 +64,17 @@ def parquet(store: Store, record: Record, file: File, whole: bool) -> Iterator[p
         yield found
 
 
-def rows_where(
-    found: pq.ParquetFile, keys: Sequence[str], test: Callable[[pa.Array], pa.Array], columns: Sequence[str] | None
-) -> list[pa.Table]:
-    """The rows where any key column passes the test, in tables; of the others nothing but the keys is read."""
+def rows_where(found: pq.ParquetFile, keys: Sequence[str], test: Test, columns: Sequence[str] | None) -> list[pa.Table]:
+    """The rows where any key column passes the test, a table each; of the others nothing but the keys is read."""
     names = list(found.schema_arrow.names if columns is None else columns)
     tables = []
     for group in range(found.num_row_groups):
         table = found.read_row_group(group, columns=list(keys), use_threads=False)
-        mask: pa.Array | None = None
-        for key in keys:
-            passed = test(table.column(key).combine_chunks())
-            mask = passed if mask is None else pc.or_kleene(mask, passed)
-        if mask is not None and mask.true_count:
-            wanted = found.read_row_group(group, columns=names, use_threads=False)
-            tables.append(wanted.select(names).filter(mask))
+        passed = {row for key in keys for row, value in enumerate(table.column(key).to_pylist()) if test(value)}
+        if passed:
+            wanted = found.read_row_group(group, columns=names, use_threads=False).select(names)
+            tables += [wanted.slice(row, 1) for row in sorted(passed)]
     return tables
-
-
-def one_of(*values: str) -> Callable[[pa.Array], pa.Array]:
-    """A test for `rows_where`: the value is one of a few."""
-    scalars = [_scalar(value) for value in values]
-    return lambda column: reduce(pc.or_kleene, (pc.equal(column, scalar) for scalar in scalars))
-
-
-def _scalar(value: str) -> pa.Scalar:
-    """`pa.scalar` without pandas, which it would load though nothing here needs it: half a second."""
-    data = value.encode()
-    ends = np.array([0, len(data)], np.int32)
-    return pa.StringArray.from_buffers(1, pa.py_buffer(ends), pa.py_buffer(data))[0]
 
 
 class Lookup:
@@ -126,11 +108,11 @@ class Lookup:
         if UID.fullmatch(stem):
             found = self._exact([stem])
         elif PREFIX.fullmatch(stem):
-            found = self._search("uid", lambda column: pc.starts_with(column, stem), self._within(stem))
+            found = self._search("uid", lambda value: value is not None and value.startswith(stem), self._within(stem))
         else:
             found = {}
         if not found:  # DataComp's own ids look like uids, too
-            found = self._search("source_uid", one_of(text), self._records)
+            found = self._search("source_uid", {text}.__contains__, self._records)
         return self._only(found, asked, "give a uid, at least 6 hex digits of one, a URL, or the input's own id")
 
     def parts(self, uids: Sequence[str]) -> dict[str, frozenset[str]]:
@@ -155,12 +137,12 @@ class Lookup:
         """Each uid with its parts: as an image, else as a row that was refused."""
         records = [record for uid in uids for record in self._within(uid)]
         records = list({(record.node, record.part): record for record in records}.values())
-        found = self._search("uid", one_of(*uids), records)
+        found = self._search("uid", set(uids).__contains__, records)
         missing = [uid for uid in uids if uid not in found]
         if not missing:
             return found
         refused = [record for record in records if record.file("errors")]
-        return found | self._search("uid", one_of(*missing), refused, "errors")
+        return found | self._search("uid", set(missing).__contains__, refused, "errors")
 
     def _within(self, prefix: str) -> list[Record]:
         """The records that may hold a uid that begins like this."""
@@ -177,7 +159,7 @@ class Lookup:
         return found
 
     def _search(
-        self, column: str, test: Callable[[pa.Array], pa.Array], records: Sequence[Record], kind: str = "image"
+        self, column: str, test: Test, records: Sequence[Record], kind: str = "image"
     ) -> dict[str, frozenset[str]]:
         """uid -> parts of the rows whose column passes the test."""
         found: dict[str, set[str]] = {}

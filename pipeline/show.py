@@ -12,7 +12,6 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rich.console import Console
-from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -316,6 +315,8 @@ def damages(console: Console, root: str, found: Sequence[Damage]) -> None:
 @contextmanager
 def bytes_bar(console: Console) -> Iterator[Callable[[int], None]]:
     """A running count of bytes with their rate."""
+    from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
     with Progress(
         TextColumn("reading"), DownloadColumn(), TransferSpeedColumn(), console=console, transient=True
     ) as progress:

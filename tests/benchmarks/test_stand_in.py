@@ -28,7 +28,7 @@ def test_cells_hold_what_the_scene_has_there() -> None:
     assert (said["shape"], said["count"], said["row"], said["column"]) == (SHAPES.index("star"), 2, 2, 0)
     assert said["texture"] == TEXTURES.index("dotted")
     assert (np.delete(found, group.cell, 0)[:, 0] == len(SHAPES)).all()
-    assert (np.delete(found, group.cell, 0)[:, 3:] == -1).all()
+    assert (np.delete(found, group.cell, 0)[:, 3:] == NOT_LEARNT).all()
 
 
 def test_a_crowd_has_more_groups_and_never_two_in_a_cell() -> None:
@@ -71,7 +71,7 @@ def test_what_a_caption_says_of_a_shape() -> None:
         "role": 4,
     }
     assert (of["star"]["role"], of["cross"]["role"]) == (2, 3)
-    assert set(of["circle"].values()) == {0, -1}
+    assert set(of["circle"].values()) == {0, NOT_LEARNT}
 
 
 def test_phrases_are_one_token_and_colours_stay_apart_from_shapes() -> None:

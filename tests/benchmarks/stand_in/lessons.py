@@ -36,6 +36,7 @@ from infra.miniweb.scenes import (
     draw_scene,
     in_order,
 )
+from models.objectives.language import NOT_LEARNT
 
 Pixels = npt.NDArray[np.uint8]
 CLASSES = {
@@ -48,7 +49,7 @@ CLASSES = {
     "texture": len(TEXTURES),
 }
 """What can be asked of a cell, and how many answers there are; the last shape is that there is nothing."""
-GROUNDS = {"colour": len(COLOURS), "pattern": len(PATTERNS)}
+GROUNDS = {"ground colour": len(COLOURS), "ground pattern": len(PATTERNS)}
 """The same for a background."""
 CLAIMS = {
     "named": 2,
@@ -63,7 +64,6 @@ CLAIMS = {
 """What can be asked of a caption about a shape; the last answer is that it does not say, but for the first two."""
 ROLES = (("to the left of", False), ("to the left of", True), ("above", False), ("above", True))
 """In a relation: which, and whether it is the other that stands so."""
-UNASKED = -1
 STORED_SIDE = 256
 """Of the longer side in px, as the pool has it."""
 CROWD = 9
@@ -110,7 +110,7 @@ def rendered(path: Path, scenes: Sequence[Scene], side: int, processes: int) -> 
 
 def cells(scene: Scene) -> npt.NDArray[np.int64]:
     """(cells, `CLASSES`): what every cell holds; where it is empty, nothing more is asked."""
-    found = np.full((CELLS, len(CLASSES)), UNASKED)
+    found = np.full((CELLS, len(CLASSES)), NOT_LEARNT)
     found[:, 0] = len(SHAPES)
     found[:, 1], found[:, 2] = np.divmod(np.arange(CELLS), 3)
     for group in scene.groups:
@@ -133,7 +133,7 @@ def ground(scene: Scene) -> npt.NDArray[np.int64]:
 
 def claimed(told: Caption) -> npt.NDArray[np.int64]:
     """(shapes, `CLAIMS`): what a caption says of every shape; where it does not name it, nothing more is asked."""
-    found = np.full((len(SHAPES), len(CLAIMS)), UNASKED)
+    found = np.full((len(SHAPES), len(CLAIMS)), NOT_LEARNT)
     found[:, 0] = 0
     for look, role in _looks(told):
         row, column = next(
@@ -141,7 +141,7 @@ def claimed(told: Caption) -> npt.NDArray[np.int64]:
         )
         found[SHAPES.index(look.shape)] = (
             1,
-            UNASKED if look.colour is None else COLOURS.index(look.colour),
+            NOT_LEARNT if look.colour is None else COLOURS.index(look.colour),
             MANY if look.count is None else look.count - 1,
             len(SIZES) if look.size is None else SIZES.index(look.size),
             len(TEXTURES) if look.texture is None else TEXTURES.index(look.texture),
