@@ -18,7 +18,8 @@ demo: .venv/installed
 	@echo "The same CLIP, as many samples seen, on curated (clip), random and raw pairs:"
 	@$(BIN)/sluice metrics $(ROOT)
 	@echo "Shards: $(ROOT)/shards/data; models: $(ROOT)/clip/data; what was planted: $(KEY). Next:"
-	@echo "  $(BIN)/sluice what-if $(ROOT) --rule slim='aspect_ratio <= 2'"
+	@echo "  $(BIN)/sluice what-if $(ROOT) --node kept --rule slim='aspect_ratio <= 2'"
+	@echo "  $(BIN)/sluice neighbours $(ROOT) --text 'a red background'"
 	@echo "  $(BIN)/sluice status $(ROOT)"
 	@echo "  $(BIN)/sluice links $(ROOT)"
 	@echo "  $(BIN)/sluice sql $(ROOT) 'FROM drops'"

@@ -162,7 +162,9 @@ def node_identity(stages: Sequence[Stage], seed: int) -> dict[str, Any]:
     for stage in stages:
         outside = {name for name, _ in resource_fields(stage)} | _efforts(stage)
         parameters = {
-            name: {"node": value.node} if isinstance(value := getattr(stage, name), NodeRef) else dumped
+            name: value.model_dump(exclude={"files"}, exclude_none=True)
+            if isinstance(value := getattr(stage, name), NodeRef)
+            else dumped
             for name, dumped in stage.model_dump(mode="json").items()
             if name not in outside
         }

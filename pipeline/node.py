@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline.attempt import Attempt
 from pipeline.dag import Dag, Node
-from pipeline.errors import SluiceError
+from pipeline.errors import SluiceError, did_you_mean
 from pipeline.identity import Resources, find_resources, generation_key, node_identity, resource_fields, work_key
 from pipeline.partwork import PartWork, PoolWork
 from pipeline.records import SUPERSEDED, Generation, Record, in_order
@@ -96,17 +96,18 @@ def _read_hash(generation: Generation, exact: bool) -> str:
 def prepare(dag: Dag, name: str, store: Store, generations: Mapping[str, Generation]) -> Prepared:
     """Everything that decides what `name` would do, given its inputs' generations.
 
-    Raises `SluiceError` for a missing resource.
+    Raises `SluiceError` for a missing resource, and a part that a node has not.
     """
     node = dag.nodes[name]
     references = {parameter: generations[reference.node] for parameter, reference in node.references.items()}
     try:
         resources = find_resources(node.stages)
+        stages = tuple(_with_references(stage, store, generations) for stage in node.stages)
     except SluiceError as error:
         raise SluiceError(f"{name}: {error}") from None
     return Prepared(
         node=node,
-        stages=tuple(_with_references(stage, store, generations) for stage in node.stages),
+        stages=stages,
         seed=dag.seed,
         identity=node_identity(node.stages, dag.seed),
         resources=resources,
@@ -124,6 +125,13 @@ def _with_references(stage: Stage, store: Store, generations: Mapping[str, Gener
         value = getattr(stage, name)
         if isinstance(value, NodeRef):
             records = generations[value.node].records
+            if value.part is not None:
+                records = tuple(record for record in records if record.part == value.part)
+                if not records:
+                    parts = sorted(record.part for record in generations[value.node].records)
+                    raise SluiceError(
+                        f"{name}: node {value.node!r} has no part {value.part!r}{did_you_mean(value.part, parts)}"
+                    )
             addresses = tuple(store.url(store.place(record, file)) for record in records for file in record.files)
             filled[name] = value.model_copy(update={"files": addresses})
     return stage.model_copy(update=filled) if filled else stage

@@ -87,11 +87,15 @@ Effort = EffortMark()
 
 
 class NodeRef(BaseModel):
-    """A parameter that refers to another node's output, such as a checkpoint: `{node: clip}` in YAML."""
+    """A parameter that refers to another node's output, such as a checkpoint: `{node: clip}` in YAML.
+
+    Where that node has several, as from a training with several seeds, `{node: clip, part: model-0}` names one.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     node: str
+    part: str | None = None
     files: tuple[str, ...] = ()
     """Full addresses of the files of that node's generation; filled in by the engine."""
 

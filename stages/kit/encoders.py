@@ -94,7 +94,8 @@ def fetched(files: Sequence[str], prefix: str, names: tuple[str, ...] = ()) -> I
             if not names or name in names:
                 if Path(folder, name).exists():
                     raise SluiceError(
-                        f"weights: that node trained several models, each with a {name}; let it train one"
+                        f"weights: that node trained several models, each with a {name}; "
+                        "name one, as {node: …, part: model-0}"
                     )
                 fs, path = fsspec.core.url_to_fs(file)
                 fs.get_file(path, f"{folder}/{name}")

@@ -166,6 +166,30 @@ def test_two_steps_of_one_node_may_take_the_checkpoints_of_two_nodes() -> None:
     assert "'node': 'b'" in str(node_identity(node.stages, 0))
 
 
+def test_of_a_node_that_has_several_models_one_can_be_named(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "root"))
+
+    def told(reference: str) -> str:
+        text = f"""
+        dag: several
+        nodes:
+          urls: {{steps: [{{tests.toys.Numbers: {{rows: 3, parts: 3}}}}]}}
+          named: {{from: urls, steps: [{{tests.pipeline.test_weights.Named: {{weights: {reference}}}}}]}}
+        """
+        result = run(Dag.parse(text), store.root, executor=Inline(store))
+        return "".join(
+            store.read_table(record, "image")["address"][0].as_py() for record in result.generations["named"].records
+        )
+
+    assert "000-00000" in told("{node: urls}")
+    for part, other in (("000-00001", "000-00002"), ("000-00002", "000-00001")):
+        said = told(f"{{node: urls, part: {part}}}")
+        assert f"{part}-" in said
+        assert f"{other}-" not in said
+    with pytest.raises(SluiceError, match=r"named: weights: node 'urls' has no part '000-00003'; did you mean"):
+        told("{node: urls, part: 000-00003}")
+
+
 def dag(weights: str) -> Dag:
     return Dag.parse(
         f"""
