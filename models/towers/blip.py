@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from models.objectives.language import NOT_LEARNT
 from models.objectives.ranks import gathered, world
-from models.towers import blip_weights
+from models.towers import blip_vision, blip_weights
 from models.towers.blip_tokens import begun, for_matching, with_marks
 from models.towers.hard_negatives import fingerprints, hard_negatives
 from models.towers.slow_copy import SlowCopy
@@ -53,6 +53,7 @@ class Blip(Trainable):
         temperature: float | None = None,
         image_size: int | None = None,
         hardness: float = 1,
+        vision: str | None = None,
         tokenizer: Any = None,
     ) -> None:
         """`config`: keys of transformers' BlipConfig; its class's defaults for what it leaves out.
@@ -60,8 +61,9 @@ class Blip(Trainable):
         `pretrained`: a folder or a hub id, instead of a config. `heads`: which parts there are. `momentum`: of the slow
         copy, a step; None for no copy. `temperature`: at the start, by default 0.07, or the folder's. `image_size`: of
         images, in px, where it is not what `pretrained` was trained on. `hardness`: wrong partners are drawn by softmax
-        of the model's logits times this; 1 as published, 0 for any alike. `tokenizer`: gives the text side its
-        vocabulary and special tokens; `[DEC]` and `[ENC]` are added to a BERT's. Raises `ValueError`.
+        of the model's logits times this; 1 as published, 0 for any alike. `vision`: a folder or a hub id of a ViT, with
+        which the image tower of a config begins. `tokenizer`: gives the text side its vocabulary and special tokens;
+        `[DEC]` and `[ENC]` are added to a BERT's. Raises `ValueError`.
         """
         super().__init__()
         self.vision_model: Any
@@ -80,6 +82,12 @@ class Blip(Trainable):
         if pretrained is None:
             self.config, parts = blip_weights.built(config or {}, *wanted)
             self.config.logit_scale_init_value = -math.log(0.07)
+            if vision is not None:
+                blip_vision.begin_with(parts["vision_model"], vision)
+        elif vision is not None:
+            raise ValueError(
+                f"vision = {vision!r} beside pretrained = {pretrained!r}, which has its own; leave one out"
+            )
         else:
             self.config, parts = blip_weights.loaded(pretrained, *wanted)
         if image_size is not None:
