@@ -3,7 +3,8 @@
     python -m tests.benchmarks.bench_scores 2000     # pages: printed, not kept
 
 The pages are downloaded, embedded and scored as a DAG does it; the answer key is read afterwards. The scorer is trained
-once (`stand_in`, some twenty minutes of two cores) and kept in the folder for temporary files.
+once by the trainer of this repo (`stand_in`, some twenty minutes of two cores) and kept in the folder for temporary
+files.
 """
 
 from __future__ import annotations

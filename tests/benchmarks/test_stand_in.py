@@ -1,21 +1,40 @@
 """What the stand-in learns from is true, what it saves is a model like any other, and what its scores are graded by."""
 
+import math
 import random
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from infra.miniweb.captions import Caption, Look, Relation, caption
+import models.without_torchvision  # isort: skip  # noqa: F401
+from transformers import AlignModel, AutoTokenizer
+
+from infra.miniweb.captions import caption
 from infra.miniweb.scenes import SHAPES, TEXTURES, Group
+from models.objectives.language import NOT_LEARNT
+from models.train.finish import LAST
 from pipeline.stage import Device
 from stages.embed import ImageEmbeddings, TextEmbeddings
 from tests.benchmarks.bench_scores import auroc, compared
 from tests.benchmarks.stand_in import training
-from tests.benchmarks.stand_in.lessons import CLAIMS, CLASSES, cells, claimed, crowded, false_caption, lone, truth
+from tests.benchmarks.stand_in.batches import Captions, Looks, Numbers
+from tests.benchmarks.stand_in.lessons import (
+    CLASSES,
+    cells,
+    crowded,
+    false_caption,
+    lone,
+    pixels,
+    truth,
+)
+from tests.benchmarks.stand_in.student import ALIKE, Student, Truth
 from tests.benchmarks.stand_in.towers import SIDE, WIDTH, new_tokenizer
-from tests.benchmarks.stand_in.training import Effort, train
+from tests.benchmarks.stand_in.training import Effort, teach, trained
 from tests.stages.fake_batch import FakeBatch
 
 SCENES = [lone(number) for number in range(40)]
@@ -54,26 +73,6 @@ def test_the_truth_of_all_pairs_is_that_of_each() -> None:
     assert truth(captions, SCENES).tolist() == expected
 
 
-def test_what_a_caption_says_of_a_shape() -> None:
-    look = Look("heart", "blue", count=2, place="on the right")
-    relation = Relation(Look("star", "red"), "above", Look("cross", "green"))
-    said = claimed(Caption("", (look, relation)))
-    of = {shape: dict(zip(CLAIMS, said[SHAPES.index(shape)].tolist(), strict=True)) for shape in SHAPES}
-    assert {shape for shape in SHAPES if of[shape]["named"]} == {"heart", "star", "cross"}
-    assert of["heart"] == {
-        "named": 1,
-        "colour": 2,
-        "count": 1,
-        "size": 2,
-        "texture": 4,
-        "row": 1,
-        "column": 2,
-        "role": 4,
-    }
-    assert (of["star"]["role"], of["cross"]["role"]) == (2, 3)
-    assert set(of["circle"].values()) == {0, NOT_LEARNT}
-
-
 def test_phrases_are_one_token_and_colours_stay_apart_from_shapes() -> None:
     dice = random.Random(7)
     tokenizer = new_tokenizer([caption(scene, dice).text for scene in SCENES for _ in range(60)])
@@ -81,18 +80,106 @@ def test_phrases_are_one_token_and_colours_stay_apart_from_shapes() -> None:
     assert told == ["three", "red", "circles", "in the top left corner"]
 
 
-def test_what_is_trained_is_a_model_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    effort = Effort(lone=24, crowded=60, looks=64, readings=2, images=12)
-    said: list[str] = []
-    train(tmp_path / "model", tmp_path / "lessons", effort, 1, said.append)
-    images, texts = (kind(weights=str(tmp_path / "model")) for kind in (ImageEmbeddings, TextEmbeddings))
+def test_the_loss_of_captions_asks_for_pairs_and_for_the_right_images_among_others() -> None:
+    first, second = torch.eye(2)
+    true = torch.tensor([[[True, False], [False, True]], [[True, True], [True, False]]])
+    features = {"image": torch.eye(2), "text": torch.stack([first, second, second, first]).view(2, 2, 2), "true": true}
+    loss = Truth()(features, {"logit_scale": torch.tensor(0.0), "logit_bias": torch.tensor(0.5)})
+    pairs = 2 * math.log1p(math.exp(-1.5)) + 2 * math.log1p(math.exp(0.5))
+    among = math.log(math.e + 1) - 1  # of the first caption; the third is true of both images
+    assert (loss.total.item(), loss.count.item()) == (pytest.approx(pairs + among), 4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stand-in that was trained for three steps."""
+    folder = tmp_path_factory.mktemp("stand-in")
+    teach(folder, Effort(lone=24, crowded=60, looks=64, readings=2, images=12), 1)
+    return folder
+
+
+def test_what_is_trained_is_a_model_like_any_other(folder: Path) -> None:
+    images, texts = (kind(weights=str(folder / "model")) for kind in (ImageEmbeddings, TextEmbeddings))
     found = images.open(Device())(FakeBatch(pictures=[np.zeros((50, 90, 3), np.uint8), None]))["image_embedding"]
     assert found.type.list_size == WIDTH
     assert found.is_valid().to_pylist() == [True, False]
     assert texts.gives().field(0).type == found.type
-    monkeypatch.setattr(training, "see", None)  # what it learned to see is kept: a second try goes on from there
-    train(tmp_path / "again", tmp_path / "lessons", effort, 1, said.append)
-    assert np.load(next((tmp_path / "lessons").glob("crowded-*.npy"))).shape == (60, SIDE, SIDE, 3)
+    assert np.load(next(folder.glob("crowded-*.npy"))).shape == (60, SIDE, SIDE, 3)
+
+
+def test_reading_leaves_the_trunk_as_it_sees(folder: Path) -> None:
+    sees, reads = (load_file(folder / name / "model.safetensors") for name in ("seeing/model", "model"))
+    last = max(int(name.split(".")[3]) for name in sees if name.startswith("vision_model.encoder.blocks."))
+    learned = {name for name in sees if not torch.equal(sees[name], reads[name])}
+    assert {name.split(".")[0] for name in learned} == {"text_model", "text_projection", "temperature", "vision_model"}
+    seen = [name for name in learned if name.startswith("vision_model.")]
+    assert seen
+    assert all(name.startswith(f"vision_model.encoder.blocks.{last}.") for name in seen)
+
+
+def test_the_saved_model_computes_what_was_trained(folder: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    student = Student(tokenizer, str(folder / "model")).eval()
+    with torch.inference_mode():
+        student.logit_scale.fill_(math.log(20))
+    student.export(tmp_path)
+    model = AlignModel.from_pretrained(tmp_path)
+    assert model.temperature.item() == pytest.approx(1 / 20)
+
+    images = np.stack([pixels(scene, SIDE) for scene in SCENES])
+    captions = Captions(training.seen(student, images), SCENES, tokenizer, each=2)
+    rows = [captions.row(number, random.Random(number), {}, 0) for number in range(len(SCENES))]
+    texts = tokenizer([told.text for _, some in rows for told in some], padding=True, return_tensors="pt")
+    assert len(texts["input_ids"]) > ALIKE
+    assert len({*texts["attention_mask"].sum(1).tolist()}) > 4
+    with torch.inference_mode():
+        features = student(captions.batch(rows))
+        expected = torch.nn.functional.normalize(model.get_text_features(**texts).pooler_output, dim=1)
+    torch.testing.assert_close(features["text"].flatten(0, 1), expected, atol=1e-5, rtol=0)
+    embed = ImageEmbeddings(weights=str(folder / "model")).open(Device())
+    found = np.array(embed(FakeBatch(pictures=list(images)))["image_embedding"].to_pylist())
+    np.testing.assert_allclose(features["image"], found, atol=5e-3)
+
+
+def test_half_the_captions_of_a_batch_are_true_of_their_images_and_a_later_start_is_the_same_training(
+    folder: Path,
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    source = Numbers(len(SCENES), 16, Captions(torch.zeros(len(SCENES), 1), SCENES, tokenizer, each=3), tokenizer)
+    with closing(source.open(0)) as began, closing(source.open(16)) as went_on:
+        first, second, again = next(began), next(began), next(went_on)
+    own = first["true"].diagonal(dim1=0, dim2=2).T
+    assert own.tolist() == [[True] * 3 + [False] * 3] * 16
+    assert len({*source.keys(0, 32)}) == 32  # another scene at every place, until all were seen
+    assert first["input_ids"].tolist() != second["input_ids"].tolist()
+    for name, column in second.items():
+        assert torch.equal(column, again[name])
+
+
+def test_what_is_asked_of_an_image_has_its_answers_beside_it(folder: Path) -> None:
+    looks = Looks([pixels(scene, SIDE) for scene in SCENES[:2]], SCENES)
+    batch = looks.batch([1, 0])
+    features = Student(AutoTokenizer.from_pretrained(folder / "model")).encode(batch)
+    for number, (name, answers) in enumerate(CLASSES.items()):
+        assert features[name].shape == (2, 9, answers)
+        true = np.stack([cells(SCENES[row])[:, number] for row in (1, 0)])
+        assert np.array_equal(features[f"true {name}"], true)
+
+
+def test_it_is_trained_once_by_the_same_code_with_the_same_effort(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Path] = []
+    monkeypatch.setattr(training, "KEPT", tmp_path)
+    monkeypatch.setattr(training, "teach", lambda folder, *_: begun.append(folder))
+    model = trained()
+    model.mkdir(parents=True)
+    assert trained() == model
+    assert begun == [model.parent] * 2  # it was stopped before the end
+    (model / LAST).touch()
+    assert trained() == model
+    assert len(begun) == 2
+    assert trained(Effort(readings=1)) != model
 
 
 def test_an_auroc_counts_ties_half_and_a_threshold_costs_a_twentieth() -> None:

@@ -25,7 +25,6 @@ from infra.miniweb.scenes import (
     COLOURS,
     MANY,
     PATTERNS,
-    PLACES,
     SHAPES,
     SIDES,
     SIZES,
@@ -51,19 +50,6 @@ CLASSES = {
 """What can be asked of a cell, and how many answers there are; the last shape is that there is nothing."""
 GROUNDS = {"ground colour": len(COLOURS), "ground pattern": len(PATTERNS)}
 """The same for a background."""
-CLAIMS = {
-    "named": 2,
-    "colour": len(COLOURS),
-    "count": MANY + 1,
-    "size": len(SIZES) + 1,
-    "texture": len(TEXTURES) + 1,
-    "row": 4,
-    "column": 4,
-    "role": 5,
-}
-"""What can be asked of a caption about a shape; the last answer is that it does not say, but for the first two."""
-ROLES = (("to the left of", False), ("to the left of", True), ("above", False), ("above", True))
-"""In a relation: which, and whether it is the other that stands so."""
 STORED_SIDE = 256
 """Of the longer side in px, as the pool has it."""
 CROWD = 9
@@ -99,10 +85,7 @@ def rendered(path: Path, scenes: Sequence[Scene], side: int, processes: int) -> 
         with ProcessPoolExecutor(processes, get_context("spawn")) if processes > 1 else nullcontext() as workers:
             paint = partial(pixels, side=side)
             found = map(paint, scenes) if workers is None else workers.map(paint, scenes, chunksize=64)
-            file = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (len(scenes), side, side, 3))
-            for row, image in enumerate(found):
-                file[row] = image
-            file.flush()
+            np.save(unfinished, np.fromiter(found, np.dtype((np.uint8, (side, side, 3))), len(scenes)))
         unfinished.replace(path)
     kept: Pixels = np.load(path, mmap_mode="r")
     return kept
@@ -131,38 +114,6 @@ def ground(scene: Scene) -> npt.NDArray[np.int64]:
     return np.array([COLOURS.index(scene.colour), PATTERNS.index(scene.pattern)])
 
 
-def claimed(told: Caption) -> npt.NDArray[np.int64]:
-    """(shapes, `CLAIMS`): what a caption says of every shape; where it does not name it, nothing more is asked."""
-    found = np.full((len(SHAPES), len(CLAIMS)), NOT_LEARNT)
-    found[:, 0] = 0
-    for look, role in _looks(told):
-        row, column = next(
-            ((y, x) for y, line in enumerate(PLACES) for x, place in enumerate(line) if place == look.place), (3, 3)
-        )
-        found[SHAPES.index(look.shape)] = (
-            1,
-            NOT_LEARNT if look.colour is None else COLOURS.index(look.colour),
-            MANY if look.count is None else look.count - 1,
-            len(SIZES) if look.size is None else SIZES.index(look.size),
-            len(TEXTURES) if look.texture is None else TEXTURES.index(look.texture),
-            row,
-            column,
-            role,
-        )
-    return found
-
-
-def _looks(told: Caption) -> Iterator[tuple[Look, int]]:
-    """Every group that a caption tells of, and its place in `ROLES`; their number where it has none."""
-    for claim in told.claims:
-        match claim:
-            case Look():
-                yield claim, len(ROLES)
-            case Relation(one, relation, other):
-                yield one, ROLES.index((relation, False))
-                yield other, ROLES.index((relation, True))
-
-
 def false_caption(scene: Scene, dice: random.Random) -> Caption:
     """True of another scene of the same classes of objects, and not of this one: what a mismatch is made of."""
     recoloured = dice.random() < EASY
@@ -174,12 +125,22 @@ def false_caption(scene: Scene, dice: random.Random) -> Caption:
 
 def truth(captions: Sequence[Caption], scenes: Sequence[Scene]) -> npt.NDArray[np.bool_]:
     """(captions, scenes): which is true of which. Most are told apart by what they name, before claims are compared."""
-    named_cn = np.array([_names(look for look, _ in _looks(told)) for told in captions], np.float32)
+    named_cn = np.array([_names(_looks(told)) for told in captions], np.float32)
     there_sn = np.array([_names(scene.groups) for scene in scenes], np.float32)
     found: npt.NDArray[np.bool_] = named_cn @ there_sn.T == named_cn.sum(1)[:, None]
     for one, other in zip(*np.nonzero(found), strict=True):
         found[one, other] = captions[one].true_of(scenes[other])
     return found
+
+
+def _looks(told: Caption) -> Iterator[Look]:
+    """Every group that a caption tells of."""
+    for claim in told.claims:
+        match claim:
+            case Look():
+                yield claim
+            case Relation(one, _, other):
+                yield from (one, other)
 
 
 def _names(things: Iterable[Look | Group]) -> npt.NDArray[np.bool_]:

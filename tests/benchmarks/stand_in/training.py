@@ -1,4 +1,10 @@
-"""How the stand-in is trained: by the trainer of this repo, first to see and then to read, by a recipe each."""
+"""How the stand-in is trained: by the trainer of this repo, by a recipe to see and another one to read.
+
+1. Its convolutional trunk names what stands in every cell of crowded and of lone scenes. Scenes are known here, and a
+   cell tells more than a caption: this is what makes minutes on one processor enough.
+2. What the trunk sees of the lone scenes is kept, and the trunk stays as it is. The last block and the text tower learn
+   which captions are true of which images.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +12,27 @@ import os
 import random
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from infra.miniweb.captions import caption
 from models.recipe import Recipe
 from models.train.finish import LAST
 from models.train.loop import train
-from tests.benchmarks.stand_in.lessons import CLAIMS, CLASSES, GROUNDS, crowded, lone, rendered
-from tests.benchmarks.stand_in.reading import Captions
-from tests.benchmarks.stand_in.seeing import Looks, seen
+from tests.benchmarks.stand_in.batches import Captions, Looks, Numbers
+from tests.benchmarks.stand_in.lessons import CLASSES, GROUNDS, Pixels, crowded, lone, rendered
+from tests.benchmarks.stand_in.student import Student
 from tests.benchmarks.stand_in.towers import SIDE, new_tokenizer
 
-HERE = __package__
+LOOKS = 64
+"""Images of a batch that the trunk is shown."""
 KEPT = Path(tempfile.gettempdir()) / "sluice-bench-stand-in"
-"""Images to learn from, and models by the code that made them."""
+"""Images to learn from, checkpoints and models, by the code that made them."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +45,6 @@ class Effort:
     """Scenes to learn to see from, and a quarter as many of the lone ones."""
     looks: int = 36_000
     """Images that the trunk is shown, again and again."""
-    glance: int = 64
-    """Images of a batch of these."""
     readings: int = 800
     """Batches of captions."""
     images: int = 96
@@ -51,56 +58,56 @@ def trained(effort: Effort | None = None) -> Path:
     code = "".join(path.read_text() for path in sorted(Path(__file__).parent.glob("*.py")))
     folder = KEPT / blake2b(f"{effort}{code}".encode(), digest_size=8).hexdigest()
     if not (folder / "model" / LAST).exists():
+        print(f"the stand-in learns to see and to read, in {folder}", file=sys.stderr, flush=True)
         teach(folder, effort, os.cpu_count() or 1)
     return folder / "model"
 
 
 def teach(folder: Path, effort: Effort, processes: int) -> None:
-    """Train the model in `folder`, where images and the trainer's checkpoints lie, too: a second try goes on."""
+    """Train `folder/model`; a second try goes on from the images and checkpoints that it finds there."""
     scenes = [lone(number) for number in range(effort.lone)]
     crowds = [crowded(number) for number in range(effort.crowded)]
-    print(f"stand-in: {len(scenes) + len(crowds):,} scenes to learn from, in {folder}", file=sys.stderr, flush=True)
     images = rendered(folder / f"lone-{effort.lone}-{SIDE}.npy", scenes, SIDE, processes)
     crowd_images = rendered(folder / f"crowded-{effort.crowded}-{SIDE}.npy", crowds, SIDE, processes)
-    some = effort.crowded // 4
-    looks = Looks([images[:some], crowd_images], [*scenes[:some], *crowds], effort.glance)
-    sight = train(seeing(effort), {}, str(folder / "sight"), source=looks).model
-    assert sight is not None  # nobody stops it
     dice = random.Random(0)
     tokenizer = new_tokenizer([caption(scene, dice).text for scene in scenes for _ in range(2)])
-    captions = Captions(seen(sight, images), scenes, tokenizer, effort.images, effort.each)
-    train(reading(effort), {}, str(folder), source=captions, weights={"sight": sight})
+
+    some = effort.crowded // 4
+    shown = [*scenes[:some], *crowds]
+    looks = Looks([*images[:some], *crowd_images], shown)
+    recipe = _recipe("seeing", _asked(CLASSES | GROUNDS), effort.looks, LOOKS, 3e-3)
+    source = Numbers(len(shown), LOOKS, looks, tokenizer)
+    sight = train(recipe, {}, str(folder / "seeing"), source=source).model
+    assert sight is not None  # nobody stops it
+
+    captions = Captions(seen(Student(tokenizer, sight), images), scenes, tokenizer, effort.each)
+    recipe = _recipe("reading", [f"{__package__}.student.Truth"], effort.readings * effort.images, effort.images, 1e-3)
+    source = Numbers(len(scenes), effort.images, captions, tokenizer)
+    train(recipe, {}, str(folder), source=source, weights={"pretrained": sight})
 
 
-def seeing(effort: Effort) -> Recipe:
-    """Nine questions about cells and backgrounds, all as important."""
-    return _recipe(
-        "sight", "seeing.Sight", [*_asked(CLASSES, 1), *_asked(GROUNDS, 1)], effort.looks, effort.glance, rate=3e-3
-    )
+@torch.inference_mode()
+def seen(student: Student, images: Pixels) -> torch.Tensor:
+    """float16 (images, `TRUNK`, 3, 3)."""
+    student.eval()
+    batches = (torch.from_numpy(images[start : start + 128].copy()) for start in range(0, len(images), 128))
+    return torch.cat([student.trunk(batch).half() for batch in batches])
 
 
-def reading(effort: Effort) -> Recipe:
-    """What is true of images, and a little of what captions say."""
-    objectives = [{f"{HERE}.reading.Own": {}}, {f"{HERE}.reading.Among": {"weight": 0.5}}, *_asked(CLAIMS, 0.2)]
-    return _recipe(
-        "stand-in", "reading.Reader", objectives, effort.readings * effort.images, effort.images, rate=1e-3
-    )
+def _asked(questions: Iterable[str]) -> list[Any]:
+    """An objective for each; the trainer numbers them in this order."""
+    path = "models.objectives.classes.ClassOf"
+    return [{path: {"logits": name, "labels": f"true {name}"}} for name in questions]
 
 
-def _asked(questions: Mapping[str, int], weight: float) -> list[Any]:
-    """An objective of each; the trainer shows their losses in this order."""
-    kind = "models.objectives.classes.ClassOf"
-    return [{kind: {"logits": name, "labels": f"true {name}", "weight": weight}} for name in questions]
-
-
-def _recipe(name: str, model: str, objectives: list[Any], samples: int, batch: int, rate: float) -> Recipe:
+def _recipe(name: str, objectives: list[Any], samples: int, batch: int, rate: float) -> Recipe:
     return Recipe.model_validate(
         {
             "name": name,
             "about": "a small dual encoder that scores pairs of the small local web",
-            "model": f"{HERE}.{model}",
+            "model": f"{__package__}.student.Student",
             "objectives": objectives,
-            "data": {"kind": "texts"},  # of `images` the trainer would write how they are prepared, as `towers` does
+            "data": {"kind": "texts"},  # of images the trainer would write how they are prepared, which `towers` does
             "samples": samples,
             "batch": batch,
             "optimizer": {"learning_rate": rate, "weight_decay": 0.02, "clip_norm": 1},
