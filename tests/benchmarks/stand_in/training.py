@@ -37,7 +37,7 @@ KEPT = Path(tempfile.gettempdir()) / "sluice-bench-stand-in"
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is learned from; the default takes about 1,800 seconds of one core of a Xeon with AVX-512."""
+    """How much is learned from; the default takes about 2,000 seconds of one core of a Xeon with AVX-512."""
 
     lone: int = 8_000
     """Scenes with captions."""
