@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import json
 import shutil
@@ -15,10 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import webdataset
 import yaml
 from click.testing import CliRunner
-from PIL import Image
 
 from pipeline import SluiceError
 from pipeline.cli import main
@@ -28,7 +25,7 @@ from pipeline.store import Store
 from pipeline.takedown import erasure
 from pipeline.takedown.matching import Asked
 from tests import s3 as moto
-from tests.takedowns import go, members, picture, uid_of, url_of
+from tests.takedowns import go, members, uid_of, url_of
 
 KEPT = [n for n in range(40) if n % 10 != 9 and n % 4 != 3]
 BESIDE = "{} names shards below root/, which is not copied: publish root/shards beside it"
@@ -145,28 +142,6 @@ def test_a_card_says_what_the_hub_and_people_need(root: str, tmp_path: Path) -> 
     assert 'load_dataset("THIS FOLDER", split="train", streaming=True)' in card
     assert "`urls` read 40 rows: 40 images." in card
     assert f"--train-data 'data/{{00000000..00000003}}.tar' --train-num-samples {len(KEPT)} " in card
-
-
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves the closing of tars to the collector
-def test_open_clips_pipeline_reads_the_copied_shards(root: str, tmp_path: Path) -> None:
-    """As open_clip's get_wds_dataset has it, without its tokenizer and its torchvision transforms."""
-    export(root, "kept", "hf", str(tmp_path / "out"), options=Options(copy_shards=True))
-    sizes = json.loads((tmp_path / "out/data/sizes.json").read_text())
-    data = webdataset.DataPipeline(
-        webdataset.SimpleShardList(str(tmp_path / "out/data/{00000000..00000003}.tar")),
-        webdataset.tarfile_to_samples(),
-        webdataset.select(lambda sample: "txt" in sample and any(e in sample for e in ("png", "jpg", "jpeg", "webp"))),
-        webdataset.decode("pilrgb", handler=webdataset.reraise_exception),
-        webdataset.rename(image="jpg;png;jpeg;webp", text="txt"),
-        webdataset.to_tuple("__key__", "image", "text"),
-    )
-    read = {key: (image, text) for key, image, text in data}
-    assert len(read) == sum(sizes.values()) == len(KEPT)
-    for n in KEPT:
-        image, text = read[uid_of(n)]
-        assert np.asarray(image).tolist() == np.asarray(Image.open(io.BytesIO(picture(n)))).tolist()
-        assert text.startswith(f"secret {n} ")
-    gc.collect()
 
 
 def test_without_a_copy_the_card_names_the_shards_and_the_table_has_no_pixels(root: str, tmp_path: Path) -> None:
