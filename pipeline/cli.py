@@ -48,7 +48,7 @@ class Commands(click.Group):
         from importlib.metadata import entry_points
 
         others = [point.name for point in entry_points(group=GROUP)]
-        return [*self.commands, *sorted([*MODULES, *others])]
+        return [*self.commands, *sorted({*MODULES, *others})]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name in self.commands:

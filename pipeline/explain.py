@@ -352,7 +352,8 @@ class _Read:
     def _read(self, store: Store, record: Record, file: File, uid: str) -> None:
         with parquet(store, record, file, whole=True) as table:
             schema = table.schema_arrow
-            keys = [name for name in schema.names if name == "uid" or name.startswith("uid_")]
+            texts = [one.name for one in schema if pa.types.is_string(one.type) or pa.types.is_large_string(one.type)]
+            keys = [name for name in texts if name == "uid" or name.startswith("uid_")]
             if not keys:
                 return
             if file.kind in PAIR_KINDS:

@@ -99,10 +99,10 @@ def prepare(dag: Dag, name: str, store: Store, generations: Mapping[str, Generat
     Raises `SluiceError` for a missing resource, and a part that a node has not.
     """
     node = dag.nodes[name]
-    references = {parameter: generations[reference.node] for parameter, reference in node.references.items()}
     try:
         resources = find_resources(node.stages)
         stages = tuple(_with_references(stage, store, generations) for stage in node.stages)
+        references = {name: _referred(name, reference, generations) for name, reference in node.references.items()}
     except SluiceError as error:
         raise SluiceError(f"{name}: {error}") from None
     return Prepared(
@@ -119,19 +119,24 @@ def prepare(dag: Dag, name: str, store: Store, generations: Mapping[str, Generat
     )
 
 
+def _referred(parameter: str, reference: NodeRef, generations: Mapping[str, Generation]) -> Generation:
+    """What a reference stands for: a node's generation, or of that the one part that it names. Raises `SluiceError`."""
+    whole = generations[reference.node]
+    if reference.part is None:
+        return whole
+    chosen = tuple(record for record in whole.records if record.part == reference.part)
+    if not chosen:
+        remedy = did_you_mean(reference.part, [record.part for record in whole.records])
+        raise SluiceError(f"{parameter}: node {reference.node!r} has no part {reference.part!r}{remedy}")
+    return whole.model_copy(update={"records": chosen})
+
+
 def _with_references(stage: Stage, store: Store, generations: Mapping[str, Generation]) -> Stage:
     filled = {}
     for name in type(stage).model_fields:
         value = getattr(stage, name)
         if isinstance(value, NodeRef):
-            records = generations[value.node].records
-            if value.part is not None:
-                records = tuple(record for record in records if record.part == value.part)
-                if not records:
-                    parts = sorted(record.part for record in generations[value.node].records)
-                    raise SluiceError(
-                        f"{name}: node {value.node!r} has no part {value.part!r}{did_you_mean(value.part, parts)}"
-                    )
+            records = _referred(name, value, generations).records
             addresses = tuple(store.url(store.place(record, file)) for record in records for file in record.files)
             filled[name] = value.model_copy(update={"files": addresses})
     return stage.model_copy(update=filled) if filled else stage

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, ClassVar, Literal, Protocol
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.records import Generation, Record
 
@@ -92,10 +92,10 @@ class NodeRef(BaseModel):
     Where that node has several, as from a training with several seeds, `{node: clip, part: model-0}` names one.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
 
     node: str
-    part: str | None = None
+    part: str | None = Field(default=None, min_length=1)
     files: tuple[str, ...] = ()
     """Full addresses of the files of that node's generation; filled in by the engine."""
 

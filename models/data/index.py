@@ -84,7 +84,9 @@ def _listed(fs: Any, pattern: str, folders: dict[str, dict[str, Tar]]) -> list[T
             newest = next((_shards_of(records) for records in _generations(fs, path)), None)
             tars = _in_folder(fs, posixpath.join(path, newest)) if newest else []
         if not tars:
-            raise DataError(f"{pattern!r} holds no tars; expected a folder of WebDataset shards")
+            raise DataError(
+                f"{pattern!r} holds no tars; expected a folder of WebDataset shards, or a node: root/shards"
+            )
         return tars
     tars = []
     for name in expanded(path):

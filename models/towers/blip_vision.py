@@ -13,7 +13,10 @@ import models.without_torchvision  # isort: skip  # noqa: F401
 from transformers import AutoModel
 from transformers.utils import logging
 
-SAME = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size")
+SAME = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size",
+    "hidden_act",
+)  # fmt: skip
 """Of the two configs."""
 ONCE = {
     "embeddings.class_embedding": "embeddings.cls_token",
@@ -76,9 +79,11 @@ def _vit(place: str) -> Any:
         raise ValueError(f"vision = {place!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     finally:
         logging.set_verbosity(told)
-    if model.config.model_type != "vit" or not model.config.qkv_bias:
-        kind = model.config.model_type
-        raise ValueError(f"vision = {place!r} is a {kind!r}; BLIP's image tower begins with a 'vit' with biases")
+    kind = model.config.model_type
+    if kind != "vit" or not model.config.qkv_bias or model.config.num_channels != 3:
+        raise ValueError(
+            f"vision = {place!r} is a {kind!r}; BLIP's image tower begins with a 'vit' for RGB, with biases"
+        )
     if absent := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):
         raise ValueError(f"vision = {place!r} lacks {len(absent)} tensors, {absent[0]} among them")
     return model

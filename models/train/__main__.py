@@ -22,7 +22,7 @@ def _named(context: click.Context, parameter: click.Parameter, values: tuple[str
     for value in values:
         name, equals, folder = value.partition("=")
         if not equals or not name or not folder:
-            raise click.BadParameter(f"{value!r} is no NAME=FOLDER, such as shards=root/shards/data")
+            raise click.BadParameter(f"{value!r} is no NAME=FOLDER, such as shards=root/shards")
         found[name] = folder
     return found
 
@@ -31,7 +31,7 @@ def _named(context: click.Context, parameter: click.Parameter, values: tuple[str
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
 Examples:
-  python -m models.train clip-vit-b32 --tiny --data shards=root/shards/data --out out
+  python -m models.train clip-vit-b32 --tiny --data shards=root/shards --out out
   python -m models.train my.yaml --data web=s3://bucket/web --data books=s3://bucket/books --out s3://bucket/out
   python -m models.train clip-vit-b32 --data shards=shards --out out --set batch=4096 --samples 1000000
   torchrun --nproc-per-node 8 -m models.train clip-vit-b32 --data shards=shards --out out --set parallel.mode=fsdp""",

@@ -1,6 +1,6 @@
 """One loop for all systems, on one process or on many.
 
-trained = train(Recipe.load("clip-vit-b32", tiny=True), {"shards": "root/shards/data"}, "out")
+trained = train(Recipe.load("clip-vit-b32", tiny=True), {"shards": "root/shards"}, "out")
 trained.model                                # out/model, which transformers loads
 
 It goes on from the newest checkpoint in `out`. Where torch.distributed was initialised (torchrun, Ray Train), every

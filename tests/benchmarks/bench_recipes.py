@@ -1,5 +1,7 @@
 """Does every recipe of two towers learn at its tiny size? On captions of the small local web, asked about other scenes.
 
+    make bench ARGS=recipes
+
 Clean pages of simple scenes are downloaded and sharded as a DAG does it, and every recipe is trained as it is shipped.
 The tower that LiT locks is CLIP's, which learned on the same pairs. All are asked for the images of captions and
 for the colours of backgrounds.
@@ -64,20 +66,24 @@ def curated(folder: Path) -> Path:
     served = ["--pages", str(PAGES), "--seed", str(SEED), "--mix", "clean", "--scenes", "simple", "--port", str(PORT)]
     sluice = [sys.executable, "-m", "pipeline", "run", str(dag), str(root)]
     key = ["--key", str(folder / "key/key.parquet")]
-    with open(folder / "said", "w") as said:
-        for command in (["sets", str(folder / "sets"), *asked], [str(web), *served, *key, "--", *sluice]):
-            module = "infra.miniweb.sets" if command[0] == "sets" else "infra.miniweb"
-            arguments = command[1:] if command[0] == "sets" else command
-            subprocess.run([sys.executable, "-m", module, *arguments], check=True, stderr=said, stdout=said)
-    return root / "shards/data"
+    commands = (
+        ["infra.miniweb.sets", str(folder / "sets"), *asked],
+        ["infra.miniweb", str(web), *served, *key, "--", *sluice],
+    )
+    for command in commands:
+        done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(done.stderr[-2000:])
+    return root / "shards"
 
 
 def compared(recipe: str, metrics: Sequence[Metric]) -> list[Figure]:
+    found = {metric.metric: metric for metric in metrics}
     figures = []
-    for metric in metrics:
-        if metric.metric in TOLD and metric.chance:
-            note = f"{metric.value:.1%} ± {metric.standard_error or 0:.1%}; chance {metric.chance:.1%}"
-            times = metric.value / metric.chance
-            named = f"{recipe}, {metric.set}: {metric.metric}, times chance"
-            figures.append(Figure(named, times, "", at_least=TOLD[metric.metric], note=note))
+    for name, at_least in TOLD.items():
+        metric = found[name]
+        assert metric.chance
+        note = f"{metric.value:.1%} ± {metric.standard_error or 0:.1%}; chance {metric.chance:.1%}"
+        named = f"{recipe}, {metric.set}: {name}, times chance"
+        figures.append(Figure(named, metric.value / metric.chance, "", at_least=at_least, note=note))
     return figures

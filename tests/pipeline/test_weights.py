@@ -186,8 +186,30 @@ def test_of_a_node_that_has_several_models_one_can_be_named(tmp_path: Path) -> N
         said = told(f"{{node: urls, part: {part}}}")
         assert f"{part}-" in said
         assert f"{other}-" not in said
+    with pytest.raises(SluiceError, match=r"named: weights: node 'urls' has no part '7'; there are: 000-00000, "):
+        told("{node: urls, part: 7}")
     with pytest.raises(SluiceError, match=r"named: weights: node 'urls' has no part '000-00003'; did you mean"):
         told("{node: urls, part: 000-00003}")
+
+
+def test_what_is_made_of_one_model_is_not_made_anew_because_there_are_more(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "root"))
+
+    def worked_on(models: int, reference: str) -> bool:
+        text = f"""
+        dag: more
+        nodes:
+          urls: {{steps: [{{tests.toys.Numbers: {{rows: 3, parts: 1}}}}]}}
+          models: {{steps: [{{tests.toys.Numbers: {{rows: {models}, parts: {models}}}}}]}}
+          named: {{from: urls, steps: [{{tests.pipeline.test_weights.Named: {{weights: {reference}}}}}]}}
+        """
+        executor = Inline(store)
+        run(Dag.parse(text), store.root, executor=executor)
+        return "named" in executor.calls
+
+    one = "{node: models, part: 000-00001}"
+    assert [worked_on(models, one) for models in (3, 4, 4)] == [True, False, False]
+    assert [worked_on(models, "{node: models}") for models in (3, 4, 4)] == [True, True, False]
 
 
 def dag(weights: str) -> Dag:

@@ -32,7 +32,7 @@ from tests.benchmarks.stand_in.towers import SIDE, new_tokenizer
 LOOKS = 64
 """Images of a batch that the trunk is shown."""
 KEPT = Path(tempfile.gettempdir()) / "sluice-bench-stand-in"
-"""Images to learn from, checkpoints and models, by the code that made them."""
+"""Images to learn from, checkpoints and models, by the code of this folder: delete it after a change of the trainer."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ SHAPE = {name: value for name, value in tiny_blip.CONFIG["vision_config"].items(
 def vit(tmp_path: Path) -> Path:
     """The folder of a classifier, as `models.towers.vit` exports it: without a pooler."""
     torch.manual_seed(0)
-    model = ViTForImageClassification(ViTConfig(**SHAPE))
+    model = ViTForImageClassification(ViTConfig(**SHAPE, layer_norm_eps=0.01))
     with torch.no_grad():
         for parameter in model.parameters():  # also those that begin with zeros and ones
             parameter.normal_(0, 0.3)
@@ -56,6 +56,9 @@ def test_what_is_no_vit_of_that_shape_is_refused(vit: Path, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"has num_hidden_layers \d, the image tower \d; make them equal"):
         Blip(tiny_blip.CONFIG, vision=str(other))
     Blip(tiny_blip.CONFIG, heads=["caption"]).export(tmp_path / "blip")
+    ViTForImageClassification(ViTConfig(**SHAPE, hidden_act="relu")).save_pretrained(other)
+    with pytest.raises(ValueError, match=r"has hidden_act relu, the image tower gelu; make them equal"):
+        Blip(tiny_blip.CONFIG, vision=str(other))
     with pytest.raises(ValueError, match="is a 'blip'; BLIP's image tower begins with a 'vit'"):
         Blip(tiny_blip.CONFIG, vision=str(tmp_path / "blip"))
     with pytest.raises(ValueError, match="which has its own; leave one out"):
