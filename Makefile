@@ -11,8 +11,8 @@ ROOT := demo/root
 .PHONY: demo demo-blip demo-instruct proof proof-blip proof-instruct test check bench chaos clean
 
 demo: .venv/installed
-	@$(BIN)/python -m infra.miniweb.sets $(SETS) --samples 400 --sets grounds retrieval
-	@$(BIN)/python -m infra.miniweb $(WEB) --pages 2400 --key $(KEY) --evaluation $(HELD_OUT) -- $(BIN)/sluice run quickstart $(ROOT)
+	@$(BIN)/python -m infra.miniweb.sets $(SETS) --samples 400 --sets grounds retrieval --scenes simple
+	@$(BIN)/python -m infra.miniweb $(WEB) --pages 2400 --scenes simple --key $(KEY) --evaluation $(HELD_OUT) -- $(BIN)/sluice run quickstart $(ROOT)
 	@$(BIN)/python -m infra.miniweb.grade $(KEY) $(ROOT) --selection kept
 	@$(BIN)/sluice report $(ROOT) --out demo/report.html
 	@echo "The same CLIP, as many samples seen, on curated (clip), random and raw pairs:"
@@ -25,9 +25,9 @@ demo: .venv/installed
 	@echo "  $(BIN)/sluice sql $(ROOT) 'FROM drops'"
 
 proof: .venv/installed
-	@$(BIN)/python -m infra.miniweb.sets proof/sets --samples 500
-	@$(BIN)/python -m infra.miniweb proof/trusted --pages 1000 --seed 4711 --mix clean --port 18081 --key proof/trusted_key/key.parquet -- \
-	  $(BIN)/python -m infra.miniweb proof/web --pages 20000 --key proof/key/key.parquet --evaluation proof/evaluation -- \
+	@$(BIN)/python -m infra.miniweb.sets proof/sets --samples 500 --scenes simple
+	@$(BIN)/python -m infra.miniweb proof/trusted --pages 1000 --seed 4711 --mix clean --scenes simple --port 18081 --key proof/trusted_key/key.parquet -- \
+	  $(BIN)/python -m infra.miniweb proof/web --pages 20000 --scenes simple --key proof/key/key.parquet --evaluation proof/evaluation -- \
 	  $(BIN)/sluice run proof proof/root
 	@$(BIN)/python -m infra.miniweb.grade proof/key/key.parquet proof/root --selection kept
 	@$(BIN)/sluice report proof/root --out proof/report.html

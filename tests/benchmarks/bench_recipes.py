@@ -36,8 +36,8 @@ nodes:
 """
 TOWER = "clip-vit-b32"
 LOCKED = "model={models.towers.two_towers.TwoTowers: {pretrained: {vision: TOWER}}}"
-TOLD = {"image_retrieval_recall@5": 2.0, "acc1": 2.0}
-"""Metrics, and how many times what guessing gives they are to be."""
+TOLD = {"image_retrieval_recall@5": 2.0, "acc1": None}
+"""Metrics, and how many times what guessing gives they are to be at least."""
 
 
 def measure() -> list[Figure]:
