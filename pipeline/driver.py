@@ -170,9 +170,9 @@ class _Runner:
                         errors[name] = error
                 if self._signals.stopped:
                     self.close()
-        self.sealed = generations
-        self._raise(errors, generations)
-        return generations
+        self.sealed = {name: generations[name] for name in self._dag.nodes if name in generations}  # not as they ended
+        self._raise(errors, self.sealed)
+        return self.sealed
 
     def close(self) -> None:
         if self._crew is not None:

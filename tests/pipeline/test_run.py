@@ -1,6 +1,7 @@
 """What runs again and what does not: work keys, generations, retries, limits."""
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -9,13 +10,15 @@ import pyarrow as pa
 import pytest
 
 from pipeline import Catalog, Dag, SluiceError, run
+from pipeline.dag import Node
 from pipeline.driver import Result
 from pipeline.node import prepare
 from pipeline.plan import survey
-from pipeline.records import Generation
+from pipeline.records import Generation, Record
 from pipeline.show import funnel
 from pipeline.stage import Device, PoolPart
 from pipeline.store import Store
+from pipeline.worker import Call
 from tests import toys
 from tests.inline import Inline
 
@@ -247,6 +250,24 @@ def test_runs_remember_their_generations(tmp_path: Path) -> None:
     newest, first = Store(str(tmp_path)).runs()
     assert (first.generations["scores"], newest.generations["scores"]) == (1, 2)
     assert "factor: 3" in newest.text
+
+
+def test_a_run_lists_its_nodes_as_the_dag_does_whichever_ends_first(tmp_path: Path) -> None:
+    store, ended = Store(str(tmp_path)), threading.Event()
+
+    class FirstEndsLast(Inline):
+        def run(self, node: Node, calls: Sequence[Call], total_rows: int, done_rows: int) -> list[Record]:
+            if node.name == "copy":
+                assert ended.wait(60)
+            found = super().run(node, calls, total_rows, done_rows)
+            if node.name == "scores":
+                ended.set()
+            return found
+
+    dag = Dag.parse(TEXT)
+    assert list(dag.nodes).index("copy") < list(dag.nodes).index("scores")
+    result = run(dag, str(tmp_path), executor=FirstEndsLast(store))
+    assert list(result.generations) == list(next(store.runs()).generations) == list(dag.nodes)
 
 
 def test_no_lease_is_left_and_no_spool(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_torchrun_trains_on_two_processes_and_names_the_model_once(tmp_path: Pat
     [
         (["clip-vit-b23", "--data=a=b", "--out=o"], "did you mean 'clip-vit-b32'?"),
         (["clip-vit-b32", "--data=a=b", "--out=o", "--set=batsh=3"], "unknown key 'batsh'; did you mean 'batch'?"),
-        (["clip-vit-b32", "--data=tars", "--out=o"], "'tars' is no NAME=FOLDER, such as shards=root/shards/data"),
+        (["clip-vit-b32", "--data=tars", "--out=o"], "'tars' is no NAME=FOLDER, such as shards=root/shards"),
         (["clip-vit-b32", "--data=web=tars", "--out=o"], "mixture.shards: nothing says where it lies"),
     ],
 )
