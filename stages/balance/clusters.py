@@ -209,7 +209,8 @@ def tempered(counts: Counts, temperature: float, keep: float) -> Chances:
     rows, shares = counts[order].astype(np.float64), (counts * weights)[order]
     wanted = keep * rows.sum()
     whole, rest = np.cumsum(rows) - rows, np.cumsum(shares[::-1])[::-1]
-    scales = (wanted - whole) / np.maximum(rest, np.finfo(np.float64).tiny)
+    with np.errstate(over="ignore"):  # of next to nothing no scale makes enough
+        scales = (wanted - whole) / np.maximum(rest, np.finfo(np.float64).tiny)
     fits = np.flatnonzero(scales * weights[order] <= 1)
     scale = scales[fits[0]] if len(fits) else np.inf
     found: Chances = np.minimum(1.0, scale * weights)
