@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from pipeline.errors import SluiceError, did_you_mean
 from pipeline.judge import BATCH_ROWS, KEPT, name, text
+from pipeline.leases import no_run
 from pipeline.pairs import KEY_NAMES, Pool
 from pipeline.recorded import connect
 from pipeline.records import Run
@@ -49,7 +50,7 @@ class Catalog:
         self._store = Store(root)
         self._runs = list(self._store.runs())
         if not self._runs:
-            raise SluiceError(f"{root} has no run; `sluice run <dag> {root}` makes one")
+            raise no_run(self._store)
         by_id = {known.id: known for known in self._runs}
         if run is not None and run not in by_id:
             raise SluiceError(f"{root} has no run {run!r}{did_you_mean(run, by_id)}")

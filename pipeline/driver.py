@@ -7,28 +7,24 @@ result = run(Dag.load("quickstart"), "runs/demo")
 from __future__ import annotations
 
 import errno
-import json
-import os
 import signal
-import socket
 import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
-from uuid import uuid4
 
 from rich.console import Console
 
 from pipeline.dag import Dag
 from pipeline.errors import SluiceError, did_you_mean
+from pipeline.leases import lease, take_back
 from pipeline.node import Executor, NodeFailed, NodeWork, prepare, seal
 from pipeline.plan import NodePlan, plan_node, survey
 from pipeline.progress import Board
 from pipeline.records import Generation, Run
-from pipeline.runs import LEASES
 from pipeline.ship import ship
 from pipeline.store import Store
 from pipeline.takedown.records import withheld
@@ -88,10 +84,10 @@ def run(
         board = Board(console or Console(quiet=True), shown=console is not None)
         if all(plan.generation is not None for plan in plans.values()):
             generations = {name: plan.generation for name, plan in plans.items() if plan.generation is not None}
-            _take_back(store)
+            take_back(store)
             return Result(_remember(store, whole, generations), generations)
         store.probe()
-        with _lease(store), board, _Signals() as signals:
+        with lease(store), board, _Signals() as signals:
             check_finished(store)  # one that began meanwhile has not seen our lease
             runner = _Runner(dag, store, plans, set(retry), board, signals, address, executor)
             try:
@@ -234,7 +230,7 @@ class _Late:
         return self.make().run(*arguments)
 
 
-# -- signals and leases ------------------------------------------------------------------------------------------------
+# -- signals -----------------------------------------------------------------------------------------------------------
 
 
 class _Signals:
@@ -258,40 +254,3 @@ class _Signals:
         if self.stopped and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.stopped = number
-
-
-@contextmanager
-def _lease(store: Store) -> Iterator[None]:
-    """Says that a run is writing, so that `gc` does not take its uncommitted files.
-
-    A run that ends well also takes back the leases of runs of this machine that were killed.
-    """
-    path = f"{LEASES}/{uuid4().hex[:12]}.lease"
-    store.put(path, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # a lease that stays keeps `gc` waiting, no more; it must not hide why a run failed
-            store.delete(path)
-    _take_back(store)
-
-
-def _take_back(store: Store) -> None:
-    """Delete the leases of runs of this machine that were killed: what they left has been resumed."""
-    with suppress(OSError):
-        for name in store.names(LEASES):
-            if is_dead(json.loads(store.get(f"{LEASES}/{name}"))):
-                store.delete(f"{LEASES}/{name}")
-
-
-def is_dead(lease: dict[str, Any]) -> bool:
-    """Whether the process that holds a lease is known to be gone."""
-    if lease["host"] != socket.gethostname():
-        return False
-    try:
-        os.kill(lease["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False

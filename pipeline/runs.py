@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipeline.errors import SluiceError, did_you_mean
+from pipeline.leases import no_run
 from pipeline.records import Generation, Run
 from pipeline.store import Store
 
 ID_DIGITS = 4
-LEASES = "runs/active"
-"""The folder of the leases of runs that write, or that were killed and not resumed."""
 
 
 def run_of(store: Store, asked: str | None = None) -> Run:
@@ -25,7 +24,7 @@ def run_of(store: Store, asked: str | None = None) -> Run:
             return run
         seen.append(run.id)
     if not seen:
-        raise SluiceError(f"{store.root} has no run; `sluice run DAG {store.root}` makes one")
+        raise no_run(store)
     raise SluiceError(f"{store.root} has no run {asked!r}{did_you_mean(str(wanted), seen)}")
 
 

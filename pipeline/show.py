@@ -16,8 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.errors import SluiceError, did_you_mean
+from pipeline.leases import LEASES
 from pipeline.records import ABOUT, Generation
-from pipeline.runs import LEASES, generations_of, run_of
+from pipeline.runs import generations_of, run_of
 from pipeline.stage import PIXELS
 from pipeline.store import Store
 

@@ -13,10 +13,11 @@ import pyarrow.compute as pc
 from pipeline.attempt import Attempt
 from pipeline.dag import Dag, Node
 from pipeline.errors import SluiceError
+from pipeline.leases import LEASES
 from pipeline.node import REPAIRS, NodeFailed, NodeWork, prepare
 from pipeline.partwork import StageFault
 from pipeline.records import SUPERSEDED, File, Generation, Record, digest, in_order
-from pipeline.runs import LEASES, generations_of, run_of
+from pipeline.runs import generations_of, run_of
 from pipeline.stage import PoolStage, Task
 from pipeline.store import Store
 from pipeline.takedown.records import withheld

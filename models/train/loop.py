@@ -131,18 +131,7 @@ def train(
         skipped = place.added(trainer.skipped)
         model = None
         if trainer.samples >= trainer.end:
-            said = {
-                **facts,
-                "samples": trainer.samples,
-                "seconds": trainer.seconds,
-                "samples_per_second": trainer.samples / trainer.seconds if trainer.seconds else None,
-                "processes": place.world,
-                "device": torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else "cpu",
-                "skipped": skipped,
-                "left_out": sorted(trainer.left_out),
-                "curve": trainer.curve,
-            }
-            model = _export(recipe, system, trainer, source, weights, said, out)
+            model = _export(recipe, system, trainer, source, weights, _said(trainer, facts, skipped), out)
         return Trained(model, trainer.samples, tuple(trainer.curve), skipped)
 
 
@@ -190,6 +179,22 @@ def _count(recipe: Recipe, system: System, source: Source) -> list[flops.Work]:
     for parameter in trained.values():
         parameter.requires_grad_(True)
     return works
+
+
+def _said(trainer: Trainer, facts: Mapping[str, Any], skipped: Mapping[str, int]) -> dict[str, Any]:
+    """What `training.json` tells."""
+    place = trainer.place
+    return {
+        **facts,
+        "samples": trainer.samples,
+        "seconds": trainer.seconds,
+        "samples_per_second": trainer.samples / trainer.seconds if trainer.seconds else None,
+        "processes": place.world,
+        "device": torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else "cpu",
+        "skipped": skipped,
+        "left_out": sorted(trainer.left_out),
+        "curve": trainer.curve,
+    }
 
 
 def _export(

@@ -25,10 +25,9 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.driver import is_dead
 from pipeline.errors import SluiceError
+from pipeline.leases import LEASES, is_dead
 from pipeline.records import File, Generation, Record, in_order
-from pipeline.runs import LEASES
 from pipeline.store import Store
 from pipeline.takedown.matching import Asked, Progress, every_record, find, locate
 from pipeline.takedown.records import changes, rewritten, spoilt

@@ -54,22 +54,16 @@ nodes:
     steps:
       - stages.train.Train:
           {{recipe: llama, tiny: true, samples: 2400, settings: ["data.mixture={{pairs: 1, conversations: 1}}"]}}
-  clip:
+  superclass:
     from: [pairs, kept]
     workers: {{cpus: 2}}
-    steps:
-      - stages.train.Train:
-          recipe: clip-vit-b32
-          tiny: true
-          samples: 6400
-          settings:
-            - "model={{models.towers.two_towers.TwoTowers: {{config: {{vision_config: {{num_hidden_layers: 3}}}}}}}}"
+    steps: [{{stages.train.Train: {{recipe: superclass-vit-b16, tiny: true}}}}]
   llava:
     from: [pairs, conversations, kept]
     workers: {{cpus: 2}}
     steps:
       - stages.train.Train:
-          {{recipe: llava-1.5, tiny: true, samples: {samples}, vision: {{node: clip}}, language: {{node: llama}}}}
+          {{recipe: llava-1.5, tiny: true, samples: {samples}, vision: {{node: superclass}}, language: {{node: llama}}}}
   answers:
     from: llava
     workers: {{cpus: 2}}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.runs import LEASES
+from pipeline.leases import LEASES
 from tests.chaos.drive import Case, check, hashes, inline, local, run_and_die, whole
 from tests.chaos.faulty import WRITES, Do, Plan
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.runs import LEASES
+from pipeline.leases import LEASES
 from tests.chaos.drive import check, files, hashes, local, whole
 from tests.chaos.driver import send, started, until
 from tests.chaos.slow import Slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline import SluiceError
-from pipeline.runs import LEASES
+from pipeline.leases import LEASES
 from tests.chaos.drive import Case, inline, local, whole
 from tests.chaos.faulty import FOREVER, Do, Plan
 

@@ -380,7 +380,7 @@ def test_every_dag_has_a_schema_and_the_newest_needs_no_name(store: Store) -> No
 
 
 def test_a_store_without_a_run_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(SluiceError, match="has no run; `sluice run <dag>"):
+    with pytest.raises(SluiceError, match="has no run; `sluice run DAG"):
         Catalog(str(tmp_path))
 
 

@@ -1,6 +1,7 @@
 """The command line: help that teaches, errors in one line, output that other tools read."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -163,3 +164,14 @@ def test_captions_cannot_move_the_terminal() -> None:
     from pipeline.show import plain
 
     assert str(plain("a\x1b[2Jb\u202ec\n[bold]d")) == "a�[2Jb�c ⏎ [bold]d"
+
+
+def test_who_asks_during_the_first_run_hears_of_it(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.put("runs/active/x.lease", json.dumps({"host": "elsewhere", "pid": 17}).encode())
+    for asked in (["status", store.root], ["sql", store.root, "SELECT 1"], ["report", store.root]):
+        assert "has ended yet: process 17 on elsewhere is at one" in sluice(*asked).output
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    store.put("runs/active/x.lease", json.dumps({"host": socket.gethostname(), "pid": gone.pid}).encode())
+    assert "was cut off; `sluice run DAG" in sluice("status", store.root).output

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from pipeline import Dag, SluiceError, run, upkeep
+from pipeline.leases import LEASES
 from pipeline.node import prepare
 from pipeline.records import Generation
-from pipeline.runs import LEASES
 from pipeline.store import Store
 from tests.inline import Inline
 

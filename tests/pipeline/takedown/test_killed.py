@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import SluiceError, upkeep
-from pipeline.runs import LEASES
+from pipeline.leases import LEASES
 from pipeline.store import Store
 from pipeline.takedown import erasure
 from pipeline.takedown.tombstones import check_finished, tombstones, unfinished
