@@ -44,9 +44,11 @@ def loaded(checkpoints: Checkpoints) -> tuple[int, float] | None:
     return newest.samples, float(room["w"].double().mean())
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "out") if request.param == "local" else f"memory://{uuid4().hex}/out"
+    if request.param == "local":
+        return str(tmp_path / "out")
+    return f"{request.getfixturevalue('bucket') if request.param == 's3' else f'memory://{uuid4().hex}'}/out"
 
 
 def test_the_newest_is_loaded_with_its_facts(out: str) -> None:

@@ -78,10 +78,11 @@ def test_the_toy_learns(finished: tuple[Trained, Path]) -> None:
     assert curve[-1]["loss"] < 0.9 * curve[0]["loss"]
 
 
-def test_all_of_it_lies_on_any_store(finished: tuple[Trained, Path]) -> None:
-    out = f"memory://{uuid4().hex}/out"
+@pytest.mark.parametrize("kind", ["memory", "s3"])
+def test_all_of_it_lies_on_any_store(finished: tuple[Trained, Path], kind: str, request: pytest.FixtureRequest) -> None:
+    out = f"{request.getfixturevalue('bucket') if kind == 's3' else f'memory://{uuid4().hex}'}/out"
     run(out)
-    fs = fsspec.filesystem("memory")
+    fs = fsspec.filesystem(kind)
     weights = load(fs.cat_file(f"{out}/model/model.safetensors"))
     expected = load_file(finished[1] / "model" / "model.safetensors")
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
