@@ -1,4 +1,4 @@
-"""One thread for the toy, as its child processes have: sums on several differ in their last bit. And a distant store."""
+"""One thread for the toy, as its child processes have: sums on several differ in their last bit. And a far store."""
 
 from collections.abc import Iterator
 from uuid import uuid4
