@@ -28,6 +28,7 @@ Mode = Literal["ddp", "fsdp"]
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "linear": ("llava", {"connector": "linear"}),
     "mlp": ("llava", {}),
+    "full": ("llava", {"feature_layer": -1, "select": "full"}),
     "tiles": ("llava_next", {}),
 }
 IMAGES = (1, 2, 1, 1, 0, 0, 0, 0)
@@ -52,6 +53,8 @@ def model(kind: str, **changes: Any) -> Llava:
 def batch(kind: str, images: tuple[int, ...] = IMAGES) -> Batch:
     """Conversations with so many images each, ready for the model."""
     data = talks.recipe(KINDS[kind][0]).data
+    if "select" in KINDS[kind][1]:  # the class token, too
+        data = data.model_copy(update={"images": data.images.model_copy(update={"tokens": data.images.tokens + 1})})
     collate = Conversations(data, tokenizer())
     samples = [
         Sample(str(number), {name.partition(".")[2]: value for name, value in talks.about(number, count)})
