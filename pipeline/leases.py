@@ -1,12 +1,13 @@
-"""Who is writing to a store: a run leaves a lease while it works, and a killed one leaves it behind."""
+"""Who is writing to a store: a run has a lease while it works, and leaves it behind where it did not end well."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -14,55 +15,78 @@ from pipeline.errors import SluiceError
 from pipeline.store import Store
 
 LEASES = "runs/active"
-"""The folder of the leases of runs that write, or that were killed and not resumed."""
+"""The folder of the leases of runs that write, or that did not end well and were not resumed."""
 
 
 @contextmanager
-def lease(store: Store) -> Iterator[None]:
-    """Says that a run is writing, so that `gc` does not take its uncommitted files.
+def lease(store: Store, dag: str) -> Iterator[None]:
+    """Says that a run is writing, so that `gc` does not take what no generation names yet.
 
-    A run that ends well also takes back the leases of runs of this machine that were killed.
+    A run that ends well takes it back, and those of earlier runs of the same DAG that did not: what they left has been
+    resumed. One that fails or is stopped leaves it, marked so.
     """
     path = f"{LEASES}/{uuid4().hex[:12]}.lease"
-    store.put(path, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
+    holder = {"dag": dag, **this_process()}
+    store.put(path, json.dumps(holder).encode())
     try:
         yield
-    finally:
-        with suppress(OSError):  # a lease that stays keeps `gc` waiting, no more; it must not hide why a run failed
-            store.delete(path)
-    take_back(store)
+    except BaseException:
+        with suppress(OSError):  # it must not hide why a run failed
+            store.put(path, json.dumps({**holder, "stopped": True}).encode())
+        raise
+    with suppress(OSError):  # a lease that stays keeps `gc` waiting, no more
+        store.delete(path)
+    take_back(store, dag)
 
 
-def take_back(store: Store) -> None:
-    """Delete the leases of runs of this machine that were killed: what they left has been resumed."""
+def take_back(store: Store, dag: str) -> None:
+    """Delete the leases of runs of a DAG that were stopped, or killed on this machine."""
     with suppress(OSError):
         for name in store.names(LEASES):
-            if is_dead(json.loads(store.get(f"{LEASES}/{name}"))):
+            holder = json.loads(store.get(f"{LEASES}/{name}"))
+            if holder.get("dag", dag) == dag and is_dead(holder):
                 store.delete(f"{LEASES}/{name}")
 
 
-def is_dead(lease: dict[str, Any]) -> bool:
-    """Whether the process that holds a lease is known to be gone."""
-    if lease["host"] != socket.gethostname():
+def this_process() -> dict[str, Any]:
+    """Who holds a lease. The time of its start tells a process from a later one with the same number."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+def is_dead(holder: Mapping[str, Any]) -> bool:
+    """Whether who holds a lease is known to write no more."""
+    if holder.get("stopped"):
+        return True
+    if holder["host"] != socket.gethostname():
         return False
     try:
-        os.kill(lease["pid"], 0)
+        os.kill(holder["pid"], 0)
     except ProcessLookupError:
         return True
     except PermissionError:
         return False
-    return False
+    return "started" in holder and holder["started"] != _started(holder["pid"])
+
+
+def _started(pid: int) -> str | None:
+    """When a process began, in ticks since the machine did, and which start of the machine; None where /proc is not."""
+    try:
+        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{ticks}"
+    except OSError:
+        return None
 
 
 def no_run(store: Store) -> SluiceError:
     """What to tell where no run has ended: perhaps one is at work, or was cut off."""
+    holders: list[dict[str, Any]] = []
     with suppress(OSError):  # it may end at this moment
-        for name in store.names(LEASES):
-            lease = json.loads(store.get(f"{LEASES}/{name}"))
-            who = f"process {lease['pid']} on {lease['host']}"
-            if is_dead(lease):
-                return SluiceError(
-                    f"no run of {store.root} has ended: {who} was cut off; `sluice run DAG {store.root}` goes on"
-                )
-            return SluiceError(f"no run of {store.root} has ended yet: {who} is at one; wait for it")
+        holders = [json.loads(store.get(f"{LEASES}/{name}")) for name in store.names(LEASES)]
+    for holder in sorted(holders, key=is_dead):
+        who = f"process {holder['pid']} on {holder['host']}"
+        if is_dead(holder):
+            return SluiceError(
+                f"no run of {store.root} has ended: {who} was cut off; `sluice run DAG {store.root}` goes on"
+            )
+        return SluiceError(f"no run of {store.root} has ended yet: {who} is at one; wait for it")
     return SluiceError(f"{store.root} has no run; `sluice run DAG {store.root}` makes one")

@@ -48,7 +48,8 @@ class Evaluate(Job):
 
     `from` names the nodes that trained the models: dual encoders, or for questions models that write. Each is evaluated
     on every set, in the tasks that its files say it is for. A set is a folder in CLIP_benchmark's WebDataset layout, or
-    as VQAv2, GQA, ScienceQA or VizWiz are published, or a folder of such.
+    as VQAv2, GQA, ScienceQA or VizWiz are published, or a folder of such. The record of each has the model's card with
+    its figures, to be published beside the weights.
     """
 
     promise: ClassVar[Promise] = "numeric"
@@ -83,6 +84,7 @@ class Evaluate(Job):
     def evaluate(self, task: Task, attempt: Attempt) -> None:
         """One model on all sets."""
         from models.evaluate import evaluate
+        from models.export import card
 
         device = task.hints.get("device", Device())
         model = task.payload["model"]
@@ -98,6 +100,7 @@ class Evaluate(Job):
                     batch=self.batch,
                     threads=device.threads,
                 )
+                attempt.create_in_folder(card.NAME).write(card.text(Path(folder), metrics).encode())
             except ValueError as error:
                 raise SluiceError(str(error)) from None
         rows = [{"model": model, "seed": task.payload["seed"], **asdict(metric)} for metric in metrics]

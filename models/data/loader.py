@@ -101,7 +101,7 @@ class Loader(Iterator[Batch], Generic[Row]):
         self.position = start
         """Samples that were handed out, over all processes."""
         self.skipped: Counter[str] = Counter()
-        """Damaged samples of this process by reason, and tars that are not whole."""
+        """Damaged samples of this process by reason, and, of the first, tars that are not whole."""
         self.named: list[str] = []
         """The first of them, with details."""
         self._sets, self._order, self._collate, self._batch, self._pin = sets, order, collate, batch, pin
@@ -117,7 +117,7 @@ class Loader(Iterator[Batch], Generic[Row]):
         self._depth = min(max(2, AHEAD // rows), BATCHES)
         self._next = start
         self._coming: deque[tuple[Future[Batch], list[Future[_Made]]]] = deque()
-        for name in order.names:
+        for name in order.names if rank == 0 else ():  # which all processes see
             for tar, fault in sets[name].faults.items():
                 self._count("damaged tar", f"{name}/{tar}: {fault}")
 

@@ -10,16 +10,18 @@ shuffles all samples wants every tar among its first thousands, so all would hav
 from __future__ import annotations
 
 import errno
+import json
 import os
 import threading
 import time
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from models.data.index import DataError, Index, expanded, file_system, index, is_local, listed
+from models.data.index import DataError, Index, file_system, index, is_local, listed
 from models.data.tars import Members, NotATar, members_of
 
 LARGEST = 128 << 20
@@ -37,6 +39,10 @@ class Damaged(ValueError):
         super().__init__(f"{key}: {reason}" + (f": {detail}" if detail else ""))
         self.reason = reason
         self.key = key
+
+
+class Unreachable(OSError):
+    """A store that does not answer; later, it may."""
 
 
 class Sample(NamedTuple):
@@ -78,11 +84,18 @@ class Samples(Sequence[Sample]):
         """What is wrong with tars as a whole, by tar; the samples behind the damage are not counted in `len`."""
         return self._index.faults
 
+    def content(self) -> str:
+        """How many samples there are in how many tars, and a digest of these: their names without folders, and sizes.
+        The same wherever the tars lie."""
+        digest = sha256(json.dumps([[PurePosixPath(tar.path).name, tar.nbytes] for tar in self._index.tars]).encode())
+        return f"{len(self)} samples in {len(self._index.tars)} tars, {digest.hexdigest()[:16]}"
+
     def __len__(self) -> int:
         return len(self._index.spans_n2)
 
     def __getitem__(self, number: Any) -> Any:
-        """Raises `Damaged` for a sample that is not what the index says, `DataError` where its tar cannot be read."""
+        """Raises `Damaged` for a sample that is not what the index says, `DataError` where its tar cannot be read, and
+        `Unreachable` where the store does not answer."""
         if isinstance(number, slice):
             return [self[one] for one in range(*number.indices(len(self)))]
         if not -len(self) <= number < len(self):
@@ -116,7 +129,7 @@ class Samples(Sequence[Sample]):
             except Exception as error:  # whatever the client of a store raises
                 if attempt == TRIES - 1:
                     told = " ".join(str(error).split()) or type(error).__name__
-                    raise DataError(f"{path} cannot be read, tried {TRIES} times: {told}") from error
+                    raise Unreachable(f"{path} cannot be read, tried {TRIES} times: {told}") from error
                 time.sleep(2**attempt)
         raise AssertionError("a try returns or raises")
 
@@ -155,4 +168,4 @@ class _Descriptor:
             os.close(self.number)
 
 
-__all__ = ["Damaged", "DataError", "Sample", "Samples", "expanded"]
+__all__ = ["Damaged", "DataError", "Sample", "Samples", "Unreachable"]

@@ -20,6 +20,8 @@ REGULAR = b"0\x007"
 EXTENDED = b"xgXLK"
 """Kinds of header that say more of the header after them."""
 FOLDER = b"5"
+CHUNK = 1 << 20
+"""Bytes that are read at once, where only zeros are expected."""
 LONGEST = 1 << 20
 """Bytes of an extended header, at most; it holds a name."""
 HEADER = struct.Struct("100s 24x 11s 21x c 100x 5s 83x ? 166x")
@@ -134,7 +136,8 @@ def scan(read_at: ReadAt, nbytes: int) -> Scanned:
 
 
 def entries(read_at: ReadAt, nbytes: int) -> Iterator[Entry]:
-    """Everything in a tar but its extended headers. Raises `NotATar` where it is damaged, or ends without an end."""
+    """Everything in a tar but its extended headers. Raises `NotATar` where it is damaged, ends without an end, or does
+    not end with it."""
     place = start = 0
     said: dict[str, str] = {}
     while True:
@@ -142,6 +145,8 @@ def entries(read_at: ReadAt, nbytes: int) -> Iterator[Entry]:
         if len(block) < BLOCK:
             raise NotATar(f"the file ends at byte {nbytes}, without the end of a tar")
         if not any(block):
+            if (behind := _behind(read_at, place, nbytes)) is not None:  # a hole, or another tar
+                raise NotATar(f"the tar ends at byte {place}, and at byte {behind} there is more")
             return
         found = _header(block, place)
         place += BLOCK
@@ -159,6 +164,16 @@ def entries(read_at: ReadAt, nbytes: int) -> Iterator[Entry]:
         yield Entry(found.kind, said.get("path", found.name), start, place, place + size)
         place += size + -size % BLOCK
         start, said = place, {}
+
+
+def _behind(read_at: ReadAt, place: int, nbytes: int) -> int | None:
+    """The first block from a place on that is not only zeros; None where there is none."""
+    while place < nbytes and (chunk := read_at(place, CHUNK)):
+        rest = chunk.lstrip(b"\0")
+        if rest:
+            return (place + len(chunk) - len(rest)) // BLOCK * BLOCK
+        place += len(chunk)
+    return None
 
 
 def _header(block: bytes, place: int) -> Header:

@@ -30,6 +30,7 @@ Examples:
 @click.argument("sets", metavar="SET...", nargs=-1, required=True)
 @click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), help="Only these, instead of all that fit.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write the rows to this JSON file.")
+@click.option("--card", "in_card", is_flag=True, help="Also write them into the model's card, its README.md.")
 @click.option("--device", default="cpu", show_default=True, help="Where the model runs: cpu, cuda, cuda:1.")
 @click.option(
     "--dtype",
@@ -41,7 +42,9 @@ Examples:
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images or texts at once.")
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="That decode and resize.")
 @click.option("--seed", default=0, show_default=True, help="Of the folds of a linear probe.")
-def main(model: Path, sets: Sequence[str], tasks: Sequence[Any], out: Path | None, **options: Any) -> None:
+def main(
+    model: Path, sets: Sequence[str], tasks: Sequence[Any], out: Path | None, in_card: bool, **options: Any
+) -> None:
     """Evaluate MODEL, a folder that transformers loads, on every SET.
 
     A SET is a folder in CLIP_benchmark's WebDataset layout, or a folder of such, local or in any store that fsspec
@@ -49,10 +52,15 @@ def main(model: Path, sets: Sequence[str], tasks: Sequence[Any], out: Path | Non
     nearest neighbours), retrieval, the choice of a caption, or questions, which a model that writes answers; those of
     VQAv2, GQA, ScienceQA and VizWiz are read as they are published.
     """
-    from models.evaluate.run import evaluate  # with torch, for which `--help` need not wait
+    from models.evaluate.run import evaluate
+    from models.export import card  # with torch, for which `--help` need not wait
 
     try:
+        if in_card:
+            card.text(model)  # before minutes of evaluation
         metrics = evaluate(model, _named(sets), tasks=tasks or None, **options)
+        if in_card:
+            card.write(model, metrics)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     if out is not None:

@@ -75,7 +75,7 @@ def main(
     SIGTERM and SIGINT make it write one more and stop. FOLDER/model is what transformers loads; the curves are in
     FOLDER/tensorboard.
     """
-    from models.data.shards import DataError
+    from models.data.shards import DataError, Unreachable
     from models.recipe import RecipeError
     from models.train.guard import TrainingError
     from models.train.loop import train
@@ -97,7 +97,7 @@ def main(
             wandb=wandb,
             weights=weights,
         )
-    except (RecipeError, DataError, TrainingError) as error:
+    except (RecipeError, DataError, TrainingError, Unreachable) as error:
         click.secho(f"error: {error}", fg="red", err=True)
         sys.exit(2)
     finally:

@@ -41,6 +41,9 @@ Data = Mapping[str, Any]
 FREE = frozenset({"about", "samples", "guard", "parallel", "checkpoint_every", "keep"})
 """What a recipe may say otherwise than when the training began."""
 
+MUST_AGREE: Mapping[str, frozenset[str]] = {"recipe": FREE, "lineage": frozenset({"funnels"}), "data": frozenset()}
+"""Facts of a checkpoint in which it must agree with the training that goes on from it, but for these keys."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -87,15 +90,15 @@ def train(
     with ExitStack() as stack:
         stack.callback(checkpoints.close)
         stack.enter_context(torch.random.fork_rng([place.device] if place.device.type == "cuda" else []))
-        checkpoints.start(anew=not resume)
-        newest = checkpoints.newest()
+        newest = checkpoints.newest() if resume else None
         facts = {"recipe": recipe.model_dump(mode="json"), "lineage": dict(lineage or {}), "code": state.code()}
-        if newest is not None:
+        if newest is not None:  # before a tokenizer is trained on other data
             _same(newest, facts, out)
         if source is None:
             source = Shards(recipe, data, place, _tokenizer(recipe, weights, out, anew=newest is None))
-        if place.first and newest is None:
-            _save_tokenizer(source.tokenizer, out)
+        facts["data"] = source.content()
+        if newest is not None:
+            _same(newest, facts, out)
 
         system = _system(recipe, source, place, weights)
         works = _count(recipe, system, source)
@@ -105,6 +108,9 @@ def train(
             compile_blocks(system.model)
         place.spread(system.model, recipe.parallel.mode)
 
+        checkpoints.start(anew=not resume)  # not before all that a mistake could stop
+        if place.first and newest is None:
+            _save_tokenizer(source.tokenizer, out)
         done = newest.samples if newest else 0
         board = (
             stack.enter_context(Board(out, recipe.name, recipe.samples, done, facts["recipe"], wandb))
@@ -143,7 +149,10 @@ def _build(recipe: Recipe, source: Source, weights: Mapping[str, str]) -> Traina
             raise RecipeError(f"weights.{name}: {recipe.model.path} takes {', '.join(taken)}, and nothing of that name")
     given = {"tokenizer": source.tokenizer} if "tokenizer" in taken else {}
     torch.manual_seed(recipe.seed)
-    model: Trainable = recipe.model.build(**given, **weights)
+    try:
+        model: Trainable = recipe.model.build(**given, **weights)
+    except ValueError as error:
+        raise RecipeError(f"model: {error}") from error
     places = getattr(model, "context", None)
     if places is not None and recipe.data.texts.context > places:  # the first long text may come after days
         raise RecipeError(f"data.texts.context = {recipe.data.texts.context}: the model has {places} places; lower it")
@@ -226,8 +235,11 @@ def _same(newest: Checkpoint, facts: Mapping[str, Any], out: str) -> None:
 
     How those were selected is only told: other rules may keep the same.
     """
-    for name, free in (("recipe", FREE), ("lineage", frozenset({"funnels"}))):
-        then, now = newest.facts[name], json.loads(json.dumps(facts[name]))
+    for name, free in MUST_AGREE.items():
+        now = json.loads(json.dumps(facts.get(name)))
+        then = newest.facts.get(name, now)
+        if now is None:
+            continue
         for key in sorted({*then, *now} - free):
             if then.get(key) != now.get(key):
                 raise RecipeError(

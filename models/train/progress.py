@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
+from hashlib import sha256
 from types import TracebackType
 from typing import Any, Self
 
@@ -45,9 +46,11 @@ class Board:
         if wandb is not None:
             import wandb as client  # in an extra of its own; nothing is sent unless it is asked for
 
-            # The same id after a restart, so that the curve goes on.
-            identity = out.rstrip("/").rpartition("/")[2]
+            # The same id after a restart, so that the curve goes on, and another for every folder.
+            whole = self._fs.unstrip_protocol(self._events)
+            identity = sha256(whole.encode()).hexdigest()[:16]
             self._wandb = client.init(project=wandb, name=name, id=identity, config=dict(recipe), resume="allow")
+            self._wandb.define_metric("train/*", step_metric="samples")  # its own steps may not go back
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -94,7 +97,7 @@ class Board:
         for name, value in row.items():
             self._writer.add_scalar(f"train/{name}", value, samples)
         if self._wandb is not None:
-            self._wandb.log({f"train/{name}": value for name, value in row.items()}, step=samples)
+            self._wandb.log({"samples": samples, **{f"train/{name}": value for name, value in row.items()}})
 
     def kept(self) -> None:
         """A checkpoint was written: what is shown elsewhere is brought there too."""

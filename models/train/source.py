@@ -41,6 +41,10 @@ class Source(ABC):
     def keys(self, start: int, end: int) -> list[str]:
         """What the samples at these places of the order are called."""
 
+    def content(self) -> dict[str, Any]:
+        """What the order of the samples follows from: a training goes on with the same only."""
+        return {}
+
     def ready(self, batch: Batch) -> Batch:
         """What is left to do on the device."""
         return batch
@@ -64,6 +68,9 @@ class Shards(Source):
     def open(self, start: int) -> Loader:
         rank, world, pin = self._place.rank, self._place.world, self._place.device.type == "cuda"
         return loader.Loader(self._sets, self._order, self._collate, self._recipe.batch, rank, world, start, None, pin)
+
+    def content(self) -> dict[str, Any]:
+        return {name: samples.content() for name, samples in self._sets.items()}
 
     def keys(self, start: int, end: int) -> list[str]:
         whose, which = self._order.span(start, end)

@@ -28,6 +28,8 @@ from models.trainable import Batch
 
 ROWS = 200
 """Of the curve, about."""
+KEPT_EVERY_S = 1800.0
+"""Seconds after which a checkpoint is written, however few samples were seen."""
 MOST_SKIPPED = 20
 """Batches that may be left out before it is no accident any more."""
 
@@ -82,8 +84,8 @@ class Trainer:
         self._since = [0.0, 0.0]
         self._meter = Meter(system.weights_by_name(), recipe.batch, peak and peak * self.place.world)
         self._unsettled: tuple[int, torch.Tensor] | None = None
-        self._asked = False
-        self._kept_at = -1
+        self._asked = self._late = False
+        self._kept_at, self._kept_s = -1, time.monotonic()
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
@@ -122,7 +124,7 @@ class Trainer:
 
     def _look_up(self, position: int) -> None:
         """Between two steps: show and keep what is due."""
-        keeps = self.samples // self.every > position // self.every or self.samples >= self.end
+        keeps = self._late or self.samples // self.every > position // self.every or self.samples >= self.end
         shown = max(self.recipe.batch, self.end // ROWS)
         if keeps or self.samples // shown > position // shown:
             self._settle()
@@ -145,8 +147,8 @@ class Trainer:
             self._guard = Guard(phase=number)
 
     def _step(self, batch: Batch, position: int) -> torch.Tensor:
-        """float64 (objectives + 5,): losses, norm, tokens, operations, and how many processes want to stop, and have
-        written their checkpoint; the same on all processes."""
+        """float64 (objectives + 6,): losses, norm, tokens, operations, and how many processes want to stop, have
+        written their checkpoint, and find that the next one is due; the same on all processes."""
         recipe, device = self.recipe, self.place.device
         tokens = float(batch[MASK].sum()) if MASK in batch else 0.0
         operations = self._works[self._phase].of(batch) if self._works else 0.0
@@ -174,7 +176,9 @@ class Trainer:
             objective.after_step()
         if self.average is not None:
             self.average.step(self._trained)
-        counted = torch.tensor([tokens, operations, asked, self._checkpoints.saved], dtype=torch.float64, device=device)
+        late = self.place.first and time.monotonic() - self._kept_s > KEPT_EVERY_S
+        told = [tokens, operations, asked, self._checkpoints.saved, late]
+        counted = torch.tensor(told, dtype=torch.float64, device=device)
         return torch.cat([losses, norm.double()[None], self.place.total(counted)])
 
     def _settle(self) -> None:
@@ -182,7 +186,8 @@ class Trainer:
         if self._unsettled is None:
             return
         (position, figures), self._unsettled = self._unsettled, None
-        *losses, norm, tokens, operations, asked, saved = figures.tolist()
+        *losses, norm, tokens, operations, asked, saved, late = figures.tolist()
+        self._late = late > 0
         loss = self._meter.loss(losses)
         if what := self._guard.trouble(loss, norm, self.recipe.guard.spike):
             raise Trouble(position, what)
@@ -195,11 +200,13 @@ class Trainer:
     def _recover(self, trouble: Trouble) -> None:
         """Stop with the names of the samples, or go back and leave them out."""
         batch = self.recipe.batch
-        keys = self._source.keys(trouble.position, trouble.position + batch)
         path = f"{self._checkpoints.out}/trouble-{trouble.position}.json"
+        keys = None
         if self.place.first:
+            keys = self._source.keys(trouble.position, trouble.position + batch)
             fs, name = url_to_fs(path)
             fs.pipe_file(name, json.dumps(keys).encode())
+        keys = self.place.told(keys)
         what = f"step {trouble.position // batch + 1}: {trouble}; its samples: {named(keys, path)}"
         self._unsettled = None
         self._tell()
@@ -230,7 +237,7 @@ class Trainer:
     def _keep(self) -> None:
         """Begin to write a checkpoint."""
         self._tell()
-        self._kept_at = self.samples
+        self._kept_at, self._kept_s, self._late = self.samples, time.monotonic(), False
         loss, steps = self._since
         self._since = [0.0, 0.0]
         facts = {

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import socket
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import SluiceError
-from pipeline.leases import LEASES, is_dead
+from pipeline.leases import LEASES, is_dead, this_process
 from pipeline.records import File, Generation, Record, in_order
 from pipeline.store import Store
 from pipeline.takedown.matching import Asked, Progress, every_record, find, locate
@@ -113,8 +111,9 @@ def take_down(store: Store, found: Found, reason: str, progress: Progress) -> Er
 
 
 def check_idle(store: Store) -> None:
-    """Raise `SluiceError` while a run or another takedown is writing. A killed takedown of this machine is none."""
-    leases = [name for name in store.names(LEASES) if not _of_a_killed_takedown(store, name)]
+    """Raise `SluiceError` while a run or another takedown is writing, or was killed. One that stopped by itself has
+    left no file half written, and a killed takedown of this machine goes on."""
+    leases = [name for name in store.names(LEASES) if not _is_over(store, name)]
     if leases:
         raise SluiceError(
             f"{store.root} has {len(leases)} run(s) that write or were interrupted ({leases[0]}); wait, or resume with "
@@ -122,11 +121,12 @@ def check_idle(store: Store) -> None:
         )
 
 
-def _of_a_killed_takedown(store: Store, name: str) -> bool:
+def _is_over(store: Store, name: str) -> bool:
     try:
-        return name.endswith(LEASE) and is_dead(json.loads(store.get(f"{LEASES}/{name}")))
+        holder = json.loads(store.get(f"{LEASES}/{name}"))
     except FileNotFoundError:
         return True
+    return bool(holder.get("stopped")) or (name.endswith(LEASE) and is_dead(holder))
 
 
 def finish(store: Store, progress: Progress) -> list[Erased]:
@@ -172,7 +172,7 @@ def erase(store: Store, tombstone: Tombstone, progress: Progress) -> Erased:
     """Steps 2 to 4, begun or interrupted."""
     uids = entries_of(store, tombstone).uids
     mine = f"{LEASES}/{uuid4().hex[:12]}{LEASE}"
-    store.put(mine, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
+    store.put(mine, json.dumps(this_process()).encode())
     try:
         records = {node: every_record(store, node) for node in store.nodes()}
         located = locate(store, [record for found in records.values() for record in found], uids, progress)
@@ -186,7 +186,7 @@ def erase(store: Store, tombstone: Tombstone, progress: Progress) -> Erased:
         _remember(store)
         store.put_if_absent(f"{FOLDER}/{tombstone.id}.done", json.dumps({"records": written.count}).encode())
         for name in store.names(LEASES):
-            if _of_a_killed_takedown(store, name):
+            if name.endswith(LEASE) and _is_over(store, name):
                 store.delete(f"{LEASES}/{name}")
     finally:
         store.delete(mine)

@@ -48,6 +48,7 @@ def recipes() -> None:
 @click.option("--samples", type=click.IntRange(min=1), help="Seen in all, instead of what the recipe says.")
 @click.option("--set", "settings", multiple=True, metavar="KEY.KEY=VALUE", help="Lay a value over the recipe.")
 @click.option("--run", "run_id", help="Train on what an older run left, such as 0003.")
+@click.option("--wandb", metavar="PROJECT", help="Log to Weights & Biases, too.")
 @click.option("--restart", is_flag=True, help="Begin anew instead of going on from the newest checkpoint.")
 def train(
     root: str,
@@ -58,6 +59,7 @@ def train(
     samples: int | None,
     settings: Sequence[str],
     run_id: str | None,
+    wandb: str | None,
     restart: bool,
 ) -> None:
     """Train RECIPE on shards of ROOT in this process, outside a DAG.
@@ -70,7 +72,7 @@ def train(
     shards = _shards(generations, nodes)
     selections = {name: generations[name] for one in shards.values() for name in one.inputs if name in generations}
 
-    from models.data.shards import DataError
+    from models.data.shards import DataError, Unreachable
     from models.recipe import Recipe, RecipeError
     from models.train.guard import TrainingError
     from models.train.loop import train as run  # torch and transformers: seconds, paid once the arguments are right
@@ -83,9 +85,15 @@ def train(
         chosen = Recipe.load(recipe, tiny, [*settings, *more])
         data = {name: tars(store, shards[node].records) for name, node in named(chosen.sets, list(shards)).items()}
         trained = run(
-            chosen, data, out, lineage=lineage({**selections, **shards}), resume=not restart, stop=stop.is_set
+            chosen,
+            data,
+            out,
+            lineage=lineage({**selections, **shards}),
+            resume=not restart,
+            stop=stop.is_set,
+            wandb=wandb,
         )
-    except (RecipeError, DataError, TrainingError) as error:
+    except (RecipeError, DataError, TrainingError, Unreachable) as error:
         raise SluiceError(str(error)) from None
     if trained.model is None:
         cli.out.print(f"stopped at {trained.samples:,} samples; the same command goes on from there")

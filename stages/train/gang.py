@@ -6,8 +6,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import fsspec
@@ -36,7 +36,9 @@ def train_here(call: Mapping[str, Any]) -> list[dict[str, Any]]:
                 for name, files in call["weights"].items()
             }
             watch = _Progress(call["progress"])
-            trained = train(recipe, data, out, lineage=call["lineage"], watch=watch, weights=weights)
+            trained = train(
+                recipe, data, out, lineage=call["lineage"], watch=watch, weights=weights, wandb=call["wandb"]
+            )
     except (RecipeError, DataError, TrainingError) as error:  # another try would come to the same
         raise SluiceError(str(error)) from None
     return [dict(row) for row in trained.curve]
@@ -71,7 +73,7 @@ def train_in_a_gang(call: Mapping[str, Any], workers: Workers) -> list[dict[str,
     count: Any = workers.count or 1
     if workers.least is not None:
         count = (workers.least, count)
-    with tempfile.TemporaryDirectory(prefix="sluice-train-") as folder:
+    with tempfile.TemporaryDirectory(prefix="sluice-train-") as folder, _refused(call["refused"]):
         TorchTrainer(
             _one_of_many,
             train_loop_config=dict(call),
@@ -83,17 +85,33 @@ def train_in_a_gang(call: Mapping[str, Any], workers: Workers) -> list[dict[str,
             # How often it may wait in vain for its CPUs is left without limit: another gang may have them for hours.
             run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=RESTARTS)),
         ).fit()
-    with suppress(FileNotFoundError), fsspec.open(call["refused"], "rt", encoding="utf-8") as handle:
-        raise SluiceError(handle.read())
     with fsspec.open(f"{call['out']}/model/training.json", "rb") as handle:
         curve: list[dict[str, Any]] = json.load(handle)["curve"]
     return curve
 
 
+@contextmanager
+def _refused(path: str) -> Iterator[None]:
+    """Raises what a process of the gang refused, instead of what Ray Train makes of it."""
+    try:
+        yield
+    except Exception:
+        _refuse_again(path)
+        raise
+
+
+def _refuse_again(path: str) -> None:
+    with suppress(FileNotFoundError), fsspec.open(path, "rt", encoding="utf-8") as handle:
+        raise SluiceError(handle.read()) from None
+
+
 def _one_of_many(call: dict[str, Any]) -> None:
-    """What is refused is written down: raised here, Ray Train would start the gang again."""
+    """What is refused is written down, and refused at once when Ray Train starts the gang again. It is raised here,
+    too, so that the other processes do not wait for this one."""
+    _refuse_again(call["refused"])
     try:
         train_here(call)
     except SluiceError as error:
         with fsspec.open(call["refused"], "wt", encoding="utf-8") as handle:
             handle.write(str(error))
+        raise

@@ -78,6 +78,8 @@ class Train(Job):
     """What the recipe's language model begins with."""
     parallel: Annotated[dict[str, Any], Effort] = {}
     """How the work is laid over processes, such as `{mode: fsdp}`, over what the recipe says of it."""
+    wandb: Annotated[str | None, Effort] = None
+    """A project of Weights & Biases to log to, beside TensorBoard's files."""
 
     def check(self, inputs: Sequence[Column]) -> None:
         """Raise `SluiceError` for a recipe that cannot be."""
@@ -114,6 +116,7 @@ class Train(Job):
             "progress": attempt.store.url(progress_path(attempt.node, attempt.work_key)),
             "lineage": task.hints["lineage"],
             "weights": task.hints["weights"],
+            "wandb": self.wandb,
         }
         curve = train_here(call) if (workers.count or 1) == 1 else train_in_a_gang(call, workers)
         attempt.write("curve", pa.Table.from_pylist(curve, schema=CURVE))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline import Dag, SluiceError, run, upkeep
-from pipeline.leases import LEASES
+from pipeline.leases import LEASES, is_dead, lease, this_process
 from pipeline.node import prepare
 from pipeline.records import Generation
 from pipeline.store import Store
@@ -139,6 +139,30 @@ def test_a_lease_of_a_dead_process_of_this_machine_goes_with_the_next_run(tmp_pa
     gone.wait()
     store.put(f"{LEASES}/x.lease", json.dumps({"host": socket.gethostname(), "pid": gone.pid}).encode())
     go(tmp_path, "scores.factor=5")
+    assert store.names(LEASES) == []
+
+
+def test_a_process_with_the_number_of_a_dead_one_is_another(store: Store) -> None:
+    assert not is_dead(this_process())
+    assert is_dead({**this_process(), "started": "an earlier boot/17"})
+
+
+def test_gc_takes_nothing_that_a_run_which_failed_goes_on_from(tmp_path: Path, store: Store) -> None:
+    """Checkpoints of a training, or parts of a node that was not sealed: no generation names them yet."""
+
+    def fail() -> None:
+        with lease(store, "toys"):
+            store.put("scores/checkpoints/1f/000000000100/complete.json", b"{}")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    with pytest.raises(SluiceError, match=r"run.s. that write or were interrupted"):
+        upkeep.find_garbage(store, keep_runs=1)
+    with lease(store, "others"):
+        pass
+    assert len(store.names(LEASES)) == 1, "a run of another DAG went on from nothing of it"
+    go(tmp_path)
     assert store.names(LEASES) == []
 
 

@@ -18,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from models.data import index as indexes
 from models.data.index import DataError, expanded
-from models.data.shards import Damaged, Samples
+from models.data.shards import Damaged, Samples, Unreachable
 from tests.models.data.tars_made import pair, picture, shards, tar_of
 from tests.pools import seal_node
 from tests.s3 import serving
@@ -346,7 +346,7 @@ def test_a_store_that_fails_is_asked_again_and_then_it_is_an_error_not_a_skipped
     assert samples[1].members["jpg"] == picture(1)
     assert waits == [1, 2]
     failures += [OSError("gone\nfor good")] * 5
-    with pytest.raises(DataError, match=r"/set/00000\.tar cannot be read, tried 5 times: gone for good"):
+    with pytest.raises(Unreachable, match=r"/set/00000\.tar cannot be read, tried 5 times: gone for good"):
         samples[1]
 
 

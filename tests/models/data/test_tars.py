@@ -95,6 +95,20 @@ def test_the_sample_before_the_damage_is_left_out_for_it_may_lack_members() -> N
     assert "no header of a tar at byte 2048" in found.fault
 
 
+@pytest.mark.parametrize("how", ["a hole", "two tars"])
+def test_what_stands_behind_zeros_is_a_fault(how: str) -> None:
+    """A page that was never written, or what `cat` made of two tars: what follows is not read, and not kept secret."""
+    tar = bytearray(tar_of([(f"{name}.{ending}", b"1" * 700) for name in "abcd" for ending in ("jpg", "txt")]))
+    if how == "a hole":
+        tar[3 * 1536 : 3 * 1536 + 512] = bytes(512)  # the header of b.txt
+    else:
+        tar = tar + tar
+    found = scanned(bytes(tar))
+    assert len(found.spans_n2) == (1 if how == "a hole" else 3)
+    assert found.fault is not None
+    assert "there is more" in found.fault
+
+
 def test_links_and_devices_are_left_out_and_told() -> None:
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w") as archive:

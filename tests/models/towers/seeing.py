@@ -54,7 +54,8 @@ def batch(kind: str, images: tuple[int, ...] = IMAGES) -> Batch:
     """Conversations with so many images each, ready for the model."""
     data = talks.recipe(KINDS[kind][0]).data
     if "select" in KINDS[kind][1]:  # the class token, too
-        data = data.model_copy(update={"images": data.images.model_copy(update={"tokens": data.images.tokens + 1})})
+        looks = data.images.model_copy(update={"tokens": talks.TOKENS + 1})
+        data = data.model_copy(update={"images": looks})
     collate = Conversations(data, tokenizer())
     samples = [
         Sample(str(number), {name.partition(".")[2]: value for name, value in talks.about(number, count)})

@@ -55,7 +55,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Fitted]:
         model, folder, rows = seeing.model(kind), tmp_path_factory.mktemp(kind), seeing.batch(kind)
         adam = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0)
         losses = []
-        for _ in range(90):
+        for _ in range(150):
             loss = loss_of(model, rows)
             adam.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
@@ -60,8 +61,11 @@ def test_weights_and_biases_is_asked_only_where_it_is_named(tmp_path: Path, monk
     calls: list[Any] = []
 
     class Run:
-        def log(self, row: Any, step: int) -> None:
-            calls.append((row["train/loss"], step))
+        def define_metric(self, name: str, step_metric: str) -> None:
+            assert (name, step_metric) == ("train/*", "samples"), "after going back, its own steps would be dropped"
+
+        def log(self, row: Any) -> None:
+            calls.append((row["train/loss"], row["samples"]))
 
         def finish(self, exit_code: int) -> None:
             calls.append(exit_code)
@@ -74,7 +78,10 @@ def test_weights_and_biases_is_asked_only_where_it_is_named(tmp_path: Path, monk
     with Board(str(tmp_path / "a"), "clip", 100, 0, {"seed": 0}) as board:
         board.show(100, ROW)
     assert calls == []
-    with Board(str(tmp_path / "b"), "clip", 100, 0, {"seed": 0}, wandb="mine") as board:
-        board.show(100, ROW)
-    assert calls[0] == {"project": "mine", "name": "clip", "id": "b", "config": {"seed": 0}, "resume": "allow"}
-    assert calls[1:] == [(2.5, 100), 0]
+    for out in ("b/out", "c/out", "b/out"):
+        with Board(str(tmp_path / out), "clip", 100, 0, {"seed": 0}, wandb="mine") as board:
+            board.show(100, ROW)
+    first, other, again = calls[::3]
+    assert first == {"project": "mine", "name": "clip", "id": ANY, "config": {"seed": 0}, "resume": "allow"}
+    assert first["id"] == again["id"] != other["id"]
+    assert calls[1:3] == [(2.5, 100), 0]

@@ -81,6 +81,13 @@ class Plain(Toy):
         del self.patch_dropout
 
 
+class Refused(Toy):
+    """Cannot be built."""
+
+    def __init__(self) -> None:
+        raise ValueError("this cannot be")
+
+
 class NextToken(Objective):
     """Separable, and of as many tokens as the masks say; its head is a parameter of its own."""
 

@@ -47,6 +47,11 @@ def test_a_row_for_every_number_of_every_model(store: Store, clip: Generation, h
         rows = store.read_table(record, "metric").to_pylist()
         assert rows == [{"model": "clip", "seed": seed, **asdict(metric)} for metric in known]
         assert {row["set"] for row in rows} == {"binding", "retrieval"}
+        card = record.file("README.md")
+        assert card is not None
+        said = store.read_file(record, card).decode()
+        assert "## How well it does" in said
+        assert all(f"| {one.set} | {one.task} | {one.metric} |" in said for one in known)
 
 
 def test_a_set_has_the_name_that_it_is_given(store: Store, clip: Generation, held_out: str) -> None:
