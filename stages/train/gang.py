@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -16,6 +18,7 @@ from pipeline.dag import Workers
 from pipeline.errors import SluiceError
 from stages.kit.encoders import fetched
 
+log = logging.getLogger(__name__)
 PROGRESS_S = 5.0
 RESTARTS = 3
 """How often a gang that lost a worker is started again, from its newest checkpoint."""
@@ -61,6 +64,8 @@ class _Progress:
 def train_in_a_gang(call: Mapping[str, Any], workers: Workers) -> list[dict[str, Any]]:
     """In `workers.count` processes of one process group, started again where one of them dies; the curve.
 
+    Where it may do with fewer (`workers.least`), of as many as there are those train whose number divides the batch.
+
     Raises `SluiceError` for what another try would not mend, else what the training raised, after `RESTARTS` tries.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -76,7 +81,7 @@ def train_in_a_gang(call: Mapping[str, Any], workers: Workers) -> list[dict[str,
     with tempfile.TemporaryDirectory(prefix="sluice-train-") as folder, _refused(call["refused"]):
         TorchTrainer(
             _one_of_many,
-            train_loop_config=dict(call),
+            train_loop_config={**call, "elastic": workers.least is not None},
             scaling_config=ScalingConfig(
                 num_workers=count,
                 use_gpu=workers.gpus > 0,
@@ -110,8 +115,34 @@ def _one_of_many(call: dict[str, Any]) -> None:
     too, so that the other processes do not wait for this one."""
     _refuse_again(call["refused"])
     try:
-        train_here(call)
+        if not call["elastic"] or _takes_part(call["recipe"]["batch"]):
+            train_here(call)
     except SluiceError as error:
         with fsspec.open(call["refused"], "wt", encoding="utf-8") as handle:
             handle.write(str(error))
         raise
+
+
+def _takes_part(batch: int) -> bool:
+    """Whether this process is one of those whose number divides the batch: they get a process group of their own.
+
+    Seven workers of eight cannot share a batch of 1024; four can, and three are left over until the eighth is back.
+    """
+    import torch.distributed as dist
+
+    rank, world = dist.get_rank(), dist.get_world_size()
+    several = max(number for number in range(1, world + 1) if batch % number == 0)
+    if several == world:
+        return True
+    address: list[Any] = [None]
+    if rank == 0:
+        with socket.create_server((os.environ["MASTER_ADDR"], 0)) as free:
+            address = [f"tcp://{os.environ['MASTER_ADDR']}:{free.getsockname()[1]}"]
+    dist.broadcast_object_list(address, src=0)
+    backend = dist.get_backend()
+    dist.destroy_process_group()
+    if rank < several and several > 1:
+        dist.init_process_group(backend, init_method=address[0], rank=rank, world_size=several)
+    if rank == 0:
+        log.warning("a batch of %d does not divide over %d processes: %d of them train", batch, world, several)
+    return rank < several

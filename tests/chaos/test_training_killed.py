@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
@@ -85,3 +86,25 @@ def test_a_gang_whose_driver_is_killed_is_resumed_by_the_same_command(dag: Path,
     code, said = sluice("run", dag, root)
     assert code == 0, said
     assert hashes(root) == hashes(calm)
+
+
+@pytest.mark.timeout(1200)
+def test_of_a_gang_whose_number_does_not_divide_the_batch_as_many_train_as_can(dag: Path, tmp_path: Path) -> None:
+    two, three = tmp_path / "two", tmp_path / "three"
+    code, said = sluice("run", dag, two)
+    assert code == 0, said
+    dag.write_text(dag.read_text().replace("{count: 2, cpus: 1}", "{count: 3, least: 3, cpus: 0.5}"))
+    code, said = sluice("run", dag, three)
+    assert code == 0, said
+    assert hashes(three) == hashes(two)
+    (told,) = three.glob("clip/data/*/training.json")
+    assert json.loads(told.read_text())["processes"] == 2
+
+
+@pytest.mark.timeout(1200)
+def test_what_one_of_a_gang_refuses_is_told_in_a_line(dag: Path, tmp_path: Path) -> None:
+    dag.write_text(dag.read_text().replace("checkpoint_every=160", "batch=15"))
+    code, said = sluice("run", dag, tmp_path / "root")
+    assert code != 0
+    assert "batch = 15 does not divide over 2 processes" in said
+    assert "Traceback" not in said
