@@ -8,7 +8,7 @@ BLIP_ARMS := neither_clip filtered_clip captioned_clip both_clip replicated_clip
 SETS := demo/sets
 ROOT := demo/root
 
-.PHONY: demo demo-blip demo-instruct proof proof-blip proof-instruct test check bench chaos clean
+.PHONY: demo demo-blip demo-instruct proof proof-blip proof-instruct test check bench long chaos clean
 
 demo: .venv/installed
 	@$(BIN)/python -m infra.miniweb.sets $(SETS) --samples 400 --sets grounds retrieval --scenes simple
@@ -76,7 +76,7 @@ endef
 
 # Two processes, but for `make test ARGS=tests/...`; tests/conftest.py says what runs beside what.
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not chaos" $(if $(findstring tests/,$(ARGS)),,-n 2) $(ARGS)
+	$(BIN)/python -m pytest -m "not chaos and not long" $(if $(findstring tests/,$(ARGS)),,-n 2) $(ARGS)
 
 check: .venv/installed
 	$(BIN)/ruff check .
@@ -86,6 +86,10 @@ check: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+# Every contrastive recipe at its tiny size, trained until it finds images of captions.
+long: .venv/installed
+	$(BIN)/python -m pytest -m long $(ARGS)
 
 chaos: .venv/installed
 	$(BIN)/python -m pytest -m chaos $(ARGS)

@@ -128,16 +128,16 @@ def decoded(image: ImageFile, box: Box, side: int) -> np.ndarray:
     image.draft("RGB", (math.ceil(width * factor), math.ceil(height * factor)))
     if image.width * image.height > LARGE:
         with _one_at_a_time:
-            whole = _rgb(image)
+            whole = rgb(image)
     else:
-        whole = _rgb(image)
+        whole = rgb(image)
     across, down = image.width / width, image.height / height
     left, right = (round(place * across) for place in (box[0], box[0] + box[2]))
     top, bottom = (round(place * down) for place in (box[1], box[1] + box[3]))
     return whole[top : max(bottom, top + 1), left : max(right, left + 1)]
 
 
-def _rgb(image: ImageFile) -> np.ndarray:
+def rgb(image: ImageFile) -> np.ndarray:
     """uint8 (height, width, 3 or 4): transparency over white, 16 bits scaled to 8."""
     picture: Image.Image = image
     if picture.mode.startswith("I"):  # convert("RGB") would clip at 255

@@ -140,7 +140,7 @@ def index(fs: Any, tars: Sequence[Tar]) -> Index:
     """The index of these tars: remembered, else sluice's own, else scanned."""
     local = is_local(fs)
     entry = _cache() / blake2b(json.dumps([str(fs.protocol), tars]).encode(), digest_size=16).hexdigest()
-    if entry.with_suffix(".json").exists():
+    if all(entry.with_suffix(ending).exists() for ending in (".json", ".npy")):
         said = json.loads(entry.with_suffix(".json").read_text())
         spans_n2 = np.asarray(np.load(entry.with_suffix(".npy"), mmap_mode="r"))
         return Index(tuple(tars), np.array(said["ends"], np.int64), spans_n2, said["faults"])

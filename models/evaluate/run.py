@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from models.data.images import opened
+from models.data.images import opened, rgb
 from models.evaluate import grounded, retrieval, selection, vqa, zero_shot
 from models.evaluate.metric import Groups, Metric
 from models.evaluate.sets import EvaluationSet, SetError, layout_of
@@ -265,7 +265,7 @@ class _Reader:
         """As the model wants it, so that no more than that is held of an image."""
         try:
             with opened(data) as image:
-                prepared: Pixels = self.encoder.preprocessing(np.asarray(image.convert("RGB")))
+                prepared: Pixels = self.encoder.preprocessing(rgb(image)[..., :3])
                 return prepared
         except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all of them for damaged files
             raise SetError(f"set {self.set.name}: the image of sample {key}: {error}; fetch the set again") from None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.data.images import opened
+from models.data.images import opened, rgb
 from models.evaluate import answers
 from models.evaluate.metric import Metric, mean
 from models.evaluate.sets import SetError
@@ -124,7 +124,7 @@ def shuffled(questions: Sequence[Question]) -> list[str]:
 def _pixels(asked: Asked, image: str) -> Pixels:
     try:
         with opened(asked.load(image)) as found:
-            return np.asarray(found.convert("RGB"))
+            return rgb(found)[..., :3]
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all of them for damaged files
         if isinstance(error, SetError):
             raise

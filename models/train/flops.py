@@ -7,6 +7,7 @@ instead of derived: the operations of one step on two rows, at three lengths of 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ PEAKS: Sequence[tuple[str, float, float]] = (
     ("T4", 65, 8.1),
 )
 """10^12 operations a second without sparsity, from the vendor's data sheets: in bfloat16 (float16 where there is none)
-on tensor cores, and in float32; the first whose name is found in the device's counts."""
+on tensor cores, and in float32; the first whose name is a word of the device's counts."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def peak(device: torch.device, bfloat16: bool) -> float:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for known, half, full in PEAKS:
-            if known in name:
+            if re.search(rf"\b{known}\b", name):
                 return (half if bfloat16 else full) * 1e12
     side = 8192 if device.type == "cuda" else 1024
     matrix = torch.ones(side, side, dtype=torch.bfloat16 if bfloat16 else torch.float32, device=device)

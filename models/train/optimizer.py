@@ -1,7 +1,7 @@
 """AdamW over groups of parameters, and what trains in which phase.
 
 optimizer = build(parameters, recipe)
-enter(model, parameters, recipe, phase); set_rates(optimizer, recipe, phase, factor)
+enter(model, parameters, phase); set_rates(optimizer, recipe, number, share)
 """
 
 from __future__ import annotations

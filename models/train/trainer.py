@@ -30,8 +30,8 @@ ROWS = 200
 """Of the curve, about."""
 KEPT_EVERY_S = 1800.0
 """Seconds after which a checkpoint is written, however few samples were seen."""
-MOST_SKIPPED = 20
-"""Batches that may be left out before it is no accident any more."""
+MOST_SKIPPED, AMONG = 20, 1000
+"""Of so many steps, so many may be left out before it is no accident any more."""
 
 Report = Callable[[int, Row, str], bool | None]
 """Called on every process after each checkpoint with the samples seen, the newest row of the curve and the checkpoint's
@@ -211,7 +211,8 @@ class Trainer:
         self._unsettled = None
         self._tell()
         newest = self._checkpoints.newest()
-        if self.recipe.guard.then == "stop" or newest is None or len(self.left_out) >= MOST_SKIPPED:
+        lately = sum(trouble.position - position < AMONG * batch for position in self.left_out)
+        if self.recipe.guard.then == "stop" or newest is None or lately >= MOST_SKIPPED:
             back = f"the checkpoint of {newest.samples} samples is kept" if newest else "there is no checkpoint yet"
             raise TrainingError(
                 f"{what}; {back}; lower optimizer.learning_rate, set optimizer.clip_norm, or guard.then=skip"

@@ -184,7 +184,7 @@ def test_an_image_of_too_many_pixels_is_not_decoded() -> None:
 def test_only_one_large_image_is_decoded_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "LARGE", 100)
     inside, most = [], [0]
-    plain = subject._rgb
+    plain = subject.rgb
 
     def watched(image: ImageFile) -> np.ndarray:
         inside.append(1)
@@ -193,7 +193,7 @@ def test_only_one_large_image_is_decoded_at_a_time(monkeypatch: pytest.MonkeyPat
         inside.pop()
         return made
 
-    monkeypatch.setattr(subject, "_rgb", watched)
+    monkeypatch.setattr(subject, "rgb", watched)
     data = encoded(noise(300, 300))
     threads = [
         threading.Thread(target=lambda: [training_pixels(sample(data), WHOLE, Random(0)) for _ in range(5)])

@@ -5,6 +5,8 @@ import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import fsspec
 import numpy as np
@@ -16,6 +18,7 @@ from PIL import Image
 from infra.miniweb import sets
 from models.evaluate import Metric, SetError, evaluate, probes, retrieval, selection, zero_shot
 from models.evaluate.__main__ import main
+from models.evaluate.run import _Reader
 from models.evaluate.sets import EvaluationSet, found_in
 from models.towers.dual_encoder import DualEncoder
 from models.towers.preprocess import Pixels
@@ -229,3 +232,12 @@ def test_what_the_command_cannot_do_it_says(model: Path, folder: Path, arguments
     assert result.exit_code != 0
     assert said in " ".join(result.output.split())
     assert "Traceback" not in result.output
+
+
+def test_what_is_transparent_lies_over_white_as_in_training() -> None:
+    sink = io.BytesIO()
+    Image.new("RGBA", (8, 8), (200, 0, 0, 0)).save(sink, "PNG")
+    seen: list[np.ndarray] = []
+    encoder = SimpleNamespace(preprocessing=seen.append)
+    _Reader(encoder, *cast(Any, (SimpleNamespace(name="toys"), 1, None)))._pixels("0", sink.getvalue())
+    assert (seen[0] == 255).all()

@@ -60,6 +60,19 @@ def test_a_first_batch_that_is_bad_can_be_skipped_too(tmp_path: Path) -> None:
     assert math.isfinite(trained.curve[-1]["loss"])
 
 
+@pytest.mark.parametrize("then", ["stop", "skip"])
+def test_a_finite_jump_in_a_training_is_gone_around_too(tmp_path: Path, then: str) -> None:
+    source = ToySource(12, Place.here(), frozenset({450}))
+    made = recipe(objectives=["tests.models.train.toy.Jumping"], samples=600, guard={"then": then})
+    if then == "skip":
+        assert train(made, {}, str(tmp_path), source=source).samples == 600
+        said = json.loads((tmp_path / "model" / "training.json").read_text())
+        assert said["left_out"] == [444]
+    else:
+        with pytest.raises(TrainingError, match=r"step 38: loss = [\d.]+, a jump of \d+ deviations from"):
+            train(made, {}, str(tmp_path), source=source)
+
+
 def test_where_every_batch_is_bad_skipping_ends(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"step 21: loss = nan; .* the checkpoint of 240 samples is kept"):
         run(tmp_path, set(range(600)), guard={"then": "skip"}, samples=600)

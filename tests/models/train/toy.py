@@ -110,6 +110,14 @@ class Unlucky(NextToken):
         return Loss(loss.total * torch.where((features["labels"] == WORDS - 1).any(), float("nan"), 1.0), loss.count)
 
 
+class Jumping(NextToken):
+    """Its loss jumps wherever the word 31 comes up."""
+
+    def forward(self, features: Features, scalars: Scalars) -> Loss:
+        loss = super().forward(features, scalars)
+        return Loss(loss.total * torch.where((features["labels"] == WORDS - 1).any(), 100.0, 1.0), loss.count)
+
+
 def row(position: int, unlucky: frozenset[int] = frozenset()) -> Batch:
     """What the sample at a place of the order looks like."""
     dice = torch.Generator().manual_seed(position % 500)
