@@ -18,7 +18,7 @@ from models.train.loop import Trained, train
 from models.train.parallel import Place
 from models.trainable import Objective
 from tests.models import gloo
-from tests.models.train.toy import NextToken, Toy, ToySource, recipe, rows
+from tests.models.train.toy import Biased, NextToken, Toy, ToySource, recipe, rows
 
 Tensors = dict[str, torch.Tensor]
 Mode = Literal["ddp", "fsdp"]
@@ -27,6 +27,7 @@ OBJECTIVES: dict[str, tuple[type[Objective], ...]] = {
     "joint": (InfoNCE,),
     "separable": (NextToken,),
     "both": (InfoNCE, NextToken),
+    "sigmoid": (Biased,),
 }
 MICROS = (None, 3, 4)
 """Of 6 rows a process on two, 4 leaves a piece that is smaller."""
@@ -71,13 +72,19 @@ def training(out: Path, mode: Mode = "ddp", stop_at: int | None = None, **change
     return trained, source.seen
 
 
-def run_all(rank: int, world: int, folder: Path) -> dict[Any, Any]:
-    """What every process of a test does."""
+def steps(rank: int, world: int, folder: Path) -> dict[Any, Any]:
+    """One step of every kind."""
     modes: tuple[Mode, ...] = ("ddp", "fsdp")
-    found: dict[Any, Any] = {
+    return {
         (mode, objectives, micro): step(objectives, micro, mode)
         for mode, objectives, micro in product(modes, OBJECTIVES, MICROS)
     }
+
+
+def run_all(rank: int, world: int, folder: Path) -> dict[Any, Any]:
+    """What every process of a test does."""
+    modes: tuple[Mode, ...] = ("ddp", "fsdp")
+    found: dict[Any, Any] = steps(rank, world, folder)
     for mode in modes:
         found[mode, "frozen"] = step("both", 3, mode, frozen=True)
         found[mode, "trained"] = training(folder / mode, mode)

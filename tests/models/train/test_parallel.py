@@ -14,6 +14,7 @@ from torch import nn
 
 from models.recipe import RecipeError
 from models.train.parallel import CPU, Place, blocks
+from tests.models import gloo
 from tests.models.train import processes
 from tests.models.train.toy import Toy
 
@@ -30,6 +31,13 @@ def on_two(folder: Path) -> dict[Any, Any]:
     """What came out on two processes, which also went on from a checkpoint that one process left."""
     stopped, _ = processes.training(folder / "stopped", stop_at=120)
     return {**processes.together(2, folder), "began": stopped.samples}
+
+
+@pytest.fixture(scope="module")
+def on_three(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
+    """What one step came to on three processes."""
+    found: dict[Any, Any] = gloo.together(processes.steps, 3, tmp_path_factory.mktemp("three"))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +58,11 @@ def far(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> fl
 
 @pytest.mark.parametrize(("mode", "objectives", "micro"), [*product(MODES, processes.OBJECTIVES, processes.MICROS)])
 def test_gradients_losses_and_norm_are_those_of_one_process(
-    on_two: dict[Any, Any], mode: processes.Mode, objectives: str, micro: int | None
+    on_two: dict[Any, Any], on_three: dict[Any, Any], mode: processes.Mode, objectives: str, micro: int | None
 ) -> None:
-    assert far(on_two[mode, objectives, micro], processes.step(objectives, None)) < 2e-6
+    expected = processes.step(objectives, None)
+    for found in (on_two, on_three):
+        assert far(found[mode, objectives, micro], expected) < 2e-6
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
+from models.objectives.contrastive import Sigmoid
 from models.recipe import Recipe
 from models.train.parallel import Place
 from models.train.source import Loader, Source
@@ -108,6 +109,13 @@ class Unlucky(NextToken):
     def forward(self, features: Features, scalars: Scalars) -> Loss:
         loss = super().forward(features, scalars)
         return Loss(loss.total * torch.where((features["labels"] == WORDS - 1).any(), float("nan"), 1.0), loss.count)
+
+
+class Biased(Sigmoid):
+    """Of a model that has no bias of its own."""
+
+    def forward(self, features: Features, scalars: Scalars) -> Loss:
+        return super().forward(features, {**scalars, "logit_bias": torch.tensor(-2.0)})
 
 
 class Jumping(NextToken):
