@@ -1,8 +1,8 @@
 """What the loop leaves of a model's speed: its steps against a bare loop's, and how long it waits for data.
 
 The bare loop is open_clip's `train_one_epoch` without anything that is not needed: forward, loss over the batch,
-backward, AdamW, scale clamped. Both train the same class of the same size on the same batch in memory, in turns in one
-process; medians count. The waiting is that of a training on tars of JPEGs of 256 px, after its first step. MFU on a GPU
+backward, AdamW, scale clamped; once with our class, and once with open_clip's own model and loss. All have the same
+size and see the same batch in memory, in turns in one process; medians count. The waiting is that of a training on tars of JPEGs of 256 px, after its first step. MFU on a GPU
 is measured where torch sees one: CLIP ViT-B/16 and L/14, in bfloat16.
 """
 
@@ -13,11 +13,12 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from models.recipe import Recipe
@@ -26,6 +27,7 @@ from models.train.loop import train
 from models.train.parallel import Place
 from models.train.source import Loader, Shards, Source
 from models.trainable import Batch
+from tests.benchmarks import peer_clip
 from tests.benchmarks.bench_loader import write
 from tests.benchmarks.bench_shards import sample
 from tests.benchmarks.figures import Figure
@@ -52,7 +54,7 @@ GPU = {
 
 def measure() -> list[Figure]:
     with tempfile.TemporaryDirectory(prefix="sluice-bench-") as name:
-        return [against_bare(Path(name)), waiting(Path(name)), *(on_a_gpu(Path(name), tower) for tower in GPU)]
+        return [*against_bare(Path(name)), waiting(Path(name)), *(on_a_gpu(Path(name), tower) for tower in GPU)]
 
 
 class Same(Source):
@@ -107,37 +109,80 @@ def recipe(config: Mapping[str, Any], batch: int, samples: int, **more: Any) -> 
     )
 
 
-def against_bare(folder: Path) -> Figure:
+def against_bare(folder: Path) -> list[Figure]:
     batch = drawn(BATCH, SIDE, CONTEXT, 8192)
-    turns = [(bare(batch), ours(batch, folder / str(turn))) for turn in range(TURNS)]
-    rates = [BATCH / statistics.median(seconds) for seconds in zip(*turns, strict=True)]
-    shares = [theirs / own for theirs, own in turns]
-    return Figure(
+    theirs = peer_clip.FOLDER.is_dir()
+    turns = [
+        (ours(batch, folder / str(turn)), bare(*plain(batch)), bare(*peer(batch)) if theirs else None)
+        for turn in range(TURNS)
+    ]
+    own = [turn[0] for turn in turns]
+    names = (
         "steps per second of a bare loop's, CLIP on the processor",
-        statistics.median(shares),
-        "",
-        at_least=1.0,
-        note=f"{rates[1]:.1f} against {rates[0]:.1f} samples/s; {min(shares):.3f} to {max(shares):.3f}",
+        "steps per second of open_clip's model and loss",
     )
+    return [_figure(name, own, [turn[place] for turn in turns]) for place, name in enumerate(names, 1)]
 
 
-def bare(batch: Batch) -> float:
+def _figure(name: str, own: Sequence[float], others: Sequence[float | None]) -> Figure:
+    seconds = [one for one in others if one is not None]
+    if not seconds:
+        return Figure(name, None, "", at_least=1.0, note=f"not run: no {peer_clip.FOLDER}; .ci/run installs it")
+    shares = [theirs / mine for mine, theirs in zip(own, seconds, strict=True)]
+    rates = [BATCH / statistics.median(found) for found in (own, seconds)]
+    note = f"{rates[0]:.1f} against {rates[1]:.1f} samples/s; {min(shares):.3f} to {max(shares):.3f}"
+    return Figure(name, statistics.median(shares), "", at_least=1.0, note=note)
+
+
+Forward = Callable[[], torch.Tensor]
+"""The loss of a step."""
+
+
+def plain(batch: Batch) -> tuple[nn.Module, Forward, nn.Parameter]:
+    """Our class, its loss, its scale."""
+    model = TwoTowers(CONFIG)
+    target = torch.arange(BATCH)
+
+    def forward() -> torch.Tensor:
+        features = model(batch)
+        logits = model.scalars()["logit_scale"].exp() * features["image"] @ features["text"].T
+        return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
+
+    return model, forward, model.model.logit_scale
+
+
+def peer(batch: Batch) -> tuple[nn.Module, Forward, nn.Parameter]:
+    """open_clip's."""
+    tower = CONFIG["vision_config"]
+    model = peer_clip.model(
+        side=SIDE, patch=tower["patch_size"], width=tower["hidden_size"], layers=tower["num_hidden_layers"],
+        heads=tower["num_attention_heads"], context=CONTEXT, words=CONFIG["text_config"]["vocab_size"],
+    )  # fmt: skip
+    size, known = (sum(p.numel() for p in one.parameters()) for one in (model, TwoTowers(CONFIG)))
+    assert size == known, f"{size} weights, and ours has {known}"
+    loss = peer_clip.loss()
+
+    def forward() -> torch.Tensor:
+        found: torch.Tensor = loss(**model(batch["pixel_values"], batch["input_ids"]))
+        return found
+
+    return model, forward, cast(nn.Parameter, model.logit_scale)
+
+
+def bare(model: nn.Module, forward: Forward, scale: nn.Parameter) -> float:
     """Seconds of a step."""
-    model = TwoTowers(CONFIG).train()
+    model.train()
     decays = [[p for p in model.parameters() if (p.ndim >= 2) is matrix] for matrix in (True, False)]
     groups = [{"params": found, "weight_decay": rate} for found, rate in zip(decays, (0.2, 0.0), strict=True)]
     adamw = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.98), eps=1e-6, fused=True)
-    target = torch.arange(BATCH)
 
     def step() -> None:
         adamw.zero_grad()
-        features = model(batch)
-        logits = model.scalars()["logit_scale"].exp() * features["image"] @ features["text"].T
-        loss = (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
+        loss = forward()
         loss.backward()  # type: ignore[no-untyped-call]
         adamw.step()
         with torch.no_grad():
-            model.model.logit_scale.clamp_(0, math.log(100))
+            scale.clamp_(0, math.log(100))
         loss.item()
 
     return timed(step)
