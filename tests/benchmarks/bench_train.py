@@ -2,8 +2,9 @@
 
 The bare loop is open_clip's `train_one_epoch` without anything that is not needed: forward, loss over the batch,
 backward, AdamW, scale clamped; once with our class, and once with open_clip's own model and loss. All have the same
-size and see the same batch in memory, in turns in one process; medians count. The waiting is that of a training on tars of JPEGs of 256 px, after its first step. MFU on a GPU
-is measured where torch sees one: CLIP ViT-B/16 and L/14, in bfloat16.
+size and see the same batch in memory, in turns in one process; medians count. The waiting is that of a training on tars
+of JPEGs of 256 px, after its first step. MFU on a GPU is measured where torch sees one: CLIP ViT-B/16 and L/14, in
+bfloat16.
 """
 
 from __future__ import annotations
