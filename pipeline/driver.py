@@ -84,10 +84,11 @@ def run(
         board = Board(console or Console(quiet=True), shown=console is not None)
         if all(plan.generation is not None for plan in plans.values()):
             generations = {name: plan.generation for name, plan in plans.items() if plan.generation is not None}
-            take_back(store, dag.name)
+            if until is None:
+                take_back(store, dag.name)
             return Result(_remember(store, whole, generations), generations)
         store.probe()
-        with lease(store, dag.name), board, _Signals() as signals:
+        with lease(store, dag.name, whole=until is None), board, _Signals() as signals:
             check_finished(store)  # one that began meanwhile has not seen our lease
             runner = _Runner(dag, store, plans, set(retry), board, signals, address, executor)
             try:

@@ -19,11 +19,11 @@ LEASES = "runs/active"
 
 
 @contextmanager
-def lease(store: Store, dag: str) -> Iterator[None]:
+def lease(store: Store, dag: str, whole: bool) -> Iterator[None]:
     """Says that a run is writing, so that `gc` does not take what no generation names yet.
 
-    A run that ends well takes it back, and those of earlier runs of the same DAG that did not: what they left has been
-    resumed. One that fails or is stopped leaves it, marked so.
+    A run that ends well takes it back, and if it was of the `whole` DAG those of earlier runs of it that did not: what
+    they left has been resumed. One that fails or is stopped leaves it, marked so.
     """
     path = f"{LEASES}/{uuid4().hex[:12]}.lease"
     holder = {"dag": dag, **this_process()}
@@ -36,12 +36,13 @@ def lease(store: Store, dag: str) -> Iterator[None]:
         raise
     with suppress(OSError):  # a lease that stays keeps `gc` waiting, no more
         store.delete(path)
-    take_back(store, dag)
+    if whole:
+        take_back(store, dag)
 
 
 def take_back(store: Store, dag: str) -> None:
     """Delete the leases of runs of a DAG that were stopped, or killed on this machine."""
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         for name in store.names(LEASES):
             holder = json.loads(store.get(f"{LEASES}/{name}"))
             if holder.get("dag", dag) == dag and is_dead(holder):
@@ -64,7 +65,7 @@ def is_dead(holder: Mapping[str, Any]) -> bool:
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False
+        pass  # it is another user's
     return "started" in holder and holder["started"] != _started(holder["pid"])
 
 
@@ -77,16 +78,23 @@ def _started(pid: int) -> str | None:
         return None
 
 
+def described(holder: Mapping[str, Any]) -> str:
+    return f"{holder.get('dag', 'a run')}, process {holder['pid']} on {holder['host']}"
+
+
 def no_run(store: Store) -> SluiceError:
-    """What to tell where no run has ended: perhaps one is at work, or was cut off."""
+    """What to tell where no run has ended: perhaps one is at work, or did not end well."""
     holders: list[dict[str, Any]] = []
-    with suppress(OSError):  # it may end at this moment
+    with suppress(OSError, ValueError):  # it may end at this moment
         holders = [json.loads(store.get(f"{LEASES}/{name}")) for name in store.names(LEASES)]
     for holder in sorted(holders, key=is_dead):
-        who = f"process {holder['pid']} on {holder['host']}"
         if is_dead(holder):
+            how = "stopped before its end" if holder.get("stopped") else "was killed"
             return SluiceError(
-                f"no run of {store.root} has ended: {who} was cut off; `sluice run DAG {store.root}` goes on"
+                f"no run of {store.root} has ended: {described(holder)}, {how}; `sluice run DAG {store.root}` goes on"
             )
-        return SluiceError(f"no run of {store.root} has ended yet: {who} is at one; wait for it")
+        return SluiceError(
+            f"no run of {store.root} has ended: {described(holder)}, is at one; wait for it, or run the DAG again if "
+            "it is not there any more"
+        )
     return SluiceError(f"{store.root} has no run; `sluice run DAG {store.root}` makes one")

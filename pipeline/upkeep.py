@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 from pipeline.attempt import Attempt
 from pipeline.dag import Dag, Node
 from pipeline.errors import SluiceError
-from pipeline.leases import LEASES
+from pipeline.leases import LEASES, described
 from pipeline.node import REPAIRS, NodeFailed, NodeWork, prepare
 from pipeline.partwork import StageFault
 from pipeline.records import SUPERSEDED, File, Generation, Record, digest, in_order
@@ -266,8 +267,9 @@ def find_garbage(store: Store, keep_runs: int) -> Garbage:
     """
     leases = store.names(LEASES)
     if leases:
+        who = described(json.loads(store.get(f"{LEASES}/{leases[0]}")))
         raise SluiceError(
-            f"{store.root} has {len(leases)} run(s) that write or were interrupted ({leases[0]}); "
+            f"{store.root} has {len(leases)} run(s) that write or were interrupted ({who}); "
             "resume with the same `sluice run`, or give --force when none is running"
         )
     runs = list(store.runs())

@@ -52,6 +52,7 @@ class Evaluate(Job):
     its figures, to be published beside the weights.
     """
 
+    revision: ClassVar[int] = 2
     promise: ClassVar[Promise] = "numeric"
     joins_pools: ClassVar[bool] = True
 

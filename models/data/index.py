@@ -29,6 +29,8 @@ import pyarrow.parquet as pq
 
 from models.data.tars import BLOCK, Scanned, Spans, scan
 
+VERSION = 2
+"""Of what an index on local disks says of a tar."""
 CACHED = 50_000
 """Samples from which an index on local disks is kept; remote ones always are."""
 READERS = 16
@@ -139,7 +141,7 @@ def _stamp(entry: Mapping[str, Any]) -> str:
 def index(fs: Any, tars: Sequence[Tar]) -> Index:
     """The index of these tars: remembered, else sluice's own, else scanned."""
     local = is_local(fs)
-    entry = _cache() / blake2b(json.dumps([str(fs.protocol), tars]).encode(), digest_size=16).hexdigest()
+    entry = _cache() / blake2b(json.dumps([VERSION, str(fs.protocol), tars]).encode(), digest_size=16).hexdigest()
     if all(entry.with_suffix(ending).exists() for ending in (".json", ".npy")):
         said = json.loads(entry.with_suffix(".json").read_text())
         spans_n2 = np.asarray(np.load(entry.with_suffix(".npy"), mmap_mode="r"))

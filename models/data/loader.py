@@ -76,7 +76,7 @@ class Loader(Iterator[Batch], Generic[Row]):
 
     What cannot be used is replaced by another sample of its set, counted in `skipped` and named in `named`. It is
     counted when the batch is handed out, so that a count belongs to a position. `DataError` is raised where nothing
-    can be found for a place, or a store fails.
+    can be found for a place, `Unreachable` where a store fails.
     """
 
     def __init__(

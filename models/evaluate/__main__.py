@@ -52,6 +52,7 @@ def main(
     nearest neighbours), retrieval, the choice of a caption, or questions, which a model that writes answers; those of
     VQAv2, GQA, ScienceQA and VizWiz are read as they are published.
     """
+    from models.data.shards import Unreachable
     from models.evaluate.run import evaluate
     from models.export import card  # with torch, for which `--help` need not wait
 
@@ -61,7 +62,7 @@ def main(
         metrics = evaluate(model, _named(sets), tasks=tasks or None, **options)
         if in_card:
             card.write(model, metrics)
-    except ValueError as error:
+    except (ValueError, Unreachable) as error:
         raise click.ClickException(str(error)) from None
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -24,8 +24,8 @@ TILES = "tiles"
 SEEN = ("pixel_values", TILES, "image_sizes", "image_places")
 """Columns of images that stand in a text, any number in each."""
 PEAKS: Sequence[tuple[str, float, float]] = (
-    ("B200", 2250, 75),
-    ("H200", 989, 67),
+    ("G?B200", 2250, 75),
+    ("G?H200", 989, 67),
     ("H100 PCIe", 756, 51),
     ("H100", 989, 67),
     ("A100", 312, 19.5),
@@ -37,8 +37,8 @@ PEAKS: Sequence[tuple[str, float, float]] = (
     ("V100", 125, 15.7),
     ("T4", 65, 8.1),
 )
-"""10^12 operations a second without sparsity, from the vendor's data sheets: in bfloat16 (float16 where there is none)
-on tensor cores, and in float32; the first whose name is a word of the device's counts."""
+"""A pattern of the name, and 10^12 operations a second without sparsity, from the vendor's data sheets: in bfloat16
+(float16 where there is none) on tensor cores, and in float32; the first that is a word of the device's name counts."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from models.train import flops, optimizer, state
 from models.train.accumulate import System
 from models.train.checkpoint import Checkpoint, Checkpoints
 from models.train.finish import export
+from models.train.guard import TrainingError
 from models.train.meter import Row
 from models.train.parallel import Place, compile_blocks, lighten
 from models.train.progress import Board
@@ -81,9 +83,12 @@ def train(
     `weights`: what the model begins with, a folder by the name of the model's parameter, such as `pretrained`; the
     tokenizer comes from there, too, where one lies beside them and the recipe names none; never with an image tower.
 
-    Raises `RecipeError` and `DataError` for what cannot be, `TrainingError` for a loss that is no number, or jumps.
+    Raises `RecipeError` and `DataError` for what cannot be, `TrainingError` for a loss that is no number, or jumps, and
+    `Unreachable` for a store that does not answer.
     """
     weights = weights or {}
+    if wandb is not None and find_spec("wandb") is None:
+        raise RecipeError("wandb is not installed here; `pip install wandb`, or leave it out")
     place = Place.here()
     place.share_of(recipe.batch)
     checkpoints = Checkpoints(out, place, recipe.keep)
@@ -108,7 +113,9 @@ def train(
             compile_blocks(system.model)
         place.spread(system.model, recipe.parallel.mode)
 
-        checkpoints.start(anew=not resume)  # not before all that a mistake could stop
+        checkpoints.start(anew=not resume)  # not before all that a mistake in the arguments could stop
+        if resume and checkpoints.newest() != newest:
+            raise TrainingError(f"another training has gone on in {out} meanwhile; the same command goes on from there")
         if place.first and newest is None:
             _save_tokenizer(source.tokenizer, out)
         done = newest.samples if newest else 0
@@ -151,6 +158,8 @@ def _build(recipe: Recipe, source: Source, weights: Mapping[str, str]) -> Traina
     torch.manual_seed(recipe.seed)
     try:
         model: Trainable = recipe.model.build(**given, **weights)
+    except RecipeError:
+        raise
     except ValueError as error:
         raise RecipeError(f"model: {error}") from error
     places = getattr(model, "context", None)

@@ -6,9 +6,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
-from hashlib import sha256
 from types import TracebackType
 from typing import Any, Self
+from uuid import uuid4
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -44,11 +44,9 @@ class Board:
         self._writer = SummaryWriter(self._folder, purge_step=done)
         self._wandb: Any = None
         if wandb is not None:
-            import wandb as client  # in an extra of its own; nothing is sent unless it is asked for
+            import wandb as client  # nothing is sent unless it is asked for
 
-            # The same id after a restart, so that the curve goes on, and another for every folder.
-            whole = self._fs.unstrip_protocol(self._events)
-            identity = sha256(whole.encode()).hexdigest()[:16]
+            identity = self._identity(anew=done == 0)
             self._wandb = client.init(project=wandb, name=name, id=identity, config=dict(recipe), resume="allow")
             self._wandb.define_metric("train/*", step_metric="samples")  # its own steps may not go back
 
@@ -68,6 +66,13 @@ class Board:
             shutil.rmtree(self._folder)
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if kind is None else 1)
+
+    def _identity(self, anew: bool) -> str:
+        """The same for all that goes on in a folder, so that its curve does."""
+        path = f"{self._events.rpartition('/')[0]}/wandb"
+        if anew or not self._fs.exists(path):
+            self._fs.pipe_file(path, uuid4().hex.encode())
+        return str(self._fs.cat_file(path).decode())
 
     @property
     def _is_local(self) -> bool:

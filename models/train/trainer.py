@@ -31,7 +31,7 @@ ROWS = 200
 KEPT_EVERY_S = 1800.0
 """Seconds after which a checkpoint is written, however few samples were seen."""
 MOST_SKIPPED, AMONG = 20, 1000
-"""Of so many steps, so many may be left out before it is no accident any more."""
+"""So many of so many steps may be left out before it is no accident any more."""
 
 Report = Callable[[int, Row, str], bool | None]
 """Called on every process after each checkpoint with the samples seen, the newest row of the curve and the checkpoint's
@@ -124,7 +124,7 @@ class Trainer:
 
     def _look_up(self, position: int) -> None:
         """Between two steps: show and keep what is due."""
-        keeps = self._late or self.samples // self.every > position // self.every or self.samples >= self.end
+        keeps = self.samples // self.every > position // self.every or self.samples >= self.end
         shown = max(self.recipe.batch, self.end // ROWS)
         if keeps or self.samples // shown > position // shown:
             self._settle()
@@ -133,7 +133,9 @@ class Trainer:
             self._board.advance(self.samples)
         if self._watch is not None:
             self._watch(self.samples)
-        if keeps:
+        if self._late:  # no row of the curve, which is not to depend on the time
+            self._settle()
+        if keeps or self._late:
             self._keep()
 
     def _enter(self, position: int) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -183,6 +184,8 @@ def erase(store: Store, tombstone: Tombstone, progress: Progress) -> Erased:
                 _replace(store, node, located, spoilt(records[node], located), written)
         _forget(store, records, located)
         deleted = sum(_sweep(store, name) for name in store.names("") if name not in RESERVED)
+        for name in records:
+            _forget_trainings(store, name)
         _remember(store)
         store.put_if_absent(f"{FOLDER}/{tombstone.id}.done", json.dumps({"records": written.count}).encode())
         for name in store.names(LEASES):
@@ -191,6 +194,16 @@ def erase(store: Store, tombstone: Tombstone, progress: Progress) -> Erased:
     finally:
         store.delete(mine)
     return Erased(tombstone.id, written.count, deleted)
+
+
+def _forget_trainings(store: Store, node: str) -> None:
+    """Delete the checkpoints of trainings that have not ended: they have seen the images, and their shards are others
+    now, on which they could not go on."""
+    folder = f"{node}/checkpoints"
+    ended = store.committed(node)
+    for key in {name.partition(".")[0] for name in store.names(folder)} - ended:
+        with suppress(FileNotFoundError):
+            store.fs.rm(store.full(f"{folder}/{key}"), recursive=True)
 
 
 class _Counter:

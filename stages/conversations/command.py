@@ -66,7 +66,7 @@ def conversations(root: str, node: str, out: Path, form: str, images: Path | Non
 
 def _samples(store: Store, records: list[Record]) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
     """Every conversation with its images by name, in their order."""
-    from models.data.shards import Damaged, DataError, Samples
+    from models.data.shards import Damaged, DataError, Samples, Unreachable
 
     for record in records:
         file = record.file(SHARD)
@@ -77,5 +77,7 @@ def _samples(store: Store, records: list[Record]) -> Iterator[tuple[dict[str, An
                 if document.get("conversations"):
                     pictures = {f"{sample.key}.{e}": d for e, d in sample.members.items() if e not in ("json", "txt")}
                     yield document, pictures
+        except Unreachable as error:
+            raise SluiceError(f"{record.node}: {error}; try again later") from None
         except (DataError, Damaged) as error:
             raise SluiceError(f"{record.node}: {error}; `sluice verify {store.root} --repair`") from None

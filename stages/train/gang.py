@@ -101,7 +101,8 @@ def _refused(path: str) -> Iterator[None]:
     try:
         yield
     except Exception:
-        _refuse_again(path)
+        with suppress(OSError):
+            _refuse_again(path)
         raise
 
 
@@ -118,8 +119,8 @@ def _one_of_many(call: dict[str, Any]) -> None:
         if not call["elastic"] or _takes_part(call["recipe"]["batch"]):
             train_here(call)
     except SluiceError as error:
-        with fsspec.open(call["refused"], "wt", encoding="utf-8") as handle:
-            handle.write(str(error))
+        fs, path = fsspec.core.url_to_fs(call["refused"])
+        fs.pipe_file(path, str(error).encode())
         raise
 
 

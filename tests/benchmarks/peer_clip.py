@@ -22,7 +22,7 @@ EMPTY = ("torchvision", "torchvision.ops", "torchvision.ops.misc")
 
 def model(side: int, patch: int, width: int, layers: int, heads: int, context: int, words: int) -> nn.Module:
     """Random, with two towers of the same width, which is that of the embeddings, too."""
-    package, tall = _package(), {"layers": layers, "width": width}
+    package, tall = _module("model"), {"layers": layers, "width": width}
     seen = package.CLIPVisionCfg(**tall, head_width=width // heads, patch_size=patch, image_size=side)
     said = package.CLIPTextCfg(**tall, context_length=context, vocab_size=words, heads=heads)
     made: nn.Module = package.CLIP(width, seen, said, output_dict=True)
@@ -30,16 +30,16 @@ def model(side: int, patch: int, width: int, layers: int, heads: int, context: i
 
 
 def loss() -> nn.Module:
-    made: nn.Module = importlib.import_module("open_clip.loss").ClipLoss()
+    made: nn.Module = _module("loss").ClipLoss()
     return made
 
 
-def _package() -> Any:
+def _module(name: str) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        for name in EMPTY:
-            patch.setitem(sys.modules, name, types.ModuleType(name))
+        for empty in EMPTY:
+            patch.setitem(sys.modules, empty, types.ModuleType(empty))
         sys.modules[EMPTY[-1]].FrozenBatchNorm2d = nn.BatchNorm2d  # type: ignore[attr-defined]
         package = types.ModuleType("open_clip")  # without its __init__, which imports what transforms images
         package.__path__ = [str(FOLDER)]
-        sys.modules["open_clip"] = package
-        return importlib.import_module("open_clip.model")
+        patch.setitem(sys.modules, "open_clip", package)
+        return importlib.import_module(f"open_clip.{name}")

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.fault(55)
         pytest.param(signal.SIGINT, 130, 0, id="SIGINT-while-Ray-starts", marks=pytest.mark.chaos),
     ],
 )
-def test_a_run_that_is_asked_to_stop_leaves_nothing_behind_and_is_resumed(
+def test_a_run_that_is_asked_to_stop_leaves_only_its_lease_and_is_resumed(
     tmp_path: Path, number: signal.Signals, code: int, batches: int
 ) -> None:
     slow = Slow(tmp_path, parts=16, seconds=0.3)

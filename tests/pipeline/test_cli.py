@@ -170,8 +170,8 @@ def test_who_asks_during_the_first_run_hears_of_it(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     store.put("runs/active/x.lease", json.dumps({"host": "elsewhere", "pid": 17}).encode())
     for asked in (["status", store.root], ["sql", store.root, "SELECT 1"], ["report", store.root]):
-        assert "has ended yet: process 17 on elsewhere is at one" in sluice(*asked).output
+        assert "has ended: a run, process 17 on elsewhere, is at one; wait for it" in sluice(*asked).output
     gone = subprocess.Popen(["true"])
     gone.wait()
     store.put("runs/active/x.lease", json.dumps({"host": socket.gethostname(), "pid": gone.pid}).encode())
-    assert "was cut off; `sluice run DAG" in sluice("status", store.root).output
+    assert "was killed; `sluice run DAG" in sluice("status", store.root).output

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from models.evaluate import Metric, SetError, evaluate, probes, retrieval, selec
 from models.evaluate.__main__ import main
 from models.evaluate.run import _Reader
 from models.evaluate.sets import EvaluationSet, found_in
+from models.recipe import Recipe
 from models.towers.dual_encoder import DualEncoder
 from models.towers.preprocess import Pixels
 from tests.models.towers import tiny
@@ -215,6 +217,22 @@ def test_the_command_shows_a_table_and_writes_rows(model: Path, folder: Path, tm
     assert shown[:3] == ["retrieval", "zeroshot_retrieval", "image_retrieval_recall@10"]
     assert shown[3] == f"{expected[2].value:.1%}"
     assert shown[-2:] == ["55.6%", "36"]  # chance: 10 of 18 images
+
+
+def test_the_command_writes_figures_into_the_card_of_a_model_that_was_trained_here(
+    model: Path, folder: Path, tmp_path: Path
+) -> None:
+    copied = tmp_path / "model"
+    shutil.copytree(model, copied)
+    arguments = [str(copied), str(folder / "retrieval"), "--card"]
+    refused = CliRunner().invoke(main, arguments)
+    assert refused.exit_code != 0
+    assert "training.json cannot be read" in refused.output
+    recipe = Recipe.load("clip-vit-b32", tiny=True).model_dump(mode="json")
+    (copied / "training.json").write_text(json.dumps({"recipe": recipe, "samples": 5, "curve": [], "device": "cpu"}))
+    told = CliRunner().invoke(main, arguments)
+    assert told.exit_code == 0, told.output
+    assert "| retrieval | zeroshot_retrieval | image_retrieval_recall@10 |" in (copied / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,15 @@ def test_where_every_batch_is_bad_skipping_ends(tmp_path: Path) -> None:
         run(tmp_path, set(range(600)), guard={"then": "skip"}, samples=600)
 
 
+def test_what_was_left_out_long_ago_does_not_end_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "MOST_SKIPPED", 2)
+    monkeypatch.setattr(trainer, "AMONG", 10)
+    trained, _ = run(tmp_path / "far", {0, 240, 480}, guard={"then": "skip"}, samples=600)
+    assert trained.samples == 600
+    with pytest.raises(TrainingError):
+        run(tmp_path / "near", {0, 24, 48}, guard={"then": "skip"}, samples=600)
+
+
 def test_a_jump_is_told_from_noise() -> None:
     guard = Guard()
     for step in range(200):

@@ -78,10 +78,11 @@ def test_weights_and_biases_is_asked_only_where_it_is_named(tmp_path: Path, monk
     with Board(str(tmp_path / "a"), "clip", 100, 0, {"seed": 0}) as board:
         board.show(100, ROW)
     assert calls == []
-    for out in ("b/out", "c/out", "b/out"):
-        with Board(str(tmp_path / out), "clip", 100, 0, {"seed": 0}, wandb="mine") as board:
+    for out, done in (("b/out", 0), ("c/out", 0), ("b/out", 50), ("b/out", 0)):
+        with Board(str(tmp_path / out), "clip", 100, done, {"seed": 0}, wandb="mine") as board:
             board.show(100, ROW)
-    first, other, again = calls[::3]
+    first, other, again, anew = calls[::3]
     assert first == {"project": "mine", "name": "clip", "id": ANY, "config": {"seed": 0}, "resume": "allow"}
-    assert first["id"] == again["id"] != other["id"]
+    assert first["id"] == again["id"]
+    assert len({first["id"], other["id"], anew["id"]}) == 3
     assert calls[1:3] == [(2.5, 100), 0]

@@ -14,7 +14,10 @@ from typing import Any
 
 import pytest
 
+from models.data.index import DataError
 from models.recipe import RecipeError
+from models.train.checkpoint import Checkpoints
+from models.train.guard import TrainingError
 from models.train.loop import Trained, train
 from models.train.parallel import Place
 from tests.models.train.toy import ToySource, recipe
@@ -129,6 +132,57 @@ def test_another_recipe_or_other_data_do_not_go_on(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r'whose lineage.selection was null, and now is "abc"'):
         train(recipe(**SETTINGS), {}, str(tmp_path), source=source, lineage={"selection": "abc"})
     assert run(tmp_path, stop_at=48, parallel={"micro_batch": 3}, keep=5).samples > 48
+
+
+def test_a_mistake_in_a_restart_deletes_nothing_and_takes_no_folder_from_a_training(tmp_path: Path) -> None:
+    run(tmp_path, stop_at=24)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    source = ToySource(12, Place.here())
+    refused = recipe(**SETTINGS | {"model": "tests.models.train.toy.Refused"})
+    with pytest.raises(RecipeError, match=r"^model: this cannot be$"):
+        train(refused, {}, str(tmp_path), source=source, resume=False)
+    with pytest.raises(DataError, match="holds no tars"):
+        train(recipe(**SETTINGS), {"shards": str(tmp_path)}, str(tmp_path), resume=False)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_other_shards_under_the_same_name_are_another_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for content in ("12 samples", "13 samples"):
+        monkeypatch.setattr(ToySource, "content", lambda _, content=content: {"shards": content})
+        if content == "13 samples":
+            with pytest.raises(RecipeError, match=r'whose data.shards was "12 samples", and now is "13 samples"'):
+                run(tmp_path)
+        else:
+            run(tmp_path, stop_at=24)
+
+
+def test_a_training_that_has_gone_on_elsewhere_meanwhile_is_not_gone_back_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, stop_at=24)
+    start = Checkpoints.start
+
+    def late(self: Checkpoints, anew: bool) -> None:
+        monkeypatch.setattr(Checkpoints, "start", start)
+        run(tmp_path, stop_at=72)  # by a process that was taken for dead
+        start(self, anew)
+
+    monkeypatch.setattr(Checkpoints, "start", late)
+    with pytest.raises(TrainingError, match="another training has gone on in"):
+        run(tmp_path)
+    assert run(tmp_path).samples == 240
+
+
+def test_a_checkpoint_is_written_after_half_an_hour_however_few_samples_were_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unbroken: Any
+) -> None:
+    monkeypatch.setattr("models.train.trainer.KEPT_EVERY_S", 0.0)
+    told: list[int] = []
+    source = ToySource(12, Place.here())
+    settings = recipe(**SETTINGS | {"checkpoint_every": 240, "keep": 1})
+    train(settings, {}, str(tmp_path), source=source, report=lambda samples, *_: told.append(samples))
+    assert len(told) >= 10, "as soon as a step has said that it is time"
+    assert left(tmp_path) == unbroken, "when they are written changes nothing"
 
 
 def test_restarted_it_begins_anew(tmp_path: Path, unbroken: Any) -> None:
