@@ -35,8 +35,8 @@ UNANSWERABLE = (
     "Answer the question using a single word or phrase."
 )
 """How it puts those of ScienceQA and VizWiz."""
-SPLITS = ("val", "testdev", "test", "train")
-"""Of which several lie in one folder, the first counts."""
+SPLITS = ("testdev", "val", "test", "train")
+"""Of which several lie in one folder, the first counts: papers report GQA's testdev, and VQAv2's has no answers."""
 
 
 @dataclass(frozen=True)

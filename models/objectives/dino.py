@@ -31,10 +31,8 @@ class SelfDistillation(Objective):
         super().__init__()
         self._temperature, self._teacher, self._warmup, self._momentum = temperature, teacher, warmup, momentum
         self.register_buffer("centre", torch.zeros(prototypes))
-        self._begin()
-
-    def _begin(self) -> None:
-        self._sum, self._rows = torch.zeros_like(self.centre), 0
+        self._sum: torch.Tensor | None = None
+        self._rows = 0
 
     def forward(self, features: Features, scalars: Scalars) -> Loss:
         student_nvk, teacher_nqk = features["student"], features["teacher"]
@@ -42,7 +40,8 @@ class SelfDistillation(Objective):
             raise ValueError(
                 f"{teacher_nqk.shape[-1]} prototypes; this objective has {len(self.centre)}: set `prototypes` of both"
             )
-        self._sum = self._sum + teacher_nqk.detach().sum(dim=(0, 1))
+        seen = teacher_nqk.detach().sum(dim=(0, 1))
+        self._sum = seen if self._sum is None else self._sum + seen
         self._rows += teacher_nqk.shape[0] * teacher_nqk.shape[1]
         with torch.autocast(student_nvk.device.type, enabled=False):
             likely_nqk = ((teacher_nqk.detach() - self.centre) / self.teacher_temperature).softmax(dim=-1)
@@ -59,8 +58,9 @@ class SelfDistillation(Objective):
 
     @torch.no_grad()
     def after_step(self) -> None:
+        assert self._sum is not None, "a step follows a batch"
         summed = torch.cat([self._sum, self._sum.new_tensor([self._rows])])
         if world() > 1:
             dist.all_reduce(summed)
         self.centre.lerp_(summed[:-1] / summed[-1], 1 - self._momentum)
-        self._begin()
+        self._sum, self._rows = None, 0

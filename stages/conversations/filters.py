@@ -70,7 +70,7 @@ def _share(turn: Turn, bearing: set[str]) -> float:
 
     Numbers from a box's count are known by the question: who asks how many is answered with a number.
     """
-    words = list(stems(turn.answer))
+    words = list(stems(turn.answer, articles=False))  # `a dog` is borne out by `dog`
     if turn.kind == "count" and turn.caption_id is None:
         return 1.0
     numbers = [word for word in words if word.isdigit()]
@@ -79,10 +79,13 @@ def _share(turn: Turn, bearing: set[str]) -> float:
     return sum(word in bearing for word in words) / len(words) if words else 1.0
 
 
-def stems(text: str) -> Iterator[str]:
-    """Words of meaning: lower case, in the singular, numbers as digits; an article is a one."""
+def stems(text: str, articles: bool = True) -> Iterator[str]:
+    """Words of meaning: lower case, in the singular, numbers as digits. `articles`: `a` is a one; else it is nothing."""
     for word in WORD.findall(text.lower()):
-        number = 1 if word in ("a", "an") else number_of(word)
+        if word in ("a", "an"):
+            yield from ["1"] * articles
+            continue
+        number = number_of(word)
         if number:
             yield str(number)
         elif word not in FUNCTION_WORDS:

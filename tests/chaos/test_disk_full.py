@@ -50,7 +50,8 @@ def test_a_full_disk_stops_the_run_in_one_line_and_the_same_command_resumes_once
     assert "free space and run the same command, it resumes" in line
     assert "Traceback" not in said
     assert len(local(root).committed("bulk") | local(root).committed("bundles")) < 16
-    assert [path for path in files(root, "*/data/*") if path.name.startswith("spool-")] == []
+    spooled = [path for path in files(root, "*/data/*") if path.name.startswith("spool-")]
+    assert len(spooled) <= 2, "of what both workers were at when the run ended, at most; `gc` takes it"
     before = whole(root)
     subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
     code, said = sluice("run", dag, root)

@@ -220,11 +220,11 @@ def test_samples_are_made_ahead_but_not_without_bound(sets: dict[str, Samples]) 
 
 
 def test_closing_ends_the_threads(sets: dict[str, Samples]) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     loader = Loader(sets, order_of(sets), Numbers(), batch=8, threads=4)
     next(loader)
     loader.close()
-    assert threading.active_count() == before
+    assert [thread.name for thread in threading.enumerate() if thread not in before] == []
 
 
 def test_reading_waits_for_a_store_in_many_threads_while_few_decode(

@@ -5,10 +5,15 @@ from __future__ import annotations
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+import models.without_torchvision  # isort: skip  # noqa: F401
+from transformers import AutoTokenizer, BlipForImageTextRetrieval
 
 from infra.miniweb import sets
 from models.captioners.captioner import Captioner
@@ -46,6 +51,28 @@ def read(folder: Path) -> tuple[list[Pixels], list[list[str]]]:
 def figures(model: Path, folder: Path, *names: str) -> dict[tuple[str, str, str], float]:
     found = evaluate(model, {name: str(folder / name) for name in names})
     return {(one.set, one.task, one.metric): one.value for one in found}
+
+
+def test_a_filter_scores_as_transformers_does(tmp_path: Path) -> None:
+    model = Matcher.load(tiny.matcher(tmp_path), "cpu", "float32")
+    theirs: Any = BlipForImageTextRetrieval.from_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    dice = np.random.default_rng(0)
+    images = [model.preprocessing(dice.integers(0, 256, (20, 24, 3), np.uint8)) for _ in range(3)]
+    texts, image_of = [*tiny.TEXTS, "a box"], np.array([0, 1, 2, 0, 1])
+    found = model.scores(images, texts, image_of, 2)
+    pixels = model.preprocessing.normalise(torch.from_numpy(np.stack(images))).permute(0, 3, 1, 2)
+    for row, (text, image) in enumerate(zip(texts, image_of, strict=True)):
+        given = tokenizer([text], return_tensors="pt")
+        said = {
+            "input_ids": given["input_ids"],
+            "attention_mask": given["attention_mask"],
+            "pixel_values": pixels[[image]],
+        }
+        with torch.no_grad():
+            matched = theirs(**said).itm_score.softmax(1)[0, 1]
+            cosine = theirs(**said, use_itm_head=False).itm_score[0, 0]
+        np.testing.assert_allclose(found[row], [matched, cosine], atol=1e-6)
 
 
 def test_a_filter_matches_chooses_and_ranks_anew(tmp_path: Path, folder: Path) -> None:

@@ -46,7 +46,8 @@ def gqa(folder: Path) -> None:
     types = {"structural": "verify", "semantic": "attr", "detailed": "attr"}
     asked = {"question": "Is it red?", "imageId": "n7", "answer": "yes", "types": types}
     put(folder / "testdev_balanced_questions.json", {"201": asked})
-    put(folder / "train_balanced_questions.json", {})
+    for other in ("train", "val"):  # papers report testdev
+        put(folder / f"{other}_balanced_questions.json", {})
     put(folder / "images/n7.jpg", "red")
 
 

@@ -31,7 +31,9 @@ def dropping(micro: int | None, kinds: Sequence[type[Objective]] = (InfoNCE,), l
 
 def far(found: Tensors, expected: Tensors) -> dict[str, float]:
     assert found.keys() == expected.keys()
-    return {name: float((found[name] - value).abs().max()) for name, value in expected.items()}
+    return {
+        name: float((found[name] - value).abs().max() / value.abs().max().clamp(1)) for name, value in expected.items()
+    }
 
 
 @pytest.mark.parametrize("objectives", OBJECTIVES)

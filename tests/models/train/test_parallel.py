@@ -53,7 +53,10 @@ def weights(folder: str | None) -> dict[str, torch.Tensor]:
 
 def far(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
     assert found.keys() == expected.keys()
-    return max(float((found[name].double() - value.double()).abs().max()) for name, value in expected.items())
+    return max(
+        float((found[name].double() - value.double()).abs().max() / value.double().abs().max().clamp(1))
+        for name, value in expected.items()
+    )
 
 
 @pytest.mark.parametrize(("mode", "objectives", "micro"), [*product(MODES, processes.OBJECTIVES, processes.MICROS)])

@@ -38,6 +38,17 @@ def test_an_answer_must_be_borne_out(answer: str, expected: str) -> None:
     assert verdict("What is there?", answer) == expected
 
 
+def test_an_article_counts_nothing_and_bears_out_a_one() -> None:
+    def said(caption: str, answer: str) -> str:
+        (found,) = judged([Turn("question", "?", answer, None, "model")], [caption], [], 0.6, longest=100)
+        return found
+
+    assert said("Golden retriever puppy on beach", "A golden retriever puppy sits on a beach.") == "kept"
+    assert said("A puppy on a beach", "One puppy.") == "kept"
+    assert said("Two puppies on a beach", "Three puppies.") == "ungrounded"
+    assert said("Puppies on beach", "One.") == "ungrounded"
+
+
 def test_how_much_must_be_borne_out_can_be_said() -> None:
     assert verdict("?!", "A dog in moonlight", grounded=0.4) == "kept"
     assert verdict("?!", "A dog in moonlight", grounded=0.9) == "ungrounded"
