@@ -80,7 +80,7 @@ def _share(turn: Turn, bearing: set[str]) -> float:
 
 
 def stems(text: str, articles: bool = True) -> Iterator[str]:
-    """Words of meaning: lower case, in the singular, numbers as digits. `articles`: `a` is a one; else it is nothing."""
+    """Words of meaning: lower case, in the singular, numbers as digits. `articles`: whether `a` is a one or nothing."""
     for word in WORD.findall(text.lower()):
         if word in ("a", "an"):
             yield from ["1"] * articles
