@@ -105,26 +105,16 @@ def train(
         if newest is not None:
             _same(newest, facts, out)
 
-        system = _system(recipe, source, place, weights)
-        works = _count(recipe, system, source)
-        if recipe.parallel.checkpoint_activations:
-            lighten(system.model)
-        if recipe.parallel.compile:
-            compile_blocks(system.model)
-        place.spread(system.model, recipe.parallel.mode)
-
+        system, works = _laid_out(recipe, source, place, weights)
         checkpoints.start(anew=not resume)  # not before all that a mistake in the arguments could stop
         if resume and checkpoints.newest() != newest:
             raise TrainingError(f"another training has gone on in {out} meanwhile; the same command goes on from there")
         if place.first and newest is None:
             _save_tokenizer(source.tokenizer, out)
-        done = newest.samples if newest else 0
-        board = (
-            stack.enter_context(Board(out, recipe.name, recipe.samples, done, facts["recipe"], wandb))
-            if place.first
-            else None
-        )
-        peak = flops.peak(place.device, system.bfloat16)
+        board = None
+        if place.first:
+            done = newest.samples if newest else 0
+            board = stack.enter_context(Board(out, recipe.name, recipe.samples, done, facts["recipe"], wandb))
         trainer = Trainer(
             recipe,
             system,
@@ -132,7 +122,7 @@ def train(
             checkpoints,
             board,
             works=works,
-            peak=peak,
+            peak=flops.peak(place.device, system.bfloat16),
             facts=facts,
             report=report,
             stop=stop,
@@ -146,6 +136,20 @@ def train(
         if trainer.samples >= trainer.end:
             model = _export(recipe, system, trainer, source, weights, _said(trainer, facts, skipped), out)
         return Trained(model, trainer.samples, tuple(trainer.curve), skipped)
+
+
+def _laid_out(
+    recipe: Recipe, source: Source, place: Place, weights: Mapping[str, str]
+) -> tuple[System, list[flops.Work]]:
+    """Model and objectives over the processes, and the operations of a sample in each phase."""
+    system = _system(recipe, source, place, weights)
+    works = _count(recipe, system, source)
+    if recipe.parallel.checkpoint_activations:
+        lighten(system.model)
+    if recipe.parallel.compile:
+        compile_blocks(system.model)
+    place.spread(system.model, recipe.parallel.mode)
+    return system, works
 
 
 def _build(recipe: Recipe, source: Source, weights: Mapping[str, str]) -> Trainable:

@@ -181,6 +181,8 @@ def test_a_tar_that_is_not_whole_is_counted_from_the_start(tmp_path: Path) -> No
         assert loader.skipped == {"damaged tar": 1}
         assert "a/" in loader.named[0]
         assert "00001.tar: the file ends at byte" in loader.named[0]
+    with Loader({"a": samples}, Order({"a": len(samples)}, {"a": 1}, 0), Numbers(), 4, rank=1, world=2) as other:
+        assert other.skipped == {}, "the first process counts what all see"
 
 
 def test_a_tar_that_is_cut_under_the_loader_is_replaced_sample_by_sample(tmp_path: Path) -> None:

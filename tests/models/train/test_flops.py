@@ -94,7 +94,7 @@ def test_the_peak_is_the_data_sheet_s_and_measured_where_there_is_none(monkeypat
     assert flops.peak(torch.device("cuda", 0), False) == 67e12
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 PCIe")
     assert flops.peak(torch.device("cuda", 0), True) == 756e12
-    for name, known in (("NVIDIA L4", 121e12), ("NVIDIA L40S", 362e12)):
+    for name, known in (("NVIDIA GH200 480GB", 989e12), ("NVIDIA L40S", 362e12), ("no A1000 but T4", 65e12)):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)
         assert flops.peak(torch.device("cuda", 0), True) == known
     assert 1e8 < flops.peak(CPU, False) < 1e14

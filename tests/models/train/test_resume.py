@@ -146,6 +146,16 @@ def test_a_mistake_in_a_restart_deletes_nothing_and_takes_no_folder_from_a_train
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_wandb_that_is_not_there_is_told_before_anything_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, stop_at=24)
+    monkeypatch.setattr("models.train.loop.find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match="wandb is not installed"):
+        train(recipe(**SETTINGS), {}, str(tmp_path), source=ToySource(12, Place.here()), resume=False, wandb="mine")
+    assert list(tmp_path.glob("checkpoints/*/complete.json"))
+
+
 def test_other_shards_under_the_same_name_are_another_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for content in ("12 samples", "13 samples"):
         monkeypatch.setattr(ToySource, "content", lambda _, content=content: {"shards": content})

@@ -13,6 +13,7 @@ import torch
 import models.without_torchvision  # isort: skip  # noqa: F401
 from transformers import AutoModel
 
+from models.data.shards import Unreachable
 from models.towers.dual_encoder import DualEncoder
 from pipeline.errors import SluiceError
 from pipeline.identity import find_resources
@@ -154,6 +155,19 @@ def test_what_another_try_would_not_mend_is_refused_in_a_line(store: Store, shar
     hopeless = Train(recipe=recipe, settings=("optimizer.learning_rate=1e30",))
     with pytest.raises(SluiceError, match="step"):
         trained(store, hopeless, [shards])
+
+
+def test_a_store_that_does_not_answer_is_no_refusal(
+    store: Store, shards: Generation, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine tries again what failed, and not what was refused."""
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise Unreachable("shards/00000.tar cannot be read, tried 5 times: SlowDown")
+
+    monkeypatch.setattr("models.train.loop.train", unreachable)
+    with pytest.raises(Unreachable):
+        trained(store, Train(recipe=recipe), [shards])
 
 
 def test_other_rules_that_keep_the_same_do_not_stop_a_training_that_was_killed(
