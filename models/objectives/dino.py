@@ -48,8 +48,9 @@ class SelfDistillation(Objective):
             told_nvk = (student_nvk / self._temperature).log_softmax(dim=-1)
             crossed_nqv = -torch.einsum("nqk,nvk->nqv", likely_nqk, told_nvk)
         views, large = told_nvk.shape[1], likely_nqk.shape[1]
-        others_qv = ~torch.eye(large, views, dtype=torch.bool, device=crossed_nqv.device)  # no view teaches itself
-        return Loss(crossed_nqv[:, others_qv].sum() / (large * (views - 1)), crossed_nqv.new_tensor(len(crossed_nqv)))
+        itself_qv = torch.eye(large, views, dtype=torch.bool, device=crossed_nqv.device)  # no view teaches itself
+        total = crossed_nqv.masked_fill(itself_qv, 0).sum() / (large * (views - 1))
+        return Loss(total, crossed_nqv.new_tensor(len(crossed_nqv)))
 
     @property
     def teacher_temperature(self) -> float:
