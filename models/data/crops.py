@@ -50,13 +50,9 @@ class ManyCrops(Collate[None]):
         shares = ((views.side, views.crop[0]) for views in (data.images, data.crops))
         self._side = max(math.ceil(side * math.sqrt(RATIOS[1] / share)) for side, share in shares)
 
-    def room(self, rows: int) -> dict[str, torch.Tensor]:
-        shapes = {"pixel_values": (2, self._images.side), "small_pixel_values": (self._crops.count, self._crops.side)}
-        return {
-            name: torch.empty(rows, count, 3, side, side, dtype=torch.uint8)
-            for name, (count, side) in shapes.items()
-            if count
-        }
+    def room(self) -> dict[str, tuple[int, ...]]:
+        views = {"pixel_values": (2, self._images.side), "small_pixel_values": (self._crops.count, self._crops.side)}
+        return {name: (count, 3, side, side) for name, (count, side) in views.items() if count}
 
     def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> None:
         try:

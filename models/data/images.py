@@ -146,7 +146,9 @@ def rgb(image: ImageFile) -> np.ndarray:
         above = picture.convert("RGBA")
         picture = Image.new("RGBA", above.size, "white")
         picture.alpha_composite(above)
-    picture = picture.convert("RGB")
+    picture.load()
+    if picture.mode != "RGB":  # to itself, it would be a copy
+        picture = picture.convert("RGB")
     try:  # Pillow's own memory, which has 4 bytes a pixel: `asarray` copies it three times, with the interpreter's lock
         pixels = pa.array(picture).flatten().to_numpy(zero_copy_only=True)
     except ValueError:  # of more than 4 megapixels, it is in pieces

@@ -21,9 +21,9 @@ class Labelled(Collate[int]):
     def __init__(self, data: Data) -> None:
         self._data = data
 
-    def room(self, rows: int) -> dict[str, torch.Tensor]:
+    def room(self) -> dict[str, tuple[int, ...]]:
         side = self._data.images.side
-        return {"pixel_values": torch.empty(rows, 3, side, side, dtype=torch.uint8)}
+        return {"pixel_values": (3, side, side)}
 
     def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> int:
         label = class_of(sample, self._data.labels)

@@ -22,6 +22,7 @@ from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import torch
 
+from models.data.memory import Recycled
 from models.data.order import dice
 from models.data.phases import Places
 from models.data.shards import Damaged, DataError, Sample, Samples
@@ -34,7 +35,7 @@ ATTEMPTS = 100
 """Samples that are tried for one place. Where nine in ten are damaged, one place in 37,000 finds none."""
 REQUESTS = 32
 """Requests to a store at once."""
-TOGETHER = 16
+TOGETHER = 64
 """Samples that a thread works on before it looks for others, at most."""
 NAMED = 100
 """Damaged samples that are named, at most; all are counted."""
@@ -48,8 +49,8 @@ class Collate(ABC, Generic[Row]):
     def meet(self, sets: Mapping[str, Samples]) -> None:
         """All sets, before the first sample: for what draws others beside the one whose turn it is."""
 
-    def room(self, rows: int) -> dict[str, torch.Tensor]:
-        """Tensors that `row` writes to, where that spares a copy; they become part of the batch."""
+    def room(self) -> dict[str, tuple[int, ...]]:
+        """Shapes, uint8, of what `row` writes to its place in `room`; it becomes part of the batch."""
         return {}
 
     @abstractmethod
@@ -92,7 +93,8 @@ class Loader(Iterator[Batch], Generic[Row]):
         pin: bool = False,
     ) -> None:
         """`batch`: samples of a step, over all processes. `start`: samples that were seen before, over all processes.
-        `threads`: that decode; by default as many as there are cores for this process. `pin`: copy batches to pinned
+        `threads`: that decode; by default one more than there are cores for this process, for they wait for the
+        interpreter's lock at times. `pin`: copy batches to pinned
         memory, from which a GPU fetches them by itself."""
         if not 0 <= rank < world <= batch:
             raise DataError(
@@ -105,16 +107,17 @@ class Loader(Iterator[Batch], Generic[Row]):
         self.named: list[str] = []
         """The first of them, with details."""
         self._sets, self._order, self._collate, self._batch, self._pin = sets, order, collate, batch, pin
+        self._memory = Recycled()
         collate.meet(sets)
         self._slice = batch * rank // world, batch * (rank + 1) // world
-        threads = threads or len(os.sched_getaffinity(0))
+        threads = threads or len(os.sched_getaffinity(0)) + 1
         remote = any(sets[name].remote for name in order.names)
         self._cores = threading.Semaphore(threads)
         self._pool = ThreadPoolExecutor(threads + REQUESTS * remote, "loader")
         self._last = ThreadPoolExecutor(1, "loader-batch")
         rows = self._slice[1] - self._slice[0]
-        self._together = 1 if remote else max(1, min(TOGETHER, rows // (2 * threads)))
         self._depth = min(max(2, AHEAD // rows), BATCHES)
+        self._together = 1 if remote else max(1, min(TOGETHER, rows * self._depth // (4 * threads)))
         self._next = start
         self._coming: deque[tuple[Future[Batch], list[Future[_Made]]]] = deque()
         for name in order.names if rank == 0 else ():  # which all processes see
@@ -149,7 +152,7 @@ class Loader(Iterator[Batch], Generic[Row]):
         self._next += self._batch
         sets, numbers = self._order.span(first, end)
         whose, which = sets.tolist(), numbers.tolist()
-        room = self._collate.room(end - first)
+        room = {name: self._memory.empty(end - first, *shape) for name, shape in self._collate.room().items()}
         parts = []
         for at in range(0, end - first, self._together):
             some = slice(at, at + self._together)

@@ -9,8 +9,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 
-import torch
-
 import models.without_torchvision  # isort: skip  # noqa: F401
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -36,9 +34,9 @@ class Pairs(Collate[list[str]]):
         self._data = data
         self._encode = Encoder(tokenizer, data.texts.context)
 
-    def room(self, rows: int) -> dict[str, torch.Tensor]:
+    def room(self) -> dict[str, tuple[int, ...]]:
         side = self._data.images.side
-        return {"pixel_values": torch.empty(rows, 3, side, side, dtype=torch.uint8)}
+        return {"pixel_values": (3, side, side)}
 
     def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> list[str]:
         texts = drawn(captions_of(sample), self._data.captions, dice)

@@ -6,6 +6,7 @@ Every text can be written, for its bytes are tokens. The same captions give the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,16 +87,16 @@ class Encoder:
             )
         self._tokenizer = _copied(tokenizer)
         self._tokenizer.enable_truncation(context)
-        self._tokenizer.enable_padding(
-            pad_id=tokenizer.pad_token_id, pad_token=str(tokenizer.pad_token), length=context
-        )
+        self._tokenizer.no_padding()
+        self._context, self._pad = context, tokenizer.pad_token_id
 
     def __call__(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """int64 (texts, context) each: the tokens, and 1 where they are not padding."""
-        found = self._tokenizer.encode_batch_fast(list(texts))
-        ids = np.array([one.ids for one in found], np.int64)
-        mask = np.array([one.attention_mask for one in found], np.int64)
-        return torch.from_numpy(ids), torch.from_numpy(mask)
+        found = [one.ids for one in self._tokenizer.encode_batch_fast(list(texts))]
+        told = np.arange(self._context) < np.array([len(tokens) for tokens in found])[:, None]
+        ids = np.full(told.shape, self._pad, np.int64)
+        ids[told] = np.fromiter(chain.from_iterable(found), np.int64)  # padding would pass through Python, too
+        return torch.from_numpy(ids), torch.from_numpy(told.astype(np.int64))
 
 
 class Tokens:

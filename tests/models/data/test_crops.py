@@ -29,9 +29,7 @@ def reader(**changes: Any) -> ManyCrops:
 
 def views(sample: Sample, seed: int, **changes: Any) -> dict[str, torch.Tensor]:
     collate = reader(**changes)
-    room = collate.room(1)
-    for pixels in room.values():
-        pixels.fill_(7)
+    room = {name: torch.full((1, *shape), 7, dtype=torch.uint8) for name, shape in collate.room().items()}
     collate.row(sample, Random(seed), room, 0)
     return room
 

@@ -43,7 +43,7 @@ def test_a_class_is_a_number_or_one_of_the_names(members: dict[str, bytes], labe
 
 def test_a_batch_has_pixels_and_classes(tmp_path: Path) -> None:
     collate = Labelled(Data.model_validate({"kind": "labels", "images": {"side": 16}}))
-    room = collate.room(2)
+    room = {name: torch.empty(2, *shape, dtype=torch.uint8) for name, shape in collate.room().items()}
     samples = [Sample(str(number), {"jpg": picture(number), "cls": b"%d" % number}) for number in range(2)]
     rows = [collate.row(sample, Random(0), room, at) for at, sample in enumerate(samples)]
     assert torch.equal(collate.batch(rows)["classes"], torch.tensor([0, 1]))

@@ -35,11 +35,11 @@ class Numbers(Collate[Row]):
         number = int(sample.key, 16)
         if number in self.damaged:
             raise Damaged("spoilt", sample.key, "by a test")
-        room["again"][at] = number
+        room["again"][at, 0] = number
         return number, dice.random()
 
-    def room(self, rows: int) -> dict[str, torch.Tensor]:
-        return {"again": torch.full((rows,), -1)}
+    def room(self) -> dict[str, tuple[int, ...]]:
+        return {"again": (1,)}
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         return {"number": torch.tensor([row[0] for row in rows]), "chance": torch.tensor([row[1] for row in rows])}
@@ -77,7 +77,7 @@ def seen(
         loader = Loader(sets, order_of(sets), Numbers(damaged), batch, rank, world, start, threads)
         with loader:
             for each in islice(loader, (samples - start) // batch):
-                assert torch.equal(each["again"], each["number"])
+                assert torch.equal(each["again"][:, 0], each["number"])
                 columns = (each[name].tolist() for name in ("position", "number", "chance"))
                 found += zip(*columns, strict=True)
     return sorted(found)
