@@ -34,7 +34,9 @@ proof: .venv/installed
 	@$(BIN)/sluice metrics proof/root
 
 # BLIP's loop: captions written, filtered and trained on anew, beside the same without; one seed, then three, and longer.
-BLIP_LONGER := blip.samples=60000 both_blip.samples=60000 captioner.samples=32000 filter.samples=32000
+# Captioner and filter begin with the first of three.
+BLIP_LONGER := blip.samples=40000 both_blip.samples=40000 captioner.samples=32000 filter.samples=32000
+BLIP_FIRST := {node: blip, part: model-0}
 demo-blip: .venv/installed
 	$(call blip_loop,demo/blip,2000,1000)
 
@@ -43,7 +45,9 @@ proof-blip: .venv/installed
 	  --set trusted_urls.files=proof/blip/trusted/urls.parquet --set 'comparison.sets={held_out: proof/blip/sets}' \
 	  --set 'writers.sets={held_out: proof/blip/sets}' \
 	  --set 'leaks.sets={held_out: proof/blip/evaluation/images}' \
-	  $(foreach arm,$(BLIP_ARMS) both_blip,--set $(arm).seeds=3) $(foreach more,$(BLIP_LONGER),--set $(more)))
+	  --set 'trusted_leaks.sets={held_out: proof/blip/evaluation/images}' \
+	  --set 'captioner.pretrained=$(BLIP_FIRST)' --set 'filter.pretrained=$(BLIP_FIRST)' \
+	  $(foreach arm,$(BLIP_ARMS) blip both_blip,--set $(arm).seeds=3) $(foreach more,$(BLIP_LONGER),--set $(more)))
 
 # folder, pages, trusted pages, settings
 define blip_loop
