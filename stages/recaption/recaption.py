@@ -89,6 +89,8 @@ class Recaption(PartStage):
         return self._captioner(device)[0].preprocessing
 
     def open(self, device: Device) -> Callable[[Batch], pa.Table]:
+        from models.captioners.captioner import PromptError
+
         captioner, checkpoint = self._captioner(device)
 
         def write(batch: Batch) -> pa.Table:
@@ -97,7 +99,12 @@ class Recaption(PartStage):
             there = [image for image in images if image is not None]
             uids = batch.table["uid"].take(pa.array(rows, pa.int64())).to_pylist()
             prompts = None if self.prompt is None else [self.prompt] * len(rows)
-            written = captioner.write(there, uids, self.decoding, prompts, self.batch, prepared=True)
+            try:
+                written = captioner.write(there, uids, self.decoding, prompts, self.batch, prepared=True)
+            except FloatingPointError as error:  # of all images, or nobody knows of which
+                raise SluiceError(f"dtype: {error}") from None
+            except PromptError as error:
+                raise SluiceError(str(error)) from None
             found = dict(zip(rows, written, strict=True))
             return table([found.get(row) for row in range(len(images))], self.named(), captioner.name, checkpoint)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+
+import models.without_torchvision  # isort: skip  # noqa: F401
+from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
 from models.captioners.checkpoint import content_hash
 from models.towers.matcher import Matcher
@@ -251,6 +255,34 @@ def test_what_is_no_captioner_or_filter_is_told_in_a_line(captioner: Path, match
         ItmScore(weights=str(captioner)).open(Device())
     with pytest.raises(SluiceError, match="beams = 3: less than the 4 candidates"):
         Recaption(weights=str(captioner), method="beam", candidates=4)
+
+
+def test_a_model_whose_numbers_overflow_is_refused_and_no_row_is_quarantined(
+    captioner: Path, matcher: Path, tmp_path: Path
+) -> None:
+    """float16 ends at 65,504."""
+    for kind, place, head in (
+        (BlipForConditionalGeneration, captioner, "text_decoder.cls.predictions"),
+        (BlipForImageTextRetrieval, matcher, "itm_head"),
+    ):
+        model: Any = kind.from_pretrained(place)
+        with torch.no_grad():
+            model.get_submodule(head).bias.add_(1e5)
+        shutil.copytree(place, tmp_path / head)
+        model.save_pretrained(tmp_path / head)
+    loop = LOOP.format(captioner=tmp_path / "text_decoder.cls.predictions", matcher=tmp_path / "itm_head")
+    told = "dtype: BlipForConditionalGeneration: float16 cannot hold this model's numbers; take bfloat16 or float32"
+    for node, step, error in (("written", "Recaption", told), ("match", "ItmScore", "dtype: .*float16 cannot hold")):
+        narrow = loop.replace(f"{step}: {{", f"{step}: {{dtype: float16, ")
+        store = Store(str(tmp_path / f"root-{node}"))
+        with pytest.raises(SluiceError, match=error):
+            run(Dag.parse(narrow), store.root, until=node, executor=Inline(store))
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(captioner: Path) -> None:
+    stage = Recaption(weights=str(captioner), prompt=" ".join(["cat"] * 40))
+    with pytest.raises(SluiceError, match=r"has places for 32.*shorten the prompt"):
+        stage.open(Device())(FakeBatch(pa.table({"uid": ["a"]}), [picture(1)]))
 
 
 def test_the_stages_work_on_real_photographs(shared_data: Path, captioner: Path, matcher: Path) -> None:
