@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from pipeline.errors import SluiceError
 from pipeline.stage import PIXELS, Batch, Device, Effort, NodeRef, PartStage, Prepare, Promise, Weights
 from stages.kit.encoders import DTYPES, Dtype, model_folder
-from stages.recaption.written import WRITTEN, table
+from stages.recaption.written import WRITTEN, check_source, table
 
 if TYPE_CHECKING:
     from models.captioners.captioner import Captioner
@@ -64,6 +64,7 @@ class Recaption(PartStage):
 
     @model_validator(mode="after")
     def _can_be_decoded(self) -> Recaption:
+        check_source(self.named())
         try:
             _ = self.decoding
         except ValueError as error:

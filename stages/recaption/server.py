@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from pipeline.errors import SluiceError
 from pipeline.stage import PIXELS, Batch, Device, Effort, PartStage, Prepare, Promise
-from stages.recaption.written import WRITTEN, table
+from stages.recaption.written import WRITTEN, check_source, table
 
 PROMPT = "Describe the image in one short sentence."
 
@@ -72,6 +72,7 @@ class RecaptionByServer(PartStage):
     def _can_be_asked(self) -> RecaptionByServer:
         from models.captioners.server import Server
 
+        check_source(self.source or self.model)
         try:
             Server(self.server, self.model, self.key_variable)
         except ValueError as error:
