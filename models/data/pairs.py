@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
 from random import Random
 
 import torch
@@ -14,7 +15,7 @@ import torch
 import models.without_torchvision  # isort: skip  # noqa: F401
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from models.data.images import training_pixels
+from models.data.images import image_of, training_pixels
 from models.data.loader import Collate, Loader
 from models.data.order import Order
 from models.data.phases import PhasedOrder, Places
@@ -38,11 +39,16 @@ class Pairs(Collate[list[str]]):
 
     def room(self, rows: int) -> dict[str, torch.Tensor]:
         side = self._data.images.side
-        return {"pixel_values": torch.empty(rows, 3, side, side, dtype=torch.uint8)}
+        return {
+            "pixel_values": torch.empty(rows, 3, side, side, dtype=torch.uint8),
+            "image_id": torch.empty(rows, dtype=torch.int64),
+        }
 
     def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> list[str]:
         texts = drawn(captions_of(sample), self._data.captions, dice)
         room["pixel_values"][at] = training_pixels(sample, self._data.images, dice)
+        digest = blake2b(image_of(sample), digest_size=8).digest()
+        room["image_id"][at] = int.from_bytes(digest, "little", signed=True)
         return texts
 
     def batch(self, rows: Sequence[list[str]]) -> Batch:
