@@ -127,6 +127,41 @@ def test_captions_do_not_repeat_what_they_were_to_begin_with(captioner: Captione
     assert found[0] != plain[0]
 
 
+@pytest.mark.parametrize("method", ["nucleus", "beam"])
+def test_prompts_are_sorted_by_length_and_past_tokens_cached_without_a_change_in_what_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, method: Any
+) -> None:
+    captioner = Captioner.load(folder, "cpu", "float32")
+    model: Any = captioner._model
+    generate, lengths, steps = model.generate, [], []
+    model.text_decoder.register_forward_pre_hook(
+        lambda _, __, given: steps.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+
+    def called(**given: Any) -> Any:
+        lengths.append(tuple(given["input_ids"].shape))
+        assert given["use_cache"]
+        steps.clear()
+        found = generate(**given)
+        assert steps[0] == given["input_ids"].shape[1] - 1
+        assert set(steps[1:]) == {1}  # the newest token alone
+        assert len(steps) == 8
+        return found
+
+    monkeypatch.setattr(model, "generate", called)
+    prompts: list[str | None] = ["two green stars and", "a red", "a cat sat on", "the", "a large", "a cat"]
+    images, uids, decoding = pictures(6), [*UIDS, "f6"], replace(DECODING, method=method, least_tokens=8)
+    together = captioner.write(images, uids, decoding, prompts, batch=2)
+    assert [length for _, length in lengths] == sorted(length for _, length in lengths)
+    assert max(rows for rows, _ in lengths) == 2
+    monkeypatch.setattr(model, "generate", lambda **given: generate(**{**given, "use_cache": False}))
+    for row, captions in enumerate(together):
+        (alone,) = captioner.write(images[row : row + 1], uids[row : row + 1], decoding, prompts[row : row + 1])
+        assert [one.text for one in alone] == [one.text for one in captions]
+        assert [one.score for one in alone] == pytest.approx([one.score for one in captions], abs=1e-4)
+    assert steps[-1] > 8  # and without a cache all of them
+
+
 @pytest.mark.parametrize("decoding", [DECODING, Decoding(method="beam", beams=2, most_tokens=4)])
 def test_numbers_that_a_dtype_cannot_hold_are_an_error_and_no_caption(tmp_path: Path, decoding: Decoding) -> None:
     model: Any = BlipForConditionalGeneration.from_pretrained(tiny.captioner(tmp_path))
