@@ -85,7 +85,8 @@ def test_no_more_images_are_held_than_are_looked_at_at_once(tmp_path: Path, monk
     expected = np.concatenate(
         [model.scores([images[n]], [text], np.array([0]), 1) for n, text in zip(image_of, texts, strict=True)]
     )
-    look, held, most = model._looked, [], []
+    look, most = model._looked, []
+    held: list[weakref.ref[torch.Tensor]] = []
 
     def looked(some: Any) -> Any:
         most.append(sum(one() is not None for one in held))
@@ -105,7 +106,8 @@ def test_a_set_goes_through_a_few_images_at_a_time_and_its_figures_stay(
     models = tiny.matcher(tmp_path / "matcher"), tiny.captioner(tmp_path / "captioner")
     names = ("retrieval", "binding")
     expected = [figures(model, folder, *names) for model in models]
-    prepare, held, most = run._Reader._pixels, [], []
+    prepare, most = run._Reader._pixels, []
+    held: list[weakref.ref[Pixels]] = []
 
     def prepared(self: Any, key: str, data: bytes) -> Pixels:
         most.append(sum(one() is not None for one in held))
