@@ -18,7 +18,8 @@ Batch = Mapping[str, torch.Tensor]
 """What a collator made of some samples: `pixel_values` (n, 3, side, side), `input_ids` and `attention_mask`, both
 (n, length) or (n, k, length) with k captions a sample, …; row i of every tensor belongs to sample i. `position` (n,)
 int64 is a sample's place in the order of the whole training: what a model draws at random for a sample, it draws from
-that, so that another number of processes or a second pass (GradCache) draws the same."""
+that, so that another number of processes or a second pass (GradCache) draws the same. `image_id` (n,) int64, of pairs,
+is the same for copies of one file, whatever crops they were shown in."""
 Features = dict[str, torch.Tensor]
 """What a model made of a batch: `image` (n, d), `text` (n, d), …; row i of every tensor belongs to sample i. Of a
 language model, `logits` (n, length, vocabulary) and `labels` (n, length) int64: the token that each place is to be

@@ -59,7 +59,10 @@ class ItmScore(PartStage):
             scores_n2 = np.full((len(captions), 2), np.nan, np.float32)
             if there:
                 texts = [captions[row] for row in there]
-                scores_n2[there] = matcher.scores(pictures, texts, np.array(image_of), self.batch)
+                try:
+                    scores_n2[there] = matcher.scores(pictures, texts, np.array(image_of), self.batch)
+                except FloatingPointError as error:
+                    raise SluiceError(f"dtype: {error}") from None
             return pa.table([pa.array(column, mask=np.isnan(column)) for column in scores_n2.T], schema=self.adds)
 
         return score

@@ -4,7 +4,7 @@
 
 Of every score the lowest captions are rejected, as many as the rate says; what is found is the share of the mismatched
 captions among them. One that knows nothing finds the rate itself. The last rate is the one at which the first score
-lies below 0.5.
+lies below 0.5. Where the first score finds less than its rival, by the mean over the rates, the exit status is 1.
 """
 
 # ruff: noqa: S608 - names are quoted
@@ -39,6 +39,11 @@ class Found:
     """Of the mismatched captions, those that are rejected, at each rate."""
     area: float
     """The chance that a mismatched caption scores below a sound one (the area under the ROC curve)."""
+
+    @property
+    def mean(self) -> float:
+        """Of the shares, over the rates."""
+        return sum(self.shares) / len(self.shares)
 
 
 def found_by(key: pa.Table, root: str, scores: Sequence[str], run: str | None = None) -> list[Found]:
@@ -86,6 +91,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("key", metavar="KEY", type=Path, help="the answer key of the web, key.parquet")
     parser.add_argument("root", metavar="RUN_ROOT", help="where the run's nodes are")
     parser.add_argument("--scores", nargs="+", default=["itm_score", "itc_score", "clip_score"], metavar="COLUMN")
+    parser.add_argument(
+        "--rival", default="clip_score", metavar="COLUMN", help="what the first score must not be behind"
+    )
     parser.add_argument("--run", help="an older run than the newest")
     options = parser.parse_args(arguments)
     try:
@@ -105,6 +113,12 @@ def main(arguments: Sequence[str]) -> int:
     for one in found:
         table.add_row(one.score, *(f"{share:.0%}" for share in one.shares), f"{one.area:.3f}")
     Console(width=None if sys.stdout.isatty() else 120).print(table)
+    first, *others = found
+    for other in others:
+        if other.score == options.rival and first.mean < other.mean:
+            found_each = f"{first.score} finds {first.mean:.1%} of the mismatches, a mean over the rates"
+            print(f"{found_each}, and {other.score} {other.mean:.1%}; train the filter for longer", file=sys.stderr)
+            return 1
     return 0
 
 

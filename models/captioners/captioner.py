@@ -17,12 +17,16 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils import logging
 
 from models.captioners.decoding import Decoding, Written
-from models.captioners.drawing import Drawing
+from models.captioners.drawing import Drawing, Finite
 from models.captioners.inputs import BlipInputs, Inputs, ProcessorInputs
 from models.towers.halving import Halving
 from models.towers.preprocess import Pixels, Preprocessing
 
 Dtype = Literal["float32", "float16", "bfloat16"]
+
+
+class PromptError(ValueError):
+    """A prompt that leaves no room for a caption: one line with its length and the model's."""
 
 
 class Captioner:
@@ -33,6 +37,7 @@ class Captioner:
         self._inputs = inputs
         self._ends = _ends(model)
         self._room: int | None = None
+        self._places: int | None = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
 
     @classmethod
     def load(cls, folder: Path, device: str, dtype: Dtype) -> Captioner:
@@ -84,7 +89,9 @@ class Captioner:
 
         `uids` are what the draws follow from. `prompts`: what the captions begin with, or what a model that chats is
         asked; the captions do not repeat them. Images with prompts of one length come together in a batch of at most
-        `batch`. `prepared`: `preprocessing` has been at the images.
+        `batch`. `prepared`: `preprocessing` has been at the images. Captions end, too, where the model's places for
+        tokens do. Raises `PromptError` where a prompt leaves too few of them, `FloatingPointError` where the model's
+        numbers overflow.
         """
         asked = list(prompts) if prompts is not None else [None] * len(images)
         if self.preprocessing is not None and not prepared:
@@ -118,21 +125,22 @@ class Captioner:
         }
         options: dict[str, Any] = {
             "num_return_sequences": decoding.candidates,
-            "max_new_tokens": decoding.most_tokens,
+            "max_new_tokens": self._longest(given, decoding),
             "min_new_tokens": decoding.least_tokens,
             "use_cache": True,
         }
+        finite = Finite(self.name, model.dtype)
         scores_r: list[float | None]
         if decoding.method == "nucleus":
             drawing = Drawing(uids, decoding)
             # `Drawing` leaves one token, so that nothing remains to be drawn; yet only sampling gives several rows.
             options |= {"do_sample": True, "num_beams": 1, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
-            tokens_rl = model.generate(**given, **options, logits_processor=[drawing])[:, drawing.begins :]
+            tokens_rl = model.generate(**given, **options, logits_processor=[finite, drawing])[:, drawing.begins :]
             scores_r = [*_mean_scores(tokens_rl.cpu(), torch.stack(drawing.scores, 1), self._ends)]
         else:
             begins = _Begins()
             options |= {"do_sample": False, "num_beams": decoding.beams, "length_penalty": 1.0}
-            options |= {"return_dict_in_generate": True, "output_scores": True, "logits_processor": [begins]}
+            options |= {"return_dict_in_generate": True, "output_scores": True, "logits_processor": [finite, begins]}
             said = model.generate(**given, **options)
             tokens_rl = said.sequences[:, begins.count :]
             scores_r = said.sequences_scores.tolist() if decoding.beams > 1 else [None] * len(tokens_rl)
@@ -140,6 +148,21 @@ class Captioner:
         written = [Written(" ".join(text.split()), score) for text, score in zip(texts, scores_r, strict=True)]
         count = decoding.candidates
         return [written[start : start + count] for start in range(0, len(written), count)]
+
+    def _longest(self, given: dict[str, torch.Tensor], decoding: Decoding) -> int:
+        """New tokens, at most: behind the last place of a model that learns its places it would fail, others babble."""
+        if self._places is None:
+            return decoding.most_tokens
+        length = 1  # where a caption begins, without a prompt or in a decoder of its own
+        if "input_ids" in given and not self._model.config.is_encoder_decoder:
+            length = given["input_ids"].shape[1] - self._inputs.cut
+        room = self._places - length
+        if room < decoding.least_tokens:
+            raise PromptError(
+                f"prompt: {length} tokens, and {self.name} has places for {self._places}, so that no caption of "
+                f"least_tokens = {decoding.least_tokens} fits; shorten the prompt, or lower least_tokens"
+            )
+        return min(decoding.most_tokens, room)
 
 
 class _Begins:

@@ -20,8 +20,23 @@ from models.splitmix import mixed
 
 LIKELY = 256
 """Tokens among which a nucleus is looked for first: sorting a vocabulary of 30,000 takes as long as a small model."""
+WIDER = {"float16": "take bfloat16 or float32", "bfloat16": "take float32"}
 GOLDEN = -7046029254386353131
 """SplitMix64's increment: states of one stream, far apart for every other."""
+
+
+class Finite(LogitsProcessor):
+    """Raises `FloatingPointError` where a model's logits are no numbers: captions of them would be nonsense, unseen."""
+
+    def __init__(self, model: str, dtype: torch.dtype) -> None:
+        self._model, self._dtype = model, str(dtype).removeprefix("torch.")
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> Any:
+        """`scores`: (rows, vocabulary); minus infinity for what is forbidden, but never for all of a row."""
+        if bool(scores.logsumexp(1).isfinite().all()):
+            return scores
+        remedy = WIDER.get(self._dtype, "fetch or train its weights again")
+        raise FloatingPointError(f"{self._model}: {self._dtype} cannot hold this model's numbers; {remedy}")
 
 
 class Drawing(LogitsProcessor):

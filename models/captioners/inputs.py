@@ -31,6 +31,8 @@ class Inputs(Protocol):
     """What may be made of every image by itself beforehand; None: they are wanted whole."""
     pads: bool
     """Whether prompts of several lengths may stand in one batch."""
+    cut: int
+    """Tokens at the end of `input_ids` that the model takes off again."""
 
     def size(self, prompt: str | None) -> int:
         """How long a prompt is, in tokens: those of one batch should be alike."""
@@ -43,6 +45,7 @@ class BlipInputs:
     """Of BLIP: a square image, and the beginning of a caption that the model goes on with."""
 
     pads = False
+    cut = 1
 
     def __init__(self, folder: Path) -> None:
         self.preprocessing: Preprocessing | None = Preprocessing.load(folder)
@@ -68,6 +71,7 @@ class ProcessorInputs:
 
     preprocessing: Preprocessing | None = None
     pads = True
+    cut = 0
 
     def __init__(self, folder: Path, kind: str) -> None:
         loads: Any = AutoProcessor

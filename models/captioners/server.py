@@ -10,6 +10,7 @@ asked.write([image_hwc], ["0f3c…"], Decoding(candidates=2), "Describe the imag
 from __future__ import annotations
 
 import base64
+import http.client
 import io
 import json
 import os
@@ -153,7 +154,8 @@ class Server:
                     raise ServerError(f"{trouble}; look at server, model and ${self.key_variable}") from None
                 if after.isdecimal():
                     wait = float(after)
-            except (OSError, ValueError) as error:  # URLError, timeouts, answers cut short; JSON that is none
+            # URLError, timeouts and resets; answers cut short, which `http.client` calls no OSError; JSON that is none
+            except (OSError, http.client.HTTPException, ValueError) as error:
                 reason = getattr(error, "reason", None) or error
                 trouble = f"{self.address}: {str(reason).splitlines()[0] if str(reason) else type(error).__name__}"
             if left:
@@ -180,7 +182,7 @@ def _shown(error: urllib.error.HTTPError) -> str:
     """What a server says of a failure, on a short line."""
     try:
         said = error.read(2000).decode("utf-8", "replace")
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return ""
     return " ".join(said.split())[:200]
 

@@ -109,9 +109,12 @@ def _seen(
         for one in shown:
             reader = _Reader(encoder, one, batch, pool)
             if "classification" in wanted[one.name] and encoder.classes == one.classes:
-                images, answers = reader.pixels("test")
-                scores_nc = encoder.scores_prepared(images, batch)
-                rows += zero_shot.accuracies(one.name, "classification", scores_nc, reader.labels(answers))
+                scores, answers = [], []
+                for images, more in reader.chunks("test"):
+                    scores.append(encoder.scores_prepared(images, batch))
+                    answers += more
+                labels = reader.labels(answers)
+                rows += zero_shot.accuracies(one.name, "classification", np.concatenate(scores), labels)
             rows += _on_set(reader, [task for task in wanted[one.name] if task != "classification"], seed)
     return rows
 
@@ -142,24 +145,24 @@ def _grounded(
         for one in shown:
             if grounded.CAPTIONING in wanted[one.name]:
                 writer = Captioner.load(folder, device, dtype)
-                images, captions = _Reader(writer, one, batch, pool).prepared("test")
-                rows += grounded.captioning(one.name, writer, images, captions, batch)
+                reader = _Reader(writer, one, batch, pool)
+                rows += grounded.captioning(one.name, writer, reader.images("test"), reader.captions("test"), batch)
     return rows
 
 
 def _matched(matcher: Matcher, reader: _Reader, wanted: Sequence[Task]) -> Iterator[Metric]:
     one, batch = reader.set, reader.batch
-    images, captions = reader.prepared("test")
+    captions = reader.captions("test")
     if one.kind == "image_caption_selection":
-        yield from grounded.selection(one.name, matcher, images, captions, batch)
+        yield from grounded.selection(one.name, matcher, reader.images("test"), captions, batch)
         return
     if grounded.MATCHING in wanted:
-        yield from grounded.matching(one.name, matcher, images, captions, batch)
+        yield from grounded.matching(one.name, matcher, reader.images("test"), captions, batch)
     if grounded.RERANKED in wanted:
         texts = [line for lines in captions for line in lines]
         owners = np.repeat(np.arange(len(captions)), [len(lines) for lines in captions])
-        rows = matcher.embed_prepared(images, batch), texts, matcher.embed_texts(texts, batch), owners
-        yield from grounded.reranked(one.name, matcher, images, *rows, batch)
+        rows = reader.split("test")[0], texts, matcher.embed_texts(texts, batch), owners
+        yield from grounded.reranked(one.name, matcher, reader.images("test"), *rows, batch)
 
 
 def _tasks(one: EvaluationSet, able: frozenset[str]) -> list[Task]:
@@ -233,33 +236,37 @@ class _Reader:
         self.encoder, self.set, self.batch = encoder, one, batch
         self._pool = pool
 
-    def prepared(self, split: str) -> tuple[list[Pixels], list[Sequence[str]]]:
-        """All images as the model wants them, and the texts of each. Raises `SetError`."""
-        images, answers = self.pixels(split)
-        return images, [self.set.captions(key, answer) for key, answer in answers]
+    def captions(self, split: str) -> list[Sequence[str]]:
+        """The texts of each image. Raises `SetError`."""
+        return [self.set.captions(key, answer) for key, _, answer in self.set.samples(split)]
 
-    def pixels(self, split: str) -> tuple[list[Pixels], Answers]:
-        """All images as the model wants them, and key and answer of each. Raises `SetError`."""
-        samples = list(self.set.samples(split))
-        images = list(self._pool.map(lambda sample: self._pixels(sample[0], sample[1]), samples))
-        return images, [(key, answer) for key, _, answer in samples]
+    def images(self, split: str) -> Iterator[list[Pixels]]:
+        """All images as the model wants them, some at a time. Raises `SetError`."""
+        for images, _ in self.chunks(split):
+            yield images
+
+    def chunks(self, split: str) -> Iterator[tuple[list[Pixels], Answers]]:
+        """`CHUNK` images as the model wants them, and key and answer of each; the next ones are being decoded then.
+
+        Raises `SetError`.
+        """
+        ahead: list[Future[Pixels]] = []
+        before: Answers = []
+        for chunk in _chunks(self.set.samples(split), CHUNK):
+            coming = [self._pool.submit(self._pixels, key, data) for key, data, _ in chunk]
+            if ahead:
+                yield [one.result() for one in ahead], before
+            ahead, before = coming, [(key, answer) for key, _, answer in chunk]
+        yield [one.result() for one in ahead], before
 
     def split(self, split: str) -> tuple[Rows, Answers]:
         """float32 (images, width), unit rows, and key and answer of each. Raises `SetError`."""
         rows: list[Rows] = []
         answers: Answers = []
-        ahead: list[Future[Pixels]] = []
-        for chunk in _chunks(self.set.samples(split), CHUNK):
-            coming = [self._pool.submit(self._pixels, key, data) for key, data, _ in chunk]
-            answers += [(key, answer) for key, _, answer in chunk]
-            if ahead:
-                rows.append(self._rows(ahead))
-            ahead = coming
-        return np.concatenate([*rows, self._rows(ahead)]), answers
-
-    def _rows(self, coming: Sequence[Future[Pixels]]) -> Rows:
-        rows: Rows = self.encoder.embed_prepared([one.result() for one in coming], self.batch)
-        return rows
+        for images, more in self.chunks(split):
+            rows.append(self.encoder.embed_prepared(images, self.batch))
+            answers += more
+        return np.concatenate(rows), answers
 
     def _pixels(self, key: str, data: bytes) -> Pixels:
         """As the model wants it, so that no more than that is held of an image."""

@@ -158,10 +158,15 @@ class Blip(Trainable):
 
     @torch.no_grad()
     def _negatives(self, batch: Batch, features: Features) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """An image for every text and a text for every image, of all processes' rows, and whether there is one."""
+        """An image for every text and a text for every image, of all processes' rows, and whether there is one.
+
+        None is of a row with the same caption or the same image. That is known by the image's file where the batch says
+        it (`image_id`): two crops of a copy have no pixel in common. Else by its pixels.
+        """
         scale = self._hardness * self.logit_scale.exp()
         places_m = batch["position"]
-        prints = [fingerprints(batch[name]) for name in ("pixel_values", "input_ids")]
+        image_m = batch["image_id"] if "image_id" in batch else fingerprints(batch["pixel_values"])
+        prints = [image_m, fingerprints(batch["input_ids"])]
         same_mn = torch.stack([own[:, None] == gathered(own) for own in prints]).any(0)
         found = []
         for draw, (left, right) in enumerate((("text", "image"), ("image", "text"))):

@@ -72,11 +72,27 @@ class Matcher:
     def scores(self, images: Sequence[Pixels], texts: Sequence[str], image_of: Places, batch: int) -> Rows:
         """float32 (texts, 2): probability by ITM and cosine by ITC of every text and its image, `images[image_of]`.
 
-        `images` are as `preprocessing` made them. What is longer than `context` tokens is cut.
+        `images` are as `preprocessing` made them. What is longer than `context` tokens is cut. What the tower makes of
+        the images is held for `batch` of them at once: of 5,000 it would be 9 GB.
         """
-        pieces = list(Halving(batch, lambda start, end: self._looked(images[start:end]))(len(images)))
-        seen_nsd = torch.cat([seen for seen, _ in pieces])
-        unit_nd = torch.cat([unit for _, unit in pieces])
+        found: Rows = np.empty((len(texts), 2), np.float32)
+        by_image = np.argsort(image_of, kind="stable")
+        first, room = 0, batch
+        for seen_nsd, unit_nd in Halving(batch, lambda start, end: self._looked(images[start:end]))(len(images)):
+            start, end = np.searchsorted(image_of, [first, first + len(seen_nsd)], sorter=by_image)
+            own = by_image[start:end]
+            if len(own):
+                told = [texts[row] for row in own]
+                found[own], room = self._scored(seen_nsd, unit_nd, told, image_of[own] - first, room)
+            first += len(seen_nsd)
+        if not np.isfinite(found).all():
+            raise FloatingPointError(f"{self._model.dtype} cannot hold this model's numbers; take bfloat16 or float32")
+        return found
+
+    def _scored(
+        self, seen_nsd: torch.Tensor, unit_nd: torch.Tensor, texts: Sequence[str], image_of: Places, batch: int
+    ) -> tuple[Rows, int]:
+        """`scores` of texts whose images were looked at, and how many fit into memory at once."""
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))  # so that little is padded
 
         def compare(start: int, end: int) -> torch.Tensor:
@@ -84,11 +100,10 @@ class Matcher:
             places = torch.from_numpy(image_of[rows]).to(seen_nsd.device)
             return self._compared([texts[row] for row in rows], seen_nsd[places], unit_nd[places])
 
+        comparing = Halving(batch, compare)
         found: Rows = np.empty((len(texts), 2), np.float32)
-        found[order] = torch.cat(list(Halving(batch, compare)(len(texts)))).cpu().numpy()
-        if not np.isfinite(found).all():
-            raise FloatingPointError(f"{self._model.dtype} cannot hold this model's numbers; take bfloat16 or float32")
-        return found
+        found[order] = torch.cat(list(comparing(len(texts)))).cpu().numpy()
+        return found, comparing.rows
 
     @torch.inference_mode()
     def _looked(self, images: Sequence[Pixels]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,8 +11,10 @@ Which captions are used is a matter of rules, over `source`, scores and what oth
 
     append    no rule
     replace   synthetic: source <> 'web' OR NOT bool_or(source <> 'web') OVER (PARTITION BY uid)
-    ratio     mixed: (draw < 0.7) = (source <> 'web')
+    ratio     mixed: (draw < 0.7 AND bool_or(source <> 'web') OVER (PARTITION BY uid)) = (source <> 'web')
     common    not_common: source = 'web' OR count(*) OVER (PARTITION BY caption_id) <= 20
+
+`replace` and `ratio` stand last: an image of which no written caption is left keeps the web's.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,11 @@ from pipeline.show import plain
 if TYPE_CHECKING:
     import numpy as np
 
+    from models.captioners.decoding import Written
+    from models.towers.matcher import Matcher
+
+CHUNK = 32
+"""Pictures that are held at once."""
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 """Of the files that are taken out of a folder."""
 
@@ -52,39 +58,35 @@ def caption(
     """Write captions of your own images by CHECKPOINT: a folder, or a model of the hub, that transformers loads.
 
     An IMAGE is a file, or a folder of them (JPEG, PNG, WebP, GIF). The same file gets the same captions, whatever else
-    is asked beside it; --seed draws others.
+    is asked beside it; --seed draws others. With --json captions come out while others are being written.
     """
     files = [file for place in images for file in _files(place)]
-    pictures, uids = zip(*map(_decoded, files), strict=True)
+    chunks = _chunks(files)
+    coming = chain([next(chunks)], chunks)
     from models.captioners.captioner import Captioner
     from models.captioners.decoding import Decoding  # torch and transformers: seconds, paid once the images are there
     from stages.kit.encoders import model_folder
 
+    rows: list[dict[str, Any]] = []
     try:
         decoding = Decoding(
             method="beam" if beam else "nucleus", candidates=candidates, beams=max(3, candidates), seed=seed
         )
         with model_folder(checkpoint) as folder:
             captioner = Captioner.load(folder, device, "float32")
-        written = captioner.write(pictures, uids, decoding, None if prompt is None else [prompt] * len(files))
-        fits = _fits(matcher, device, pictures, [[one.text for one in captions] for captions in written])
-    except ValueError as error:
+        judge = None if matcher is None else _judge(matcher, device)
+        for some, pictures, uids in coming:
+            prompts = None if prompt is None else [prompt] * len(some)
+            written = captioner.write(pictures, uids, decoding, prompts)
+            for row in _rows(some, written, _fits(judge, pictures, written)):
+                if as_json:
+                    click.echo(json.dumps(row, ensure_ascii=False))
+                else:
+                    rows.append(row)
+    except (ValueError, FloatingPointError) as error:
         raise SluiceError(str(error)) from None
-    rows = [
-        {
-            "image": str(file),
-            "caption": one.text,
-            "token_probability": None if one.score is None else round(math.exp(one.score), 3),
-            "fits": None if fit is None else round(fit, 3),
-        }
-        for file, captions, own in zip(files, written, fits, strict=True)
-        for one, fit in zip(captions, own, strict=True)
-    ]
-    if as_json:
-        for row in rows:
-            click.echo(json.dumps(row, ensure_ascii=False))
-        return
-    cli.out.print(_table(rows, matcher is not None))
+    if not as_json:
+        cli.out.print(_table(rows, matcher is not None))
 
 
 def _files(place: Path) -> Iterator[Path]:
@@ -110,23 +112,47 @@ def _decoded(file: Path) -> tuple[np.ndarray, str]:
         raise SluiceError(f"{file} is no picture that can be read ({reason}); give a JPEG, PNG, WebP or GIF") from None
 
 
-def _fits(
-    matcher: str | None, device: str, pictures: Sequence[np.ndarray], texts: Sequence[Sequence[str]]
-) -> list[list[float | None]]:
-    """The probability of every caption, or None for each where nobody was asked."""
-    if matcher is None:
-        return [[None] * len(own) for own in texts]
-    import numpy as np
+def _chunks(files: Sequence[Path]) -> Iterator[tuple[Sequence[Path], list[np.ndarray], list[str]]]:
+    """Some files, their pictures, and what the draws for each follow from. Raises `SluiceError`."""
+    for start in range(0, len(files), CHUNK):
+        some = files[start : start + CHUNK]
+        decoded = [_decoded(file) for file in some]
+        yield some, [picture for picture, _ in decoded], [uid for _, uid in decoded]
 
+
+def _judge(matcher: str, device: str) -> Matcher:
     from models.towers.matcher import Matcher
     from stages.kit.encoders import model_folder
 
     with model_folder(matcher) as folder:
-        judge = Matcher.load(folder, device, "float32")
-    image_of = np.repeat(np.arange(len(texts)), [len(own) for own in texts])
-    told = [text for own in texts for text in own]
+        return Matcher.load(folder, device, "float32")
+
+
+def _fits(
+    judge: Matcher | None, pictures: Sequence[np.ndarray], written: Sequence[Sequence[Written]]
+) -> list[list[float | None]]:
+    """The probability of every caption, or None for each where nobody was asked."""
+    if judge is None:
+        return [[None] * len(own) for own in written]
+    import numpy as np
+
+    image_of = np.repeat(np.arange(len(written)), [len(own) for own in written])
+    told = [one.text for own in written for one in own]
     scores = iter(judge.scores([judge.preprocessing(one) for one in pictures], told, image_of, 64)[:, 0].tolist())
-    return [[next(scores) for _ in own] for own in texts]
+    return [[next(scores) for _ in own] for own in written]
+
+
+def _rows(
+    files: Sequence[Path], written: Sequence[Sequence[Written]], fits: Sequence[Sequence[float | None]]
+) -> Iterator[dict[str, Any]]:
+    for file, captions, own in zip(files, written, fits, strict=True):
+        for one, fit in zip(captions, own, strict=True):
+            yield {
+                "image": str(file),
+                "caption": one.text,
+                "token_probability": None if one.score is None else round(math.exp(one.score), 3),
+                "fits": None if fit is None else round(fit, 3),
+            }
 
 
 def _table(rows: Sequence[dict[str, Any]], judged: bool) -> Table:

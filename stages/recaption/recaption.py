@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from pipeline.errors import SluiceError
 from pipeline.stage import PIXELS, Batch, Device, Effort, NodeRef, PartStage, Prepare, Promise, Weights
 from stages.kit.encoders import DTYPES, Dtype, model_folder
-from stages.recaption.written import WRITTEN, table
+from stages.recaption.written import WRITTEN, check_source, table
 
 if TYPE_CHECKING:
     from models.captioners.captioner import Captioner
@@ -64,6 +64,7 @@ class Recaption(PartStage):
 
     @model_validator(mode="after")
     def _can_be_decoded(self) -> Recaption:
+        check_source(self.named())
         try:
             _ = self.decoding
         except ValueError as error:
@@ -89,6 +90,8 @@ class Recaption(PartStage):
         return self._captioner(device)[0].preprocessing
 
     def open(self, device: Device) -> Callable[[Batch], pa.Table]:
+        from models.captioners.captioner import PromptError
+
         captioner, checkpoint = self._captioner(device)
 
         def write(batch: Batch) -> pa.Table:
@@ -97,7 +100,12 @@ class Recaption(PartStage):
             there = [image for image in images if image is not None]
             uids = batch.table["uid"].take(pa.array(rows, pa.int64())).to_pylist()
             prompts = None if self.prompt is None else [self.prompt] * len(rows)
-            written = captioner.write(there, uids, self.decoding, prompts, self.batch, prepared=True)
+            try:
+                written = captioner.write(there, uids, self.decoding, prompts, self.batch, prepared=True)
+            except FloatingPointError as error:  # of all images, or nobody knows of which
+                raise SluiceError(f"dtype: {error}") from None
+            except PromptError as error:
+                raise SluiceError(str(error)) from None
             found = dict(zip(rows, written, strict=True))
             return table([found.get(row) for row in range(len(images))], self.named(), captioner.name, checkpoint)
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 
 from pipeline.errors import SluiceError
 from pipeline.stage import PIXELS, Batch, Device, Effort, PartStage, Prepare, Promise
-from stages.recaption.written import WRITTEN, table
-
-if TYPE_CHECKING:
-    from models.captioners.server import Server
+from stages.recaption.written import WRITTEN, check_source, table
 
 PROMPT = "Describe the image in one short sentence."
 
@@ -71,16 +68,16 @@ class RecaptionByServer(PartStage):
     concurrency: Annotated[int, Effort] = Field(default=8, ge=1)
     """Questions of one worker that are under way at once."""
 
-    @field_validator("server")
-    @classmethod
-    def _can_be_asked(cls, server: str) -> str:
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> RecaptionByServer:
         from models.captioners.server import Server
 
+        check_source(self.source or self.model)
         try:
-            Server(server, "")
+            Server(self.server, self.model, self.key_variable)
         except ValueError as error:
             raise SluiceError(str(error)) from None
-        return server
+        return self
 
     def prepares(self, device: Device) -> Prepare:
         return Within(self.side)
@@ -89,7 +86,10 @@ class RecaptionByServer(PartStage):
         from models.captioners.decoding import Decoding
         from models.captioners.server import Server
 
-        asked: Server = Server(self.server, self.model, self.key_variable, self.timeout_s, self.tries, self.concurrency)
+        try:
+            asked = Server(self.server, self.model, self.key_variable, self.timeout_s, self.tries, self.concurrency)
+        except ValueError as error:  # the key is on this machine, and was not where the DAG was read
+            raise SluiceError(str(error)) from None
         decoding = Decoding(
             candidates=self.candidates,
             top_p=self.top_p,

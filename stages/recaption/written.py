@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from pipeline.errors import SluiceError
+
 if TYPE_CHECKING:
     from models.captioners.decoding import Written
 
@@ -21,6 +23,17 @@ WRITTEN = pa.schema(
 )
 """The candidates of an image in their order, the mean logarithm of their tokens' probabilities, and who wrote them:
 the source that their captions have, the model's class or name, the hash of its weights. Null where no image is."""
+
+WEB = "web"
+"""The source of captions that no model wrote."""
+
+
+def check_source(source: str) -> None:
+    """Raise `SluiceError` for a name that rules would take for the web's."""
+    if source == WEB:
+        raise SluiceError(
+            f"source = {source!r}: rules take that for the web's own captions; give another name in `source`"
+        )
 
 
 def table(found: Sequence[Sequence[Written] | None], source: str, model: str, checkpoint: str | None) -> pa.Table:

@@ -26,7 +26,7 @@ import torch
 from models.data.images import training_pixels
 from models.data.loader import Collate, Loader
 from models.data.order import Order
-from models.data.pairs import Pairs, captions_of, drawn
+from models.data.pairs import Pair, Pairs, captions_of, drawn, image_id
 from models.data.shards import Sample, Samples
 from models.data.tokenizer import trained
 from models.recipe import Data
@@ -121,11 +121,12 @@ def bytes_by_webdataset(folder: Path) -> float:
 def decoded_by_webdataset(folder: Path, pairs: Pairs) -> float:
     dice = Random(1)
 
-    def prepared(sample: dict[str, Any]) -> tuple[torch.Tensor, list[str]]:
+    def prepared(sample: dict[str, Any]) -> tuple[torch.Tensor, Pair]:
         read = Sample(sample["__key__"], {name: sample[name] for name in ("jpg", "txt", "json")})
-        return training_pixels(read, DATA.images, dice), drawn(captions_of(read), 1, dice)
+        pair = Pair(drawn(captions_of(read), 1, dice), image_id(read.members["jpg"]))
+        return training_pixels(read, DATA.images, dice), pair
 
-    def collated(rows: Sequence[tuple[torch.Tensor, list[str]]]) -> Batch:
+    def collated(rows: Sequence[tuple[torch.Tensor, Pair]]) -> Batch:
         return {"pixel_values": torch.stack([row[0] for row in rows]), **pairs.batch([row[1] for row in rows])}
 
     pipeline = webdataset_of(folder).map(prepared).batched(BATCH, collation_fn=collated)

@@ -32,7 +32,9 @@ def root(tmp_path: Path) -> str:
     )
     write_node(store, "pool", {"000-0": {"image": image, "caption": caption}}, tar=True)
     sharp = [0.9] * 15 + [0.1, 0.1, 0.2, 0.2, 0.95]
-    scores = pa.table({"uid": uids, "caption_id": ids, "sharp": sharp, "blunt": [n / 20 for n in range(20)]})
+    scores = pa.table(
+        {"uid": uids, "caption_id": ids, "sharp": sharp, "as_sharp": sharp, "blunt": [n / 20 for n in range(20)]}
+    )
     write_node(store, "scores", {"000-0": {"caption": scores}}, inputs=["pool"])
     write_run(store, ["pool", "scores"])
     return store.root
@@ -63,6 +65,19 @@ def test_the_command_prints_a_line_for_each_score(
     assert "80%" in shown
     assert filters.main([str(tmp_path / "key.parquet"), root, "--scores", "dull"]) == 2
     assert "no column 'dull'" in capsys.readouterr().err
+
+
+def test_it_fails_where_the_filter_finds_less_than_its_rival_and_nowhere_else(
+    root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pq.write_table(key([Kind.CLEAN] * 15 + [Kind.MISMATCH] * 5), tmp_path / "key.parquet")
+    given = [str(tmp_path / "key.parquet"), root, "--rival", "sharp", "--scores"]
+    assert filters.main([*given, "blunt", "sharp"]) == 1
+    told = "blunt finds 0.0% of the mismatches, a mean over the rates, and sharp 72.0%; train the filter for longer\n"
+    assert capsys.readouterr().err == told
+    for scores in (["sharp", "blunt"], ["as_sharp", "sharp"], ["blunt"]):  # better, as good, alone
+        assert filters.main([*given, *scores]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_web_without_mismatches_cannot_tell(root: str) -> None:

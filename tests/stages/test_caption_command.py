@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from models.captioners.captioner import Captioner
 from pipeline import cli
 from pipeline.errors import SluiceError
+from stages.recaption import command
 from stages.recaption.command import caption
 from tests.models.captioners import tiny
 
@@ -56,6 +59,30 @@ def test_every_image_of_a_folder_gets_its_captions_and_how_well_they_fit(
     assert [json.loads(line)["caption"] for line in alone.splitlines()] == [row["caption"] for row in rows[2:4]]
     other = called(monkeypatch, *one, "--seed", "1", "--json")
     assert json.loads(other)["caption"] not in [row["caption"] for row in rows]
+
+
+def test_a_folder_goes_through_a_few_pictures_at_a_time(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = (str(place / "captioner"), str(place / "photos"), "--filter", str(place / "filter"), "--json")
+    expected = called(monkeypatch, *given)
+    asked, write = [], Captioner.write
+
+    def written(self: Any, images: Any, *others: Any) -> Any:
+        asked.append(len(images))
+        return write(self, images, *others)
+
+    monkeypatch.setattr(Captioner, "write", written)
+    monkeypatch.setattr(command, "CHUNK", 2)
+    assert called(monkeypatch, *given) == expected
+    assert asked == [2, 1]
+    (place / "photos" / "9.png").write_bytes(b"cut off")
+    try:
+        sink: list[str] = []
+        monkeypatch.setattr("click.echo", sink.append)
+        with pytest.raises(SluiceError, match=r"9\.png is no picture"):
+            caption.main([*given], standalone_mode=False)
+        assert "\n".join(sink[:2]) == "\n".join(expected.splitlines()[:2])  # those before it are out
+    finally:
+        (place / "photos" / "9.png").unlink()
 
 
 def test_what_is_no_picture_or_no_captioner_is_told_in_a_line(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import torch
 import models.without_torchvision  # isort: skip  # noqa: F401
 from transformers import BlipForConditionalGeneration
 
-from models.captioners.captioner import Captioner, _mean_scores
+from models.captioners.captioner import Captioner, PromptError, _mean_scores
 from models.captioners.checkpoint import content_hash
 from models.captioners.decoding import Decoding, Written
 from tests.models.captioners import tiny
@@ -125,6 +125,72 @@ def test_captions_do_not_repeat_what_they_were_to_begin_with(captioner: Captione
     plain = texts(captioner.write(images, UIDS[:4], DECODING))
     assert found[1] == plain[1]
     assert found[0] != plain[0]
+
+
+@pytest.mark.parametrize("method", ["nucleus", "beam"])
+def test_prompts_are_sorted_by_length_and_past_tokens_cached_without_a_change_in_what_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, method: Any
+) -> None:
+    captioner = Captioner.load(folder, "cpu", "float32")
+    model: Any = captioner._model
+    generate, lengths, steps = model.generate, [], []
+    model.text_decoder.register_forward_pre_hook(
+        lambda _, __, given: steps.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+
+    def called(**given: Any) -> Any:
+        lengths.append(tuple(given["input_ids"].shape))
+        assert given["use_cache"]
+        steps.clear()
+        found = generate(**given)
+        assert steps[0] == given["input_ids"].shape[1] - 1
+        assert set(steps[1:]) == {1}  # the newest token alone
+        assert len(steps) == 8
+        return found
+
+    monkeypatch.setattr(model, "generate", called)
+    prompts: list[str | None] = ["two green stars and", "a red", "a cat sat on", "the", "a large", "a cat"]
+    images, uids, decoding = pictures(6), [*UIDS, "f6"], replace(DECODING, method=method, least_tokens=8)
+    together = captioner.write(images, uids, decoding, prompts, batch=2)
+    assert [length for _, length in lengths] == sorted(length for _, length in lengths)
+    assert max(rows for rows, _ in lengths) == 2
+    monkeypatch.setattr(model, "generate", lambda **given: generate(**{**given, "use_cache": False}))
+    for row, captions in enumerate(together):
+        (alone,) = captioner.write(images[row : row + 1], uids[row : row + 1], decoding, prompts[row : row + 1])
+        assert [one.text for one in alone] == [one.text for one in captions]
+        assert [one.score for one in alone] == pytest.approx([one.score for one in captions], abs=1e-4)
+    assert steps[-1] > 8  # and without a cache all of them
+
+
+@pytest.mark.parametrize("decoding", [DECODING, Decoding(method="beam", beams=2, most_tokens=4)])
+def test_numbers_that_a_dtype_cannot_hold_are_an_error_and_no_caption(tmp_path: Path, decoding: Decoding) -> None:
+    model: Any = BlipForConditionalGeneration.from_pretrained(tiny.captioner(tmp_path))
+    with torch.no_grad():
+        model.text_decoder.cls.predictions.bias.add_(1e5)  # float16 ends at 65,504
+    model.save_pretrained(tmp_path)
+    narrow = Captioner.load(tmp_path, "cpu", "float16")
+    with pytest.raises(FloatingPointError, match=r"BlipForConditionalGeneration: float16 cannot hold .* take bfloat16"):
+        narrow.write(pictures(1), UIDS[:1], decoding)
+    assert Captioner.load(tmp_path, "cpu", "float32").write(pictures(1), UIDS[:1], decoding)
+    with torch.no_grad():
+        model.text_decoder.cls.predictions.bias[3] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(FloatingPointError, match=r"float32 cannot hold .* train its weights again"):
+        Captioner.load(tmp_path, "cpu", "float32").write(pictures(1), UIDS[:1], decoding)
+
+
+@pytest.mark.parametrize("method", ["nucleus", "beam"])
+def test_a_caption_ends_where_the_model_has_no_more_places(captioner: Captioner, method: Any) -> None:
+    """Of the tiny one there are 32."""
+    images, most = pictures(2), 31
+    endless = Decoding(method=method, beams=2, most_tokens=400, least_tokens=most)
+    found = captioner.write(images, UIDS[:2], endless)
+    assert found == captioner.write(images, UIDS[:2], replace(endless, most_tokens=most))
+    prompt = " ".join(["cat"] * 20)
+    length = captioner._inputs.size(prompt) - 1
+    captioner.write(images, UIDS[:2], replace(endless, least_tokens=32 - length), [prompt] * 2)
+    with pytest.raises(PromptError, match=f"prompt: {length} tokens, and BlipFor.* has places for 32.*shorten"):
+        captioner.write(images, UIDS[:2], replace(endless, least_tokens=33 - length), [prompt] * 2)
 
 
 def test_a_captioner_is_known_by_what_decides_its_captions(folder: Path, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +26,8 @@ from pipeline.stage import Device
 from stages.recaption import RecaptionByServer
 from tests.stages.fake_batch import FakeBatch
 
+BROKEN = ("chunk", "short", "failure", "reset")
+"""Ways in which an answer ends before its end."""
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220)}
 
 
@@ -63,6 +67,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Asked]:
             elif fault is None:
                 said = {"choices": [{"message": {"role": "assistant", "content": answer(body)}}]}
                 self._say(200, json.dumps(said).encode())
+            elif fault in BROKEN:
+                self._break_off(fault)
             elif isinstance(fault, int):
                 self._say(fault, b'{"error": {"message": "not now"}}', {"Retry-After": "0"})
             else:
@@ -75,6 +81,21 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Asked]:
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
+
+        def _break_off(self, how: int | str) -> None:
+            """In the middle of a chunk, short of the length it told, in what a failure says, or by a reset."""
+            if how == "reset":
+                linger = struct.pack("ii", 1, 0)  # close sends RST
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            else:
+                self.protocol_version = "HTTP/1.1"
+                self.send_response(503 if how == "failure" else 200)
+                name, value = ("Content-Length", "90") if how == "short" else ("Transfer-Encoding", "chunked")
+                self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(b'{"cho' if how == "short" else b'40\r\n{"cho')
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_WR) if how != "reset" else self.connection.close()
 
         def log_message(self, *_: object) -> None:
             pass
@@ -146,6 +167,17 @@ def test_what_passes_is_tried_again_and_what_does_not_is_told(asked: Asked) -> N
     assert len(asked.bodies) == 9
 
 
+@pytest.mark.parametrize("how", BROKEN)
+def test_an_answer_that_breaks_off_is_asked_for_again(asked: Asked, how: str) -> None:
+    asked.faults = [how, how]
+    found = server(asked, tries=3).write([picture("green")], ["a"], Decoding(), "?")
+    assert colours(found) == [["a green picture"]]
+    assert len(asked.bodies) == 3
+    asked.faults = [how]
+    with pytest.raises(ServerError, match=r"127\.0\.0\.1.*, 1 times; is it running"):
+        server(asked, tries=1).write([picture("red")], ["a"], Decoding(), "?")
+
+
 def test_a_server_that_is_not_there_or_too_slow_is_told_in_a_line(asked: Asked) -> None:
     with pytest.raises(ServerError, match=r"127\.0\.0\.1:9/v1.*is it running"):
         Server("http://127.0.0.1:9/v1", "m", tries=2, wait_s=0.01).write([picture("red")], ["a"], Decoding(), "?")
@@ -184,3 +216,14 @@ def test_the_stage_writes_what_the_server_says_and_null_where_there_is_no_image(
     assert set(found[1].values()) == {None}
     with pytest.raises(SluiceError, match="expected http or https"):
         RecaptionByServer(server="ftp://x", model="m")
+
+
+def test_the_stage_looks_at_the_key_that_it_will_send_and_at_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    far = "http://models.example.org/v1"
+    monkeypatch.setenv("OPENAI_API_KEY", "another server's")
+    monkeypatch.delenv("MY_KEY", raising=False)
+    stage = RecaptionByServer(server=far, model="m", key_variable="MY_KEY")  # has no key that could be read on its way
+    monkeypatch.setenv("MY_KEY", "secret")
+    for ask in (lambda: stage.open(Device()), lambda: RecaptionByServer(server=far, model="m", key_variable="MY_KEY")):
+        with pytest.raises(SluiceError, match=r"\$MY_KEY would be sent in the clear"):
+            ask()

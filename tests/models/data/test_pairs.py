@@ -51,6 +51,7 @@ def test_a_batch_holds_images_and_the_tokens_of_their_captions(tmp_path: Path) -
         "pixel_values": ((8, 3, 16, 16), torch.uint8),
         "input_ids": ((8, 12), torch.int64),
         "attention_mask": ((8, 12), torch.int64),
+        "image_id": ((8,), torch.int64),
         "position": ((8,), torch.int64),
     }
     samples = Samples.open(folder)
@@ -80,6 +81,29 @@ def test_several_captions_are_those_of_the_image_and_other_ones_in_the_next_epoc
             assert len(seen[-1][number]) == 3
     assert set(seen[0]) == set(seen[1]) == set(range(8))
     assert seen[0] != seen[1]
+
+
+def test_copies_of_one_file_are_known_as_such_in_whatever_crops_and_epochs_they_come(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    members = [member for number in range(6) for member in pair(number)]
+    members += [(name.replace("0000", "copy"), data) for name, data in pair(0)]
+    (tmp_path / "set" / "0.tar").write_bytes(tar_of(members))
+    recipe = recipe_of(images={"side": 16, "crop": [0.1, 1.0]})
+    loader, _ = open_pairs(recipe, {"shards": str(tmp_path / "set")})
+    with loader:
+        batches = list(islice(loader, 7))
+    order = order_of(recipe, {"shards": Samples.open(tmp_path / "set")})
+    known: dict[int, set[int]] = {}
+    crops: dict[int, set[bytes]] = {}
+    for batch in batches:
+        for place, pixels, image in zip(batch["position"], batch["pixel_values"], batch["image_id"], strict=True):
+            number = int(order.span(int(place), int(place) + 1)[1][0])
+            known.setdefault(number, set()).add(int(image))
+            crops.setdefault(int(image), set()).add(pixels.numpy().tobytes())
+    assert all(len(ids) == 1 for ids in known.values())
+    assert known[0] == known[6]
+    assert len(set.union(*known.values())) == 6
+    assert min(len(seen) for seen in crops.values()) > 3
 
 
 def test_one_caption_is_drawn_of_all_an_image_has(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import AutoTokenizer, BlipForImageTextRetrieval
 
 from infra.miniweb import sets
 from models.captioners.captioner import Captioner
-from models.evaluate import evaluate
+from models.evaluate import evaluate, run
 from models.evaluate.caption_scores import caption_scores
 from models.evaluate.grounded import CAPTIONS, RANKED
 from models.towers.dual_encoder import Rows
@@ -73,6 +74,55 @@ def test_a_filter_scores_as_transformers_does(tmp_path: Path) -> None:
             matched = theirs(**said).itm_score.softmax(1)[0, 1]
             cosine = theirs(**said, use_itm_head=False).itm_score[0, 0]
         np.testing.assert_allclose(found[row], [matched, cosine], atol=1e-6)
+
+
+def test_no_more_images_are_held_than_are_looked_at_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Matcher.load(tiny.matcher(tmp_path), "cpu", "float32")
+    dice = np.random.default_rng(0)
+    images = [model.preprocessing(dice.integers(0, 256, (20, 24, 3), np.uint8)) for _ in range(9)]
+    image_of = np.array([8, 0, 3, 3, 5, 0, 1, 8])  # some of them of no text
+    texts = (tiny.TEXTS * 2)[: len(image_of)]
+    expected = np.concatenate(
+        [model.scores([images[n]], [text], np.array([0]), 1) for n, text in zip(image_of, texts, strict=True)]
+    )
+    look, most = model._looked, []
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def looked(some: Any) -> Any:
+        most.append(sum(one() is not None for one in held))
+        found = look(some)
+        held.append(weakref.ref(found[0]))
+        return found
+
+    monkeypatch.setattr(model, "_looked", looked)
+    np.testing.assert_allclose(model.scores(images, texts, image_of, 2), expected, atol=1e-5)
+    assert len(held) == 5
+    assert max(most) == 1  # the two before, at most
+
+
+def test_a_set_goes_through_a_few_images_at_a_time_and_its_figures_stay(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = tiny.matcher(tmp_path / "matcher"), tiny.captioner(tmp_path / "captioner")
+    names = ("retrieval", "binding")
+    expected = [figures(model, folder, *names) for model in models]
+    prepare, most = run._Reader._pixels, []
+    held: list[weakref.ref[Pixels]] = []
+
+    def prepared(self: Any, key: str, data: bytes) -> Pixels:
+        most.append(sum(one() is not None for one in held))
+        found = prepare(self, key, data)
+        held.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(run, "CHUNK", 3)
+    monkeypatch.setattr(run._Reader, "_pixels", prepared)
+    for model, known in zip(models, expected, strict=True):
+        found = figures(model, folder, *names)
+        assert found == pytest.approx(known)
+    assert {task for _, task, _ in expected[0]} >= {"image_text_matching", "reranked_retrieval"}
+    assert len(held) > 5 * SAMPLES
+    assert max(most) <= 9  # those that the model works on, those that come, and those that went
 
 
 def test_a_filter_matches_chooses_and_ranks_anew(tmp_path: Path, folder: Path) -> None:

@@ -303,6 +303,34 @@ def test_copies_of_the_positive_are_no_negatives() -> None:
             assert (chosen != torch.arange(8)).all()
 
 
+def test_other_crops_of_the_same_file_are_no_negatives() -> None:
+    batch = {**tiny_blip.rows(0, 8), "image_id": torch.tensor([7, 1, 7, 2, 3, 4, 7, 5])}
+    copies = torch.tensor([0, 2, 6])
+    model = tiny_blip.model()
+    seen = set()
+    for start in range(0, 800, 8):
+        for chosen, there in model._negatives({**batch, "position": torch.arange(start, start + 8)}, model(batch)):
+            assert there.all()
+            assert not torch.isin(chosen[copies], copies).any()
+            seen |= set(chosen.tolist())
+    assert seen == set(range(8))  # of other pairs they are
+
+
+@pytest.mark.parametrize("hardness", [0, 0.5, 3])
+def test_hardness_multiplies_the_logits_by_which_wrong_partners_are_drawn(hardness: float) -> None:
+    model, batch, times = tiny_blip.model(hardness=hardness, temperature=0.5), tiny_blip.rows(0, 6), 2_000
+    features = model(batch)
+    cosines = (features["image"] @ features["text"].T).detach()
+    both = torch.zeros(2, 6, 6)
+    for start in range(0, 6 * times, 6):
+        for way, (chosen, _) in enumerate(model._negatives({**batch, "position": start + torch.arange(6)}, features)):
+            both[way, torch.arange(6), chosen] += 1 / times
+    for found, logits in ((both[1], 2 * cosines), (both[0], 2 * cosines.T)):  # an image's texts, a text's images
+        expected = (hardness * logits).masked_fill(torch.eye(6, dtype=torch.bool), -torch.inf).softmax(1)
+        torch.testing.assert_close(found, expected, atol=4.5 * (0.25 / times) ** 0.5, rtol=0)
+        assert (expected.max() > 0.5) == (hardness == 3)
+
+
 def test_where_all_captions_are_equal_nothing_is_learnt_of_wrong_pairs() -> None:
     batch = tiny_blip.rows(0, 4)
     for name in ("input_ids", "attention_mask"):
