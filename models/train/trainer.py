@@ -156,13 +156,12 @@ class Trainer:
         operations = self._works[self._phase].of(batch) if self._works else 0.0
         asked = self._asked or (self._stop is not None and self._stop())
         first = position + self.place.rank * self._rows
-        here = self._source.ready({name: column.to(device, non_blocking=True) for name, column in batch.items()})
-        here = {**here, "position": torch.arange(first, first + self._rows, device=device)}
+        here = {**batch, "position": torch.arange(first, first + self._rows, device=device)}
         self.optimizer.zero_grad()
         self.system.model.done = position / self.end
         for objective in self.system.objectives:
             objective.done = position / self.end
-        losses = gradients(self.system, here, first, recipe.parallel.micro_batch)
+        losses = gradients(self.system, here, first, recipe.parallel.micro_batch, self._ready)
         trained = list(self._trained.values())
         norm = self.place.norm(trained)
         if recipe.optimizer.clip_norm is not None:
@@ -182,6 +181,11 @@ class Trainer:
         told = [tokens, operations, asked, self._checkpoints.saved, late]
         counted = torch.tensor(told, dtype=torch.float64, device=device)
         return torch.cat([losses, norm.double()[None], self.place.total(counted)])
+
+    def _ready(self, piece: Batch) -> Batch:
+        """Rows of a batch on the device, as the model takes them."""
+        device = self.place.device
+        return self._source.ready({name: column.to(device, non_blocking=True) for name, column in piece.items()})
 
     def _settle(self) -> None:
         """Read what a step said. One step late, so that a GPU always has the next one to work on."""

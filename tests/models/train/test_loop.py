@@ -22,6 +22,18 @@ from tests.models.train.toy import Toy, ToySource, recipe
 LINEAGE = {"shards": {"shards": {"selection": "4f1c", "samples": 240}}, "funnels": {}}
 
 
+class Counted(ToySource):
+    """Keeps how many rows of a batch were made ready together."""
+
+    def __init__(self, batch: int, place: Place) -> None:
+        super().__init__(batch, place)
+        self.ready_rows: list[int] = []
+
+    def ready(self, batch: Batch) -> Batch:
+        self.ready_rows.append(len(batch["x"]))
+        return batch
+
+
 def run(out: str | Path, **changes: Any) -> Trained:
     return train(recipe(**changes), {}, str(out), source=ToySource(12, Place.here()), lineage=LINEAGE)
 
@@ -192,3 +204,12 @@ def test_the_caller_s_random_numbers_are_its_own(tmp_path: Path) -> None:
     torch.manual_seed(123)
     run(tmp_path, samples=12)
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("objective", ["models.objectives.contrastive.InfoNCE", "tests.models.train.toy.NextToken"])
+def test_no_more_than_a_micro_batch_is_brought_to_the_device(tmp_path: Path, objective: str) -> None:
+    source = Counted(12, Place.here())
+    made = recipe(objectives=[objective], samples=24, parallel={"micro_batch": 5})
+    train(made, {}, str(tmp_path), source=source)
+    passes = 2 if "InfoNCE" in objective else 1
+    assert source.ready_rows[1:] == [5, 5, 2] * passes * 2  # after the two rows whose operations are counted
