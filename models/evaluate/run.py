@@ -109,9 +109,9 @@ def _seen(
         for one in shown:
             reader = _Reader(encoder, one, batch, pool)
             if "classification" in wanted[one.name] and encoder.classes == one.classes:
-                images, answers = reader.pixels("test")
-                scores_nc = encoder.scores_prepared(images, batch)
-                rows += zero_shot.accuracies(one.name, "classification", scores_nc, reader.labels(answers))
+                scores_nc = np.concatenate([encoder.scores_prepared(some, batch) for some in reader.images("test")])
+                labels = reader.labels(reader.answers("test"))
+                rows += zero_shot.accuracies(one.name, "classification", scores_nc, labels)
             rows += _on_set(reader, [task for task in wanted[one.name] if task != "classification"], seed)
     return rows
 
@@ -142,24 +142,24 @@ def _grounded(
         for one in shown:
             if grounded.CAPTIONING in wanted[one.name]:
                 writer = Captioner.load(folder, device, dtype)
-                images, captions = _Reader(writer, one, batch, pool).prepared("test")
-                rows += grounded.captioning(one.name, writer, images, captions, batch)
+                reader = _Reader(writer, one, batch, pool)
+                rows += grounded.captioning(one.name, writer, reader.images("test"), reader.captions("test"), batch)
     return rows
 
 
 def _matched(matcher: Matcher, reader: _Reader, wanted: Sequence[Task]) -> Iterator[Metric]:
     one, batch = reader.set, reader.batch
-    images, captions = reader.prepared("test")
+    captions = reader.captions("test")
     if one.kind == "image_caption_selection":
-        yield from grounded.selection(one.name, matcher, images, captions, batch)
+        yield from grounded.selection(one.name, matcher, reader.images("test"), captions, batch)
         return
     if grounded.MATCHING in wanted:
-        yield from grounded.matching(one.name, matcher, images, captions, batch)
+        yield from grounded.matching(one.name, matcher, reader.images("test"), captions, batch)
     if grounded.RERANKED in wanted:
         texts = [line for lines in captions for line in lines]
         owners = np.repeat(np.arange(len(captions)), [len(lines) for lines in captions])
-        rows = matcher.embed_prepared(images, batch), texts, matcher.embed_texts(texts, batch), owners
-        yield from grounded.reranked(one.name, matcher, images, *rows, batch)
+        rows = reader.split("test")[0], texts, matcher.embed_texts(texts, batch), owners
+        yield from grounded.reranked(one.name, matcher, reader.images("test"), *rows, batch)
 
 
 def _tasks(one: EvaluationSet, able: frozenset[str]) -> list[Task]:
@@ -226,40 +226,44 @@ def _on_set(reader: _Reader, tasks: Sequence[Task], seed: int) -> Iterator[Metri
 
 
 class _Reader:
-    """A set through a model."""
+    """A set through a model: images come some at a time and go again, what is kept are vectors and answers."""
 
     def __init__(self, encoder: Any, one: EvaluationSet, batch: int, pool: Executor) -> None:
         """`encoder`: a dual encoder, or what embeds and prepares images as one does."""
         self.encoder, self.set, self.batch = encoder, one, batch
         self._pool = pool
+        self._rows: dict[str, Rows] = {}
+        self._answers: dict[str, Answers] = {}
 
-    def prepared(self, split: str) -> tuple[list[Pixels], list[Sequence[str]]]:
-        """All images as the model wants them, and the texts of each. Raises `SetError`."""
-        images, answers = self.pixels(split)
-        return images, [self.set.captions(key, answer) for key, answer in answers]
-
-    def pixels(self, split: str) -> tuple[list[Pixels], Answers]:
-        """All images as the model wants them, and key and answer of each. Raises `SetError`."""
-        samples = list(self.set.samples(split))
-        images = list(self._pool.map(lambda sample: self._pixels(sample[0], sample[1]), samples))
-        return images, [(key, answer) for key, _, answer in samples]
-
-    def split(self, split: str) -> tuple[Rows, Answers]:
-        """float32 (images, width), unit rows, and key and answer of each. Raises `SetError`."""
-        rows: list[Rows] = []
+    def images(self, split: str) -> Iterator[list[Pixels]]:
+        """All images as the model wants them, in whole batches, about `CHUNK` at a time. Raises `SetError`."""
         answers: Answers = []
         ahead: list[Future[Pixels]] = []
-        for chunk in _chunks(self.set.samples(split), CHUNK):
+        for chunk in _chunks(self.set.samples(split), max(1, CHUNK // self.batch) * self.batch):
             coming = [self._pool.submit(self._pixels, key, data) for key, data, _ in chunk]
             answers += [(key, answer) for key, _, answer in chunk]
             if ahead:
-                rows.append(self._rows(ahead))
+                yield [one.result() for one in ahead]
             ahead = coming
-        return np.concatenate([*rows, self._rows(ahead)]), answers
+        self._answers[split] = answers
+        yield [one.result() for one in ahead]
 
-    def _rows(self, coming: Sequence[Future[Pixels]]) -> Rows:
-        rows: Rows = self.encoder.embed_prepared([one.result() for one in coming], self.batch)
-        return rows
+    def answers(self, split: str) -> Answers:
+        """Key and answer of every image, read without decoding one. Raises `SetError`."""
+        if split not in self._answers:
+            self._answers[split] = [(key, answer) for key, _, answer in self.set.samples(split)]
+        return self._answers[split]
+
+    def captions(self, split: str) -> list[Sequence[str]]:
+        """The texts of every image. Raises `SetError`."""
+        return [self.set.captions(key, answer) for key, answer in self.answers(split)]
+
+    def split(self, split: str) -> tuple[Rows, Answers]:
+        """float32 (images, width), unit rows, and key and answer of each. Raises `SetError`."""
+        if split not in self._rows:
+            some = [self.encoder.embed_prepared(images, self.batch) for images in self.images(split)]
+            self._rows[split] = np.concatenate(some)
+        return self._rows[split], self.answers(split)
 
     def _pixels(self, key: str, data: bytes) -> Pixels:
         """As the model wants it, so that no more than that is held of an image."""
