@@ -213,3 +213,20 @@ def test_no_more_than_a_micro_batch_is_brought_to_the_device(tmp_path: Path, obj
     train(made, {}, str(tmp_path), source=source)
     passes = 2 if "InfoNCE" in objective else 1
     assert source.ready_rows[1:] == [5, 5, 2] * passes * 2  # after the two rows whose operations are counted
+
+
+def test_an_objective_that_needs_a_scalar_which_the_model_lacks_is_refused_before_the_training(tmp_path: Path) -> None:
+    sigmoid = "models.objectives.contrastive.Sigmoid"
+    with pytest.raises(RecipeError) as error:
+        run(tmp_path, objectives=["models.objectives.contrastive.InfoNCE", sigmoid])
+    told = f"objectives: {sigmoid} needs logit_bias, and the model has logit_scale; "
+    assert str(error.value) == f"{told}take a model that has it, or another objective"
+    assert not list(tmp_path.iterdir())
+    towers, data = Recipe.load("clip-vit-b32", tiny=True).model.model_dump(), {"texts": {"context": 32}}
+    with pytest.raises(RecipeError) as error:
+        run(tmp_path, model=towers, objectives=[sigmoid], data=data)
+    remedy = "give models.towers.two_towers.TwoTowers a `bias` to begin with, or take another objective"
+    assert str(error.value) == told + remedy
+    towers["parameters"]["bias"] = -10.0
+    with pytest.raises(ValueError, match="no features 'image'"):  # for the toy's rows have no pixels
+        run(tmp_path, model=towers, objectives=[sigmoid], data=data)
