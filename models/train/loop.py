@@ -40,7 +40,7 @@ from models.trainable import Objective, Trainable
 
 Data = Mapping[str, Any]
 """Where every set of the recipe's mixture lies: a folder, a pattern, or a list of tars."""
-FREE = frozenset({"about", "samples", "guard", "parallel", "checkpoint_every", "keep"})
+FREE = frozenset({"about", "samples", "guard", "parallel", "checkpoint_every", "keep", "export"})
 """What a recipe may say otherwise than when the training began."""
 
 MUST_AGREE: Mapping[str, frozenset[str]] = {"recipe": FREE, "lineage": frozenset({"funnels"}), "data": frozenset()}
@@ -134,7 +134,11 @@ def train(
         skipped = place.added(trainer.skipped)
         model = None
         if trainer.samples >= trainer.end:
-            model = _export(recipe, system, trainer, source, weights, _said(trainer, facts, skipped), out)
+            said = _said(trainer, facts, skipped)
+            if recipe.export == "best" and (best := checkpoints.best()) is not None:
+                trainer.take(best)
+                said["exported"] = best.samples
+            model = _export(recipe, system, trainer, source, weights, said, out)
         return Trained(model, trainer.samples, tuple(trainer.curve), skipped)
 
 
@@ -225,6 +229,7 @@ def _said(trainer: Trainer, facts: Mapping[str, Any], skipped: Mapping[str, int]
     return {
         **facts,
         "samples": trainer.samples,
+        "exported": trainer.samples,
         "seconds": trainer.seconds,
         "samples_per_second": trainer.samples / trainer.seconds if trainer.seconds else None,
         "processes": place.world,

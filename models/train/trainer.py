@@ -142,11 +142,12 @@ class Trainer:
         number, phase = self.recipe.phase_at(position)
         if number == self._phase:
             return
+        self._settle()  # the last step of the phase before, whose loss is none of this one's
         self._phase = number
         optimizers.enter(self.system.model, self._trained, phase)
         optimizers.drop_patches(self.system.model, phase)
         if self._guard.phase != number:
-            self._guard = Guard(phase=number)
+            self._guard, self._since = Guard(phase=number), [0.0, 0.0]
 
     def _step(self, batch: Batch, position: int) -> torch.Tensor:
         """float64 (objectives + 6,): losses, norm, tokens, operations, and how many processes want to stop, have
@@ -250,6 +251,7 @@ class Trainer:
         facts = {
             **self._facts,
             "loss": loss / steps if steps else float("inf"),
+            "phase": self._guard.phase,
             "curve": self.curve,
             "guard": self._guard.state(),
             "left_out": sorted(self.left_out),
@@ -267,6 +269,12 @@ class Trainer:
             self._board.kept()
         if self._report is not None and self.curve:
             self._asked = bool(self._report(checkpoint.samples, self.curve[-1], checkpoint.folder)) or self._asked
+
+    def take(self, checkpoint: Checkpoint) -> None:
+        """Have the weights of a checkpoint, to export them; the training does not go on from there."""
+        tensors = state.tensors(self.system, self.optimizer, self.average)
+        learned = {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] not in state.MOMENTS}
+        self._checkpoints.load(checkpoint, learned)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Be what the training was then, but for the batches that were found bad since."""
