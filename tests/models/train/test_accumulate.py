@@ -96,7 +96,7 @@ def test_of_a_batch_only_the_piece_that_is_worked_on_is_made_ready(objective: ty
     for of_pieces in ({}, {"ready": ready}):
         torch.manual_seed(3)
         system = System(Toy(dropout=0.5), [objective()], [1.0], Place.here(), seed=11)
-        losses = gradients(system, rows(0, 12), 0, 3, **of_pieces)  # type: ignore[arg-type]
+        losses = gradients(system, rows(0, 12), 0, 3, **of_pieces)
         grads = {name: p.grad for name, p in state.parameters(system).items() if p.grad is not None}
         found.append(grads | {"losses": losses})
     assert len(rows_ready) == (4 if objective is NextToken else 8), "every pass anew, or features would be all there is"

@@ -122,7 +122,7 @@ def test_a_tower_that_is_frozen_counts_forward_only() -> None:
         optimizer.enter(model, named, Phase(rates=rates))
         return measure(model, batch).of(batch)
 
-    whole, still, texts, images = (of(one) for one in ({".*": 1}, {}, {"text_": 1}, {"vision_|visual_": 1}))
+    whole, still, texts, images = (of({name: 1.0}) for name in (".*", "none", "text_", "vision_|visual_"))
     assert still < min(texts, images)
     assert texts + images == pytest.approx(whole + still, rel=1e-6)
     texts_alone = {name: batch[name] for name in ("input_ids", "attention_mask")}
