@@ -69,6 +69,10 @@ class Objective(nn.Module, ABC):
     done: float = 0.0
     """As of `Trainable`."""
 
+    def needs(self) -> frozenset[str]:
+        """The names of the scalars that it reads; a model without one of them is refused before the training."""
+        return frozenset()
+
     @abstractmethod
     def forward(self, features: Features, scalars: Scalars) -> Loss:
         """This process's share. Where torch.distributed runs, a joint objective gathers the others' rows itself."""

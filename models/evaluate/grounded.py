@@ -29,9 +29,9 @@ MATCHING, RERANKED, CAPTIONING = "image_text_matching", "reranked_retrieval", "c
 TASKS = (MATCHING, RERANKED, CAPTIONING)
 RANKED = 16
 """Items of a query that are ranked anew; BLIP takes 256 of Flickr30K's 5,000 and 128 of COCO's 25,000."""
-Images = Iterable[Sequence[Pixels]]
-"""All images of a set in their order, some at a time: nobody holds the 25,000 of COCO at once."""
 CAPTIONS = Decoding(method="beam", beams=3, most_tokens=30, least_tokens=3)
+Chunks = Iterable[Sequence[Pixels]]
+"""The images of a set as `preprocessing` made them, in their order, of which only some are in memory at once."""
 
 
 def abilities(folder: Path) -> frozenset[str]:
@@ -54,24 +54,8 @@ def abilities(folder: Path) -> frozenset[str]:
     return frozenset(found | ({"embed", "match"} if "BlipForImageTextRetrieval" in parts else set()))
 
 
-def _scores(model: Matcher, images: Images, texts: Sequence[str], image_of: Groups, batch: int) -> Rows:
-    """float32 (texts,): the probability by ITM of every text and its image. Images without a text are not looked at."""
-    order = np.argsort(image_of, kind="stable")
-    found = np.empty(len(texts), np.float32)
-    first = 0
-    for some in images:
-        start, end = np.searchsorted(image_of, [first, first + len(some)], sorter=order)
-        rows = order[start:end]
-        if len(rows):
-            seen, place = np.unique(image_of[rows] - first, return_inverse=True)
-            told = [texts[row] for row in rows]
-            found[rows] = model.scores([some[image] for image in seen], told, place, batch)[:, 0]
-        first += len(some)
-    return found
-
-
 def matching(
-    name: str, model: Matcher, images: Images, captions: Sequence[Sequence[str]], batch: int
+    name: str, model: Matcher, images: Chunks, captions: Sequence[Sequence[str]], batch: int
 ) -> Iterator[Metric]:
     """Whether the first caption of an image is told from the first one of the next image, which says something else."""
     texts, image_of, right, groups = [], [], [], []
@@ -83,17 +67,17 @@ def matching(
                 image_of.append(row)
                 right.append(fits)
                 groups.append(row)
-    scores_n = _scores(model, images, texts, np.array(image_of), batch)
+    scores_n = _probabilities(model, images, texts, np.array(image_of), batch)
     found = ((scores_n >= 0.5) == np.array(right)).astype(np.float64)
     yield Metric(name, MATCHING, "itm_accuracy", *mean(found, np.array(groups)), 0.5, len(found))
 
 
 def selection(
-    name: str, model: Matcher, images: Images, captions: Sequence[Sequence[str]], batch: int
+    name: str, model: Matcher, images: Chunks, captions: Sequence[Sequence[str]], batch: int
 ) -> Iterator[Metric]:
     """Whether the first text of an image, the right one, fits best of all its texts."""
     owners = np.repeat(np.arange(len(captions)), [len(own) for own in captions])
-    scores = _scores(model, images, [text for own in captions for text in own], owners, batch)
+    scores = _probabilities(model, images, [text for own in captions for text in own], owners, batch)
     bounds = np.concatenate([[0], np.cumsum([len(own) for own in captions])])
     found, guessed = np.empty(len(captions)), np.empty(len(captions))
     for row in range(len(captions)):
@@ -106,7 +90,7 @@ def selection(
 def reranked(
     name: str,
     model: Matcher,
-    images: Images,
+    images: Chunks,
     images_nd: Rows,
     texts: Sequence[str],
     texts_md: Rows,
@@ -119,38 +103,54 @@ def reranked(
         "image_retrieval": (texts_md @ images_nd.T, owners, places, owners, np.ones(len(texts), np.int64)),
         "text_retrieval": (images_nd @ texts_md.T, places, owners, places, captions),
     }
-    asked, pairs = {}, []
+    tops, text_of, image_of = {}, [], []
     for way, (cosines_qi, *_) in ways.items():
         best = min(RANKED, cosines_qi.shape[1])
-        top_qk = np.argpartition(-cosines_qi, best - 1, axis=1)[:, :best]
+        tops[way] = top_qk = np.argpartition(-cosines_qi, best - 1, axis=1)[:, :best]
         queries_qk = np.broadcast_to(np.arange(len(cosines_qi))[:, None], top_qk.shape)
-        asked[way] = top_qk
-        pairs.append((queries_qk, top_qk) if way == "image_retrieval" else (top_qk, queries_qk))
-    text_p, image_p = (np.concatenate([one.ravel() for one in each]) for each in zip(*pairs, strict=True))
-    # Of both ways at once: an image is looked at once for all its pairs.
-    found_p = _scores(model, images, [texts[row] for row in text_p], image_p, batch)
+        text_qk, image_qk = (queries_qk, top_qk) if way == "image_retrieval" else (top_qk, queries_qk)
+        text_of.append(text_qk.ravel())
+        image_of.append(image_qk.ravel())
+    told = [texts[row] for row in np.concatenate(text_of)]
+    # Both ways together, so that an image is looked at once for all its pairs.
+    scores = _probabilities(model, images, told, np.concatenate(image_of), batch)
+    found = dict(zip(ways, np.split(scores, [len(text_of[0])]), strict=True))
     for way, (cosines_qi, query_owner, item_owner, groups, right) in ways.items():
-        top_qk = asked[way]
-        found, found_p = found_p[: top_qk.size], found_p[top_qk.size :]
         ranked_qi = cosines_qi.copy()
-        np.put_along_axis(ranked_qi, top_qk, 2 + found.reshape(top_qk.shape), 1)  # above every cosine
+        np.put_along_axis(ranked_qi, tops[way], 2 + found[way].reshape(tops[way].shape), 1)  # above every cosine
         hit_kq = hits(ranked_qi, query_owner[:, None] == item_owner[None], KS)
         for k, hit_q in zip(KS, hit_kq, strict=True):
             guessed = float(chance(cosines_qi.shape[1], right, k).mean())
             yield Metric(name, RERANKED, f"{way}_recall@{k}", *mean(hit_q, groups), guessed, len(hit_q))
 
 
+def _probabilities(model: Matcher, images: Chunks, texts: Sequence[str], image_of: Groups, batch: int) -> Rows:
+    """float32 (texts,): the probability by ITM of every text and its image, in one pass over the images."""
+    order = np.argsort(image_of, kind="stable")
+    found = np.empty(len(texts), np.float32)
+    start = 0
+    for some in images:
+        end = start + len(some)
+        of_these = order[slice(*np.searchsorted(image_of, [start, end], sorter=order))]
+        if len(of_these):
+            seen, places = np.unique(image_of[of_these], return_inverse=True)
+            asked = [texts[row] for row in of_these]
+            found[of_these] = model.scores([some[row - start] for row in seen], asked, places, batch)[:, 0]
+        start = end
+    return found
+
+
 def captioning(
-    name: str, model: Captioner, images: Images, references: Sequence[Sequence[str]], batch: int
+    name: str, model: Captioner, images: Chunks, references: Sequence[Sequence[str]], batch: int
 ) -> Iterator[Metric]:
     """BLEU, ROUGE-L and CIDEr of the captions that it writes; CIDEr is in the unit of papers divided by 100."""
-    texts: list[str] = []
+    written: list[str] = []
     for some in images:
-        uids = [str(len(texts) + row) for row in range(len(some))]
-        written = model.write(some, uids, CAPTIONS, batch=batch, prepared=model.preprocessing is not None)
-        texts += [captions[0].text for captions in written]
-    found = caption_scores(texts, references)
-    count = len(texts)
+        uids = [str(len(written) + row) for row in range(len(some))]
+        told = model.write(some, uids, CAPTIONS, batch=batch, prepared=model.preprocessing is not None)
+        written += [captions[0].text for captions in told]
+    found = caption_scores(written, references)
+    count = len(written)
     for size in range(LONGEST):
         yield Metric(name, CAPTIONING, f"bleu_{size + 1}", found.bleu[size], None, None, count)
     yield Metric(name, CAPTIONING, "rouge_l", *mean(found.rouge_l_each), None, count)

@@ -109,12 +109,9 @@ def _seen(
         for one in shown:
             reader = _Reader(encoder, one, batch, pool)
             if "classification" in wanted[one.name] and encoder.classes == one.classes:
-                scores, answers = [], []
-                for images, more in reader.chunks("test"):
-                    scores.append(encoder.scores_prepared(images, batch))
-                    answers += more
-                labels = reader.labels(answers)
-                rows += zero_shot.accuracies(one.name, "classification", np.concatenate(scores), labels)
+                scores_nc = np.concatenate([encoder.scores_prepared(some, batch) for some in reader.images("test")])
+                labels = reader.labels(reader.answers("test"))
+                rows += zero_shot.accuracies(one.name, "classification", scores_nc, labels)
             rows += _on_set(reader, [task for task in wanted[one.name] if task != "classification"], seed)
     return rows
 
@@ -229,44 +226,44 @@ def _on_set(reader: _Reader, tasks: Sequence[Task], seed: int) -> Iterator[Metri
 
 
 class _Reader:
-    """A set through a model."""
+    """A set through a model: images come some at a time and go again, what is kept are vectors and answers."""
 
     def __init__(self, encoder: Any, one: EvaluationSet, batch: int, pool: Executor) -> None:
         """`encoder`: a dual encoder, or what embeds and prepares images as one does."""
         self.encoder, self.set, self.batch = encoder, one, batch
         self._pool = pool
-
-    def captions(self, split: str) -> list[Sequence[str]]:
-        """The texts of each image. Raises `SetError`."""
-        return [self.set.captions(key, answer) for key, _, answer in self.set.samples(split)]
+        self._rows: dict[str, Rows] = {}
+        self._answers: dict[str, Answers] = {}
 
     def images(self, split: str) -> Iterator[list[Pixels]]:
-        """All images as the model wants them, some at a time. Raises `SetError`."""
-        for images, _ in self.chunks(split):
-            yield images
-
-    def chunks(self, split: str) -> Iterator[tuple[list[Pixels], Answers]]:
-        """`CHUNK` images as the model wants them, and key and answer of each; the next ones are being decoded then.
-
-        Raises `SetError`.
-        """
+        """All images as the model wants them, in whole batches, about `CHUNK` at a time. Raises `SetError`."""
+        answers: Answers = []
         ahead: list[Future[Pixels]] = []
-        before: Answers = []
-        for chunk in _chunks(self.set.samples(split), CHUNK):
+        for chunk in _chunks(self.set.samples(split), max(1, CHUNK // self.batch) * self.batch):
             coming = [self._pool.submit(self._pixels, key, data) for key, data, _ in chunk]
+            answers += [(key, answer) for key, _, answer in chunk]
             if ahead:
-                yield [one.result() for one in ahead], before
-            ahead, before = coming, [(key, answer) for key, _, answer in chunk]
-        yield [one.result() for one in ahead], before
+                yield [one.result() for one in ahead]
+            ahead = coming
+        self._answers[split] = answers
+        yield [one.result() for one in ahead]
+
+    def answers(self, split: str) -> Answers:
+        """Key and answer of every image, read without decoding one. Raises `SetError`."""
+        if split not in self._answers:
+            self._answers[split] = [(key, answer) for key, _, answer in self.set.samples(split)]
+        return self._answers[split]
+
+    def captions(self, split: str) -> list[Sequence[str]]:
+        """The texts of every image. Raises `SetError`."""
+        return [self.set.captions(key, answer) for key, answer in self.answers(split)]
 
     def split(self, split: str) -> tuple[Rows, Answers]:
         """float32 (images, width), unit rows, and key and answer of each. Raises `SetError`."""
-        rows: list[Rows] = []
-        answers: Answers = []
-        for images, more in self.chunks(split):
-            rows.append(self.encoder.embed_prepared(images, self.batch))
-            answers += more
-        return np.concatenate(rows), answers
+        if split not in self._rows:
+            some = [self.encoder.embed_prepared(images, self.batch) for images in self.images(split)]
+            self._rows[split] = np.concatenate(some)
+        return self._rows[split], self.answers(split)
 
     def _pixels(self, key: str, data: bytes) -> Pixels:
         """As the model wants it, so that no more than that is held of an image."""

@@ -33,6 +33,9 @@ class InfoNCE(Objective):
         self.left, self.right = left, right
         self.temperature, self.smoothing = temperature, smoothing
 
+    def needs(self) -> frozenset[str]:
+        return frozenset({"logit_scale"} if self.temperature is None else ())
+
     def forward(self, features: Features, scalars: Scalars) -> Loss:
         left_md, right_md = _rows(features, self.left), _rows(features, self.right)
         with torch.autocast(left_md.device.type, enabled=False):
@@ -56,6 +59,9 @@ class Sigmoid(Objective):
     """
 
     joint = True
+
+    def needs(self) -> frozenset[str]:
+        return frozenset({"logit_scale", "logit_bias"})
 
     def forward(self, features: Features, scalars: Scalars) -> Loss:
         images_md, texts = _rows(features, "image"), features["text"]

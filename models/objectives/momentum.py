@@ -38,6 +38,9 @@ class MomentumContrast(Objective):
         self._alpha, self._ramp = alpha, ramp
         self._coming: dict[str, torch.Tensor] = {}
 
+    def needs(self) -> frozenset[str]:
+        return frozenset({"logit_scale"})
+
     def forward(self, features: Features, scalars: Scalars) -> Loss:
         rows, slow, width = self._rows(features), {}, self.image_queue.shape[1]
         for name in OTHER:

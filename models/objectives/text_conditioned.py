@@ -52,6 +52,9 @@ class TextConditioned(Objective):
         super().__init__()
         self.pool = Pool(width, heads)
 
+    def needs(self) -> frozenset[str]:
+        return frozenset({"logit_scale", "logit_bias"})
+
     def forward(self, features: Features, scalars: Scalars) -> Loss:
         for name in NEEDED:
             if name not in features:

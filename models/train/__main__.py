@@ -73,7 +73,8 @@ def main(
 
     Called again it goes on from the newest checkpoint, on any number of processes that divides the recipe's batch.
     SIGTERM and SIGINT make it write one more and stop. FOLDER/model is what transformers loads; the curves are in
-    FOLDER/tensorboard.
+    FOLDER/tensorboard. `--set export=best` makes the model of the checkpoint with the lowest loss of its last phase,
+    of a training that has ended as well.
     """
     from models.data.shards import DataError, Unreachable
     from models.recipe import RecipeError

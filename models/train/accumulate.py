@@ -5,11 +5,14 @@ how the batch was cut. With one separable objective, gradients of sums are added
 (GradCache, Gao et al. 2021): encode all without a graph, take the loss and its gradient by the features, then encode
 again, piece by piece, to carry it into the towers. The gradient of what objectives read beside features, such as
 `logit_scale`, is complete by then: the second pass does not touch it.
+
+What a piece takes on the device it takes while it is worked on: the batch stays where the loader put it, as small as
+it came, and every pass moves and normalises a piece anew, which gives the same numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +21,10 @@ from torch import nn
 from models.train.ema import local
 from models.train.parallel import Place, loose, synchronise
 from models.trainable import Batch, Features, Loss, Objective, Trainable
+
+Ready = Callable[[Batch], Batch]
+"""Makes of some rows of a batch what the model takes, on its device. Called once in every pass, it must leave the rows
+that it is given as they are."""
 
 
 @dataclass(frozen=True)
@@ -67,19 +74,21 @@ class System:
         return torch.stack([torch.stack([loss.total.detach(), loss.count]).double() for loss in losses])
 
 
-def gradients(system: System, batch: Batch, position: int, micro: int | None) -> torch.Tensor:
+def gradients(
+    system: System, batch: Batch, position: int, micro: int | None, ready: Ready = lambda piece: piece
+) -> torch.Tensor:
     """Add the gradient of the batch to the parameters. float64 (objectives,): the losses, means over all processes.
 
     `batch`: the rows of this process, of which the first has the place `position` in the training's order. `micro`:
-    rows at once, all where None.
+    rows at once, all where None. `ready`: what is made of these rows before the model sees them.
     """
     pieces = cut(batch, micro)
     if len(pieces) == 1:
-        sums = _whole(system, batch, position)
+        sums = _whole(system, ready(batch), position)
     elif len(system.objectives) == 1 and not system.objectives[0].joint:
-        sums = _summed(system, pieces, position)
+        sums = _summed(system, pieces, position, ready)
     else:
-        sums = _cached(system, pieces, position)
+        sums = _cached(system, pieces, position, ready)
     lonely = (parameter for objective in system.objectives for parameter in objective.parameters())
     system.place.add_up([*loose(system.model), *lonely])
     return sums[:, 0] / _some(sums[:, 1])
@@ -100,10 +109,10 @@ def _whole(system: System, batch: Batch, position: int) -> torch.Tensor:
     return sums
 
 
-def _summed(system: System, pieces: Sequence[Batch], position: int) -> torch.Tensor:
+def _summed(system: System, pieces: Sequence[Batch], position: int, ready: Ready) -> torch.Tensor:
     sums = torch.zeros(1, 2, dtype=torch.float64, device=system.place.device)
     for number, piece in enumerate(pieces):
-        (loss,) = system.losses(system.encode(piece, position))
+        (loss,) = system.losses(system.encode(ready(piece), position))
         sums += system.sums([loss])
         synchronise(system.model, system.shards or number == len(pieces) - 1)
         torch.autograd.backward(loss.total)
@@ -115,10 +124,10 @@ def _summed(system: System, pieces: Sequence[Batch], position: int) -> torch.Ten
     return sums
 
 
-def _cached(system: System, pieces: Sequence[Batch], position: int) -> torch.Tensor:
+def _cached(system: System, pieces: Sequence[Batch], position: int, ready: Ready) -> torch.Tensor:
     starts = [position + sum(map(_rows, pieces[:number])) for number in range(len(pieces))]
     with torch.no_grad():
-        seen = [system.encode(piece, start) for piece, start in zip(pieces, starts, strict=True)]
+        seen = [system.encode(ready(piece), start) for piece, start in zip(pieces, starts, strict=True)]
     whole = {name: torch.cat([features[name] for features in seen]) for name in seen[0]}
     for rows in whole.values():
         rows.requires_grad_(rows.is_floating_point())
@@ -131,7 +140,7 @@ def _cached(system: System, pieces: Sequence[Batch], position: int) -> torch.Ten
         first = start - position
         again = [
             (rows, gradient[first : first + _rows(piece)])
-            for name, rows in system.encode(piece, start).items()
+            for name, rows in system.encode(ready(piece), start).items()
             if rows.requires_grad and (gradient := whole[name].grad) is not None
         ]
         if again:

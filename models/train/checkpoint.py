@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class Checkpoints:
     """Those of one training."""
 
     def __init__(self, out: str, place: Place, keep: int) -> None:
-        """`keep`: how many of the newest stay, beside the one with the lowest loss."""
+        """`keep`: how many of the newest stay, beside the best."""
         self.out = out.rstrip("/")
         self.folder = f"{self.out}/checkpoints"
         self._fs, self._path = url_to_fs(self.folder)
@@ -65,6 +65,12 @@ class Checkpoints:
         found = self._complete() if self._place.first else []
         newest: Checkpoint | None = self._place.told(found[-1] if found else None)
         return newest
+
+    def best(self) -> Checkpoint | None:
+        """The one with the lowest loss of those of the newest one's phase. On all processes the same."""
+        found = self._complete() if self._place.first else []
+        best: Checkpoint | None = self._place.told(_best(found) if found else None)
+        return best
 
     def start(self, anew: bool) -> None:
         """Own the folder from now on, and delete what a killed training left unfinished; all there is, if `anew`."""
@@ -163,7 +169,7 @@ class Checkpoints:
 
     def _prune(self) -> None:
         found = self._complete()
-        best = min(found, key=lambda checkpoint: checkpoint.facts["loss"])
+        best = _best(found)
         for checkpoint in found[: -self._keep]:
             if checkpoint is not best:
                 self._delete(f"{self._path}/{checkpoint.samples:012d}")
@@ -172,6 +178,12 @@ class Checkpoints:
         if self._fs.exists(f"{path}/{MARK}"):  # first, so that half a folder is never taken for a whole one
             self._fs.rm_file(f"{path}/{MARK}")
         self._fs.rm(path, recursive=True)
+
+
+def _best(found: Sequence[Checkpoint]) -> Checkpoint:
+    """Of some, the newest last. A loss of another phase, with other data, says nothing beside the newest's."""
+    alike = [checkpoint for checkpoint in found if checkpoint.facts.get("phase") == found[-1].facts.get("phase")]
+    return min(alike, key=lambda checkpoint: checkpoint.facts["loss"])
 
 
 class _quietly(warnings.catch_warnings):  # noqa: N801  # reads as a statement

@@ -36,11 +36,11 @@ from models.train.parallel import Place, compile_blocks, lighten
 from models.train.progress import Board
 from models.train.source import Shards, Source
 from models.train.trainer import Report, Trainer
-from models.trainable import Trainable
+from models.trainable import Objective, Trainable
 
 Data = Mapping[str, Any]
 """Where every set of the recipe's mixture lies: a folder, a pattern, or a list of tars."""
-FREE = frozenset({"about", "samples", "guard", "parallel", "checkpoint_every", "keep"})
+FREE = frozenset({"about", "samples", "guard", "parallel", "checkpoint_every", "keep", "export"})
 """What a recipe may say otherwise than when the training began."""
 
 MUST_AGREE: Mapping[str, frozenset[str]] = {"recipe": FREE, "lineage": frozenset({"funnels"}), "data": frozenset()}
@@ -134,7 +134,11 @@ def train(
         skipped = place.added(trainer.skipped)
         model = None
         if trainer.samples >= trainer.end:
-            model = _export(recipe, system, trainer, source, weights, _said(trainer, facts, skipped), out)
+            said = _said(trainer, facts, skipped)
+            if recipe.export == "best" and (best := checkpoints.best()) is not None:
+                trainer.take(best)
+                said["exported"] = best.samples
+            model = _export(recipe, system, trainer, source, weights, said, out)
         return Trained(model, trainer.samples, tuple(trainer.curve), skipped)
 
 
@@ -174,15 +178,31 @@ def _build(recipe: Recipe, source: Source, weights: Mapping[str, str]) -> Traina
 
 def _system(recipe: Recipe, source: Source, place: Place, weights: Mapping[str, str]) -> System:
     model = _build(recipe, source, weights).to(place.device)
+    objectives = [term.objective.build().to(place.device) for term in recipe.objectives]
+    _fits(recipe, model, objectives)
     return System(
         model,
-        [term.objective.build().to(place.device) for term in recipe.objectives],
+        objectives,
         [term.weight for term in recipe.objectives],
         place,
         bfloat16=recipe.precision == "bfloat16",
         seed=recipe.seed,
         shards=recipe.parallel.mode == "fsdp" and place.world > 1,
     )
+
+
+def _fits(recipe: Recipe, model: Trainable, objectives: Sequence[Objective]) -> None:
+    """Raise `RecipeError` where an objective reads a scalar that the model does not have."""
+    taken, known = inspect.signature(recipe.model.load()).parameters, model.scalars()
+    there = ", ".join(sorted(known)) or "no scalars"
+    for term, objective in zip(recipe.objectives, objectives, strict=True):
+        for name in sorted(objective.needs() - known.keys()):
+            parameter = name.removeprefix("logit_")
+            remedy = f"give {recipe.model.path} a `{parameter}` to begin with, or " if parameter in taken else ""
+            raise RecipeError(
+                f"objectives: {term.objective.path} needs {name}, and the model has {there}; "
+                f"{remedy}take {'another' if remedy else 'a model that has it, or another'} objective"
+            )
 
 
 def _count(recipe: Recipe, system: System, source: Source) -> list[flops.Work]:
@@ -209,6 +229,7 @@ def _said(trainer: Trainer, facts: Mapping[str, Any], skipped: Mapping[str, int]
     return {
         **facts,
         "samples": trainer.samples,
+        "exported": trainer.samples,
         "seconds": trainer.seconds,
         "samples_per_second": trainer.samples / trainer.seconds if trainer.seconds else None,
         "processes": place.world,

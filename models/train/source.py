@@ -46,7 +46,7 @@ class Source(ABC):
         return {}
 
     def ready(self, batch: Batch) -> Batch:
-        """What is left to do on the device."""
+        """What is left to do on the device with some rows of a batch, which stay as they are: they may come again."""
         return batch
 
 

@@ -142,11 +142,12 @@ class Trainer:
         number, phase = self.recipe.phase_at(position)
         if number == self._phase:
             return
+        self._settle()  # the last step of the phase before, whose loss is none of this one's
         self._phase = number
         optimizers.enter(self.system.model, self._trained, phase)
         optimizers.drop_patches(self.system.model, phase)
         if self._guard.phase != number:
-            self._guard = Guard(phase=number)
+            self._guard, self._since = Guard(phase=number), [0.0, 0.0]
 
     def _step(self, batch: Batch, position: int) -> torch.Tensor:
         """float64 (objectives + 6,): losses, norm, tokens, operations, and how many processes want to stop, have
@@ -156,13 +157,12 @@ class Trainer:
         operations = self._works[self._phase].of(batch) if self._works else 0.0
         asked = self._asked or (self._stop is not None and self._stop())
         first = position + self.place.rank * self._rows
-        here = self._source.ready({name: column.to(device, non_blocking=True) for name, column in batch.items()})
-        here = {**here, "position": torch.arange(first, first + self._rows, device=device)}
+        here = {**batch, "position": torch.arange(first, first + self._rows, device=device)}
         self.optimizer.zero_grad()
         self.system.model.done = position / self.end
         for objective in self.system.objectives:
             objective.done = position / self.end
-        losses = gradients(self.system, here, first, recipe.parallel.micro_batch)
+        losses = gradients(self.system, here, first, recipe.parallel.micro_batch, self._ready)
         trained = list(self._trained.values())
         norm = self.place.norm(trained)
         if recipe.optimizer.clip_norm is not None:
@@ -182,6 +182,11 @@ class Trainer:
         told = [tokens, operations, asked, self._checkpoints.saved, late]
         counted = torch.tensor(told, dtype=torch.float64, device=device)
         return torch.cat([losses, norm.double()[None], self.place.total(counted)])
+
+    def _ready(self, piece: Batch) -> Batch:
+        """Rows of a batch on the device, as the model takes them."""
+        device = self.place.device
+        return self._source.ready({name: column.to(device, non_blocking=True) for name, column in piece.items()})
 
     def _settle(self) -> None:
         """Read what a step said. One step late, so that a GPU always has the next one to work on."""
@@ -246,6 +251,7 @@ class Trainer:
         facts = {
             **self._facts,
             "loss": loss / steps if steps else float("inf"),
+            "phase": self._guard.phase,
             "curve": self.curve,
             "guard": self._guard.state(),
             "left_out": sorted(self.left_out),
@@ -263,6 +269,12 @@ class Trainer:
             self._board.kept()
         if self._report is not None and self.curve:
             self._asked = bool(self._report(checkpoint.samples, self.curve[-1], checkpoint.folder)) or self._asked
+
+    def take(self, checkpoint: Checkpoint) -> None:
+        """Have the weights of a checkpoint, to export them; the training does not go on from there."""
+        tensors = state.tensors(self.system, self.optimizer, self.average)
+        learned = {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] not in state.MOMENTS}
+        self._checkpoints.load(checkpoint, learned)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Be what the training was then, but for the batches that were found bad since."""

@@ -65,7 +65,8 @@ def train(
     """Train RECIPE on shards of ROOT in this process, outside a DAG.
 
     Called again it goes on from the newest checkpoint in FOLDER. Ctrl-C makes it write one more and stop.
-    FOLDER/model is what transformers loads. On many GPUs: a DAG (stages.train.Train), or torchrun -m models.train.
+    FOLDER/model is what transformers loads; with `--set export=best` of the checkpoint with the lowest loss of the last
+    phase, of a training that has ended as well. On many GPUs: a DAG (stages.train.Train), or torchrun -m models.train.
     """
     store = Store(root)
     generations = generations_of(store, run_of(store, run_id))

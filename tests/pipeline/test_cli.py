@@ -175,3 +175,15 @@ def test_who_asks_during_the_first_run_hears_of_it(tmp_path: Path) -> None:
     gone.wait()
     store.put("runs/active/x.lease", json.dumps({"host": socket.gethostname(), "pid": gone.pid}).encode())
     assert "was killed; `sluice run DAG" in sluice("status", store.root).output
+
+
+@pytest.mark.parametrize(("at_work", "stopped"), [("a", "b"), ("b", "a")])
+def test_of_several_runs_the_one_that_is_at_work_is_told_of(tmp_path: Path, at_work: str, stopped: str) -> None:
+    store = Store(str(tmp_path))
+    store.put(f"runs/active/{at_work}.lease", json.dumps({"host": "elsewhere", "pid": 17}).encode())
+    over = {"host": "elsewhere", "pid": 18, "stopped": True}
+    store.put(f"runs/active/{stopped}.lease", json.dumps(over).encode())
+    told = "has ended: a run, process {} on elsewhere, {}"
+    assert told.format(17, "is at one; wait for it") in sluice("status", store.root).output
+    store.delete(f"runs/active/{at_work}.lease")
+    assert told.format(18, "stopped before its end; `sluice run DAG") in sluice("status", store.root).output

@@ -167,6 +167,18 @@ def test_gc_takes_nothing_that_a_run_which_failed_goes_on_from(tmp_path: Path, s
     assert store.names(LEASES) == []
 
 
+def test_a_run_of_a_part_of_a_dag_leaves_what_it_did_not_go_on_from(tmp_path: Path) -> None:
+    """A training that was stopped keeps its checkpoints until it has ended, whatever else of its DAG is run."""
+    store = Store(str(tmp_path))
+    store.put(f"{LEASES}/x.lease", b'{"dag": "toys", "host": "elsewhere", "pid": 1, "stopped": true}')
+    for already in (False, True):
+        result = run(Dag.parse(TEXT), store.root, until="pool", executor=Inline(store))
+        assert bool(result.worked) is not already
+        assert store.names(LEASES) == ["x.lease"]
+    go(tmp_path)
+    assert store.names(LEASES) == []
+
+
 @pytest.mark.fault(48)
 def test_a_resource_that_changes_while_the_run_begins_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """FAULTS 48: never other bytes under the old key."""

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, BlipForImageTextRetrieval
 
 from infra.miniweb import sets
 from models.captioners.captioner import Captioner
-from models.evaluate import evaluate, run
+from models.evaluate import evaluate
 from models.evaluate.caption_scores import caption_scores
 from models.evaluate.grounded import CAPTIONS, RANKED
 from models.towers.dual_encoder import Rows
@@ -98,31 +98,6 @@ def test_no_more_images_are_held_than_are_looked_at_at_once(tmp_path: Path, monk
     np.testing.assert_allclose(model.scores(images, texts, image_of, 2), expected, atol=1e-5)
     assert len(held) == 5
     assert max(most) == 1  # the two before, at most
-
-
-def test_a_set_goes_through_a_few_images_at_a_time_and_its_figures_stay(
-    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    models = tiny.matcher(tmp_path / "matcher"), tiny.captioner(tmp_path / "captioner")
-    names = ("retrieval", "binding")
-    expected = [figures(model, folder, *names) for model in models]
-    prepare, most = run._Reader._pixels, []
-    held: list[weakref.ref[Pixels]] = []
-
-    def prepared(self: Any, key: str, data: bytes) -> Pixels:
-        most.append(sum(one() is not None for one in held))
-        found = prepare(self, key, data)
-        held.append(weakref.ref(found))
-        return found
-
-    monkeypatch.setattr(run, "CHUNK", 3)
-    monkeypatch.setattr(run._Reader, "_pixels", prepared)
-    for model, known in zip(models, expected, strict=True):
-        found = figures(model, folder, *names)
-        assert found == pytest.approx(known)
-    assert {task for _, task, _ in expected[0]} >= {"image_text_matching", "reranked_retrieval"}
-    assert len(held) > 5 * SAMPLES
-    assert max(most) <= 9  # those that the model works on, those that come, and those that went
 
 
 def test_a_filter_matches_chooses_and_ranks_anew(tmp_path: Path, folder: Path) -> None:

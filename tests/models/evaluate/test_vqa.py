@@ -7,14 +7,17 @@ import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from models.captioners.decoding import Written
 from models.evaluate.run import evaluate
 from models.evaluate.sets import SetError, found_in, layout_of
-from models.evaluate.vqa import best_guesses, scores, shuffled
+from models.evaluate.vqa import answering, best_guesses, scores, shuffled
 from models.evaluate.vqa_sets import BRIEF, Asked, Question, from_shards, read
 
 
@@ -164,6 +167,30 @@ def test_a_model_that_looks_beats_its_shuffled_images_and_the_best_guess() -> No
     assert rows["vqa_accuracy_shuffled"].value == pytest.approx(expected)
     assert rows["exact_match"].samples == 6
     assert "vqa_accuracy/colour" not in rows, "there is one kind only"
+
+
+def test_what_is_transparent_lies_over_white_as_in_training() -> None:
+    """And what has 16 bits is scaled, not cut off."""
+    pictures = {}
+    for name, picture in {
+        "clear": Image.new("RGBA", (8, 6), (200, 0, 0, 0)),
+        "bits": Image.fromarray(np.full((6, 8), 128 * 257, np.uint16)),
+    }.items():
+        sink = io.BytesIO()
+        picture.save(sink, "PNG")
+        pictures[name] = sink.getvalue()
+    seen: list[np.ndarray] = []
+
+    def write(pixels: Sequence[np.ndarray], keys: Sequence[str], *_: Any) -> list[list[Written]]:
+        seen.extend(pixels)
+        return [[Written("red", None)] for _ in keys]
+
+    asking = Asked("set", (question(0, "red"), question(1, "red")), pictures.__getitem__)
+    answer = answering(cast(Any, SimpleNamespace(write=write)), asking, 4)
+    assert answer(asking.questions, ["clear", "bits"]) == ["red", "red"]
+    assert [one.shape for one in seen] == [(6, 8, 3)] * 2
+    assert (seen[0] == 255).all()
+    assert (seen[1] == 128).all()
 
 
 def test_every_kind_has_numbers_of_its_own() -> None:

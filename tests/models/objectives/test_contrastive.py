@@ -9,6 +9,9 @@ import torch
 from torch.nn import functional
 
 from models.objectives.contrastive import InfoNCE, Sigmoid
+from models.objectives.momentum import MomentumContrast
+from models.objectives.text_conditioned import TextConditioned
+from models.trainable import Objective
 from tests.models.objectives import sharded
 
 Found = dict[tuple[str, torch.dtype], sharded.Gradients]
@@ -126,3 +129,29 @@ def test_losses_are_computed_in_float32_where_the_towers_are_not(objective: Info
     with torch.autocast("cpu", torch.bfloat16):
         found = objective(features, scalars)
     assert _mean(found) == _mean(objective(features, scalars))
+
+
+class Read(dict[str, torch.Tensor]):
+    """Keeps what was read of it."""
+
+    def __init__(self, **values: torch.Tensor) -> None:
+        super().__init__(values)
+        self.names: set[str] = set()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        self.names.add(name)
+        return super().__getitem__(name)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [InfoNCE(), InfoNCE(temperature=0.1), Sigmoid(), MomentumContrast(width=8, queue=4), TextConditioned(8, heads=2)],
+    ids=lambda objective: type(objective).__name__,
+)
+def test_what_an_objective_says_that_it_needs_is_what_it_reads(objective: Objective) -> None:
+    rows = functional.normalize(torch.randn(3, 8), dim=-1)
+    features = dict.fromkeys(("image", "text", "image_m", "text_m"), rows)
+    features |= {"patches": torch.randn(3, 5, 8), "position": torch.arange(3)}
+    scalars = Read(logit_scale=torch.tensor(1.0), logit_bias=torch.tensor(-1.0))
+    objective(features, scalars)
+    assert objective.needs() == scalars.names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from functools import partial
 
@@ -12,7 +13,7 @@ from models.objectives.contrastive import InfoNCE
 from models.train import state
 from models.train.accumulate import System, gradients
 from models.train.parallel import Place, compile_blocks, lighten
-from models.trainable import Features, Loss, Objective, Scalars
+from models.trainable import Batch, Features, Loss, Objective, Scalars
 from tests.models.train.processes import MICROS, OBJECTIVES, step
 from tests.models.train.toy import NextToken, Toy, rows
 
@@ -77,6 +78,30 @@ def test_dropout_follows_the_seed_and_the_place_alone() -> None:
     assert torch.equal(first, again)
     assert not torch.allclose(first, elsewhere)
     assert not torch.allclose(first, other)
+
+
+@pytest.mark.parametrize("objective", [NextToken, InfoNCE])
+def test_of_a_batch_only_the_piece_that_is_worked_on_is_made_ready(objective: type[Objective]) -> None:
+    """So that it is the piece that decides how much memory of a device its images take, as float32 as well."""
+    held: list[weakref.ref[torch.Tensor]] = []
+    rows_ready: list[int] = []
+
+    def ready(piece: Batch) -> Batch:
+        made = piece["x"].clone()
+        rows_ready.append(sum(len(one) for ref in held if (one := ref()) is not None) + len(made))
+        held.append(weakref.ref(made))
+        return {**piece, "x": made}
+
+    found: list[Tensors] = []
+    for of_pieces in ({}, {"ready": ready}):
+        torch.manual_seed(3)
+        system = System(Toy(dropout=0.5), [objective()], [1.0], Place.here(), seed=11)
+        losses = gradients(system, rows(0, 12), 0, 3, **of_pieces)
+        grads = {name: p.grad for name, p in state.parameters(system).items() if p.grad is not None}
+        found.append(grads | {"losses": losses})
+    assert len(rows_ready) == (4 if objective is NextToken else 8), "every pass anew, or features would be all there is"
+    assert max(rows_ready) <= 2 * 3, "the one that was worked on last may not be gone yet"
+    assert far(found[1], found[0]) == dict.fromkeys(found[0], 0.0)
 
 
 @pytest.mark.parametrize("micro", [None, 4])

@@ -68,6 +68,20 @@ def test_only_the_newest_and_the_best_stay(out: str) -> None:
     assert found._names() == [f"{samples:012d}" for samples in (500, 600)]
 
 
+def test_the_best_is_of_the_newest_one_s_phase(tmp_path: Path) -> None:
+    """The losses of two phases are of other data, or of more patches: the lower one is not the better."""
+    found, losses = Checkpoints(str(tmp_path), Place.here(), 1), [(0, 0.5), (0, 0.1), (1, 3.0), (1, 2.0), (1, 2.5)]
+    assert found.best() is None
+    left = []
+    for count, (phase, loss) in enumerate(losses, 1):
+        found.save(count, tensors(count), {"loss": loss, "phase": phase})
+        found.wait()
+        best = found.best()
+        assert best is not None
+        left.append((best.samples, [int(name) for name in found._names()]))
+    assert left == [(1, [1]), (2, [2]), (3, [3]), (4, [4]), (4, [4, 5])]
+
+
 def test_of_two_trainings_in_a_folder_the_older_stops(out: str) -> None:
     older = Checkpoints(out, Place.here(), 2)
     older.start(anew=False)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from models.recipe import Phase
+from models.towers.two_towers import TwoTowers
 from models.train import flops, optimizer
 from models.train.flops import Work, measure
 from models.train.parallel import CPU
@@ -15,6 +16,35 @@ from tests.models.train.toy import LENGTH, WIDTH, Toy, rows
 
 LAYER = 2 * WIDTH * WIDTH
 """Operations of one layer's product for one row."""
+
+
+SIDE, PATCH, HIDDEN, INNER, LAYERS, JOINT = 32, 8, 32, 64, 2, 16
+"""Of a small CLIP."""
+
+
+def clip() -> tuple[TwoTowers, Batch]:
+    """The model, and four pictures with texts of 16, 12, 8 and 4 tokens."""
+    torch.manual_seed(0)
+    layers = {"hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": 2}
+    model = TwoTowers(
+        {
+            "model_type": "clip",
+            "projection_dim": JOINT,
+            "vision_config": layers | {"patch_size": PATCH, "image_size": SIDE},
+            "text_config": layers | {"vocab_size": 50, "max_position_embeddings": 16, "eos_token_id": 49},
+        }
+    )
+    return model, {
+        "pixel_values": torch.randn(4, 3, SIDE, SIDE),
+        "input_ids": torch.randint(0, 50, (4, 16)),
+        "attention_mask": (torch.arange(16) < torch.tensor([[16], [12], [8], [4]])).long(),
+        "position": torch.arange(4),
+    }
+
+
+def of_tokens(count: int) -> int:
+    """Operations of an image tower's layers forward: products with weights, and of tokens with each other."""
+    return LAYERS * (2 * count * (4 * HIDDEN**2 + 2 * HIDDEN * INNER) + 4 * count**2 * HIDDEN)
 
 
 def full(count: int) -> Batch:
@@ -71,6 +101,45 @@ def test_what_is_frozen_has_no_backward_pass() -> None:
     assert measure(model, full(4)).of(full(1)) == pytest.approx(whole - 4 * LAYER)
     optimizer.enter(model, named, Phase(rates={"logit_scale": 1}))
     assert measure(model, full(4)).of(full(1)) == pytest.approx(whole / 3)
+
+
+def test_patches_that_are_dropped_cost_nothing_behind_the_embeddings() -> None:
+    """FLIP: of 16 patches 8 are left, beside the class token; forward is a third of it."""
+    model, batch = clip()
+    found = []
+    for share in (0.0, 0.5):
+        optimizer.drop_patches(model, Phase(patch_dropout=share))
+        found.append(measure(model, batch).of(batch))
+    assert found[0] - found[1] == pytest.approx(4 * 3 * (of_tokens(17) - of_tokens(9)), rel=1e-6)
+
+
+def test_a_tower_that_is_frozen_counts_forward_only() -> None:
+    """LiT, and the other way round."""
+    model, batch = clip()
+    named = dict(model.named_parameters())
+
+    def of(rates: dict[str, float]) -> float:
+        optimizer.enter(model, named, Phase(rates=rates))
+        return measure(model, batch).of(batch)
+
+    whole, still, texts, images = (of({name: 1.0}) for name in (".*", "none", "text_", "vision_|visual_"))
+    assert still < min(texts, images)
+    assert texts + images == pytest.approx(whole + still, rel=1e-6)
+    texts_alone = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    optimizer.enter(model, named, Phase(rates={"text_": 1}))
+    patches = (SIDE // PATCH) ** 2 * 2 * 3 * PATCH**2 * HIDDEN
+    forward = patches + of_tokens(17) + 2 * HIDDEN * JOINT
+    assert texts - measure(model, texts_alone).of(batch) == pytest.approx(4 * forward, rel=1e-6)
+
+
+def test_a_text_counts_as_long_as_it_is_and_not_as_it_was_padded() -> None:
+    model, batch = clip()
+    found = measure(model, batch)
+    assert found == measure(model, {**batch, "attention_mask": torch.ones(4, 16, dtype=torch.int64)})
+    row = {name: column[2:3] for name, column in batch.items()}
+    cut = row | {name: row[name][:, :8] for name in ("input_ids", "attention_mask")}
+    assert found.of(row) == found.of(cut) == pytest.approx(measure(model, cut).of(cut), rel=1e-3)
+    assert found.of(row) < 0.8 * found.of({name: column[:1] for name, column in batch.items()})
 
 
 def test_statistics_are_as_they_were_before_it_was_measured() -> None:

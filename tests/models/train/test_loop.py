@@ -22,6 +22,18 @@ from tests.models.train.toy import Toy, ToySource, recipe
 LINEAGE = {"shards": {"shards": {"selection": "4f1c", "samples": 240}}, "funnels": {}}
 
 
+class Counted(ToySource):
+    """Keeps how many rows of a batch were made ready together."""
+
+    def __init__(self, batch: int, place: Place) -> None:
+        super().__init__(batch, place)
+        self.ready_rows: list[int] = []
+
+    def ready(self, batch: Batch) -> Batch:
+        self.ready_rows.append(len(batch["x"]))
+        return batch
+
+
 def run(out: str | Path, **changes: Any) -> Trained:
     return train(recipe(**changes), {}, str(out), source=ToySource(12, Place.here()), lineage=LINEAGE)
 
@@ -192,3 +204,29 @@ def test_the_caller_s_random_numbers_are_its_own(tmp_path: Path) -> None:
     torch.manual_seed(123)
     run(tmp_path, samples=12)
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("objective", ["models.objectives.contrastive.InfoNCE", "tests.models.train.toy.NextToken"])
+def test_no_more_than_a_micro_batch_is_brought_to_the_device(tmp_path: Path, objective: str) -> None:
+    source = Counted(12, Place.here())
+    made = recipe(objectives=[objective], samples=24, parallel={"micro_batch": 5})
+    train(made, {}, str(tmp_path), source=source)
+    passes = 2 if "InfoNCE" in objective else 1
+    assert source.ready_rows[1:] == [5, 5, 2] * passes * 2  # after the two rows whose operations are counted
+
+
+def test_an_objective_that_needs_a_scalar_which_the_model_lacks_is_refused_before_the_training(tmp_path: Path) -> None:
+    sigmoid = "models.objectives.contrastive.Sigmoid"
+    with pytest.raises(RecipeError) as error:
+        run(tmp_path, objectives=["models.objectives.contrastive.InfoNCE", sigmoid])
+    told = f"objectives: {sigmoid} needs logit_bias, and the model has logit_scale; "
+    assert str(error.value) == f"{told}take a model that has it, or another objective"
+    assert not list(tmp_path.iterdir())
+    towers, data = Recipe.load("clip-vit-b32", tiny=True).model.model_dump(), {"texts": {"context": 32}}
+    with pytest.raises(RecipeError) as error:
+        run(tmp_path, model=towers, objectives=[sigmoid], data=data)
+    remedy = "give models.towers.two_towers.TwoTowers a `bias` to begin with, or take another objective"
+    assert str(error.value) == told + remedy
+    towers["parameters"]["bias"] = -10.0
+    with pytest.raises(ValueError, match="no features 'image'"):  # for the toy's rows have no pixels
+        run(tmp_path, model=towers, objectives=[sigmoid], data=data)

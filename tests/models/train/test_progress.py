@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +11,8 @@ from typing import Any
 from unittest.mock import ANY
 
 import pytest
+from rich.console import Console
+from rich.text import Text
 from tensorboardX.proto.event_pb2 import Event
 
 from models.train.progress import Board, describe
@@ -39,6 +43,26 @@ def test_without_a_terminal_there_are_plain_lines_and_not_too_many(
     assert len(lines) == 2
     assert lines[0].startswith("clip: 100 of 1,000 samples, ")
     assert lines[1].startswith("clip: 1,000 of 1,000 samples, 0 s left; loss 2.5000, 1,234.5 samples/s, rate 1.00e-03")
+
+
+def test_on_a_terminal_a_bar_shows_speed_losses_rate_and_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen, clock = io.StringIO(), [1000.0]
+    terminal = Console(file=screen, force_terminal=True, force_interactive=True, width=200, get_time=lambda: clock[0])
+    monkeypatch.setattr("models.train.progress.Console", lambda stderr: terminal)
+    row = {"InfoNCE": 1.0, "NextToken": 2.0, **ROW, "tokens_per_second": 5e4, "mfu": 0.414}
+    with Board(str(tmp_path), "clip", 1000, 200, {}) as board:
+        for samples in (300, 400, 500):
+            clock[0] += 10
+            board.show(samples, row)
+        board.advance(550)
+    shown = Text.from_ansi(screen.getvalue().replace("\r", "\n")).plain.splitlines()
+    last = [line for line in shown if line.startswith("clip")][-1]
+    assert re.match(r"clip ━+ *╺?━* *550/1000 0:00:\d\d ", last), last
+    assert "InfoNCE 1.0000, NextToken 2.0000, loss 2.5000, 1,234.5 samples/s, 50,000 tokens/s, rate 1.00e-03" in last
+    assert "MFU 41.4%" in last
+    assert "samples, " not in screen.getvalue(), "plain lines are for what is no terminal"
 
 
 def test_a_line_names_parts_of_the_loss_tokens_and_mfu_where_there_are_some() -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from models.data.index import DataError
 from models.recipe import RecipeError
@@ -198,4 +200,43 @@ def test_a_checkpoint_is_written_after_half_an_hour_however_few_samples_were_see
 def test_restarted_it_begins_anew(tmp_path: Path, unbroken: Any) -> None:
     run(tmp_path, stop_at=24, seed=1)
     train(recipe(**SETTINGS), {}, str(tmp_path), source=ToySource(12, Place.here()), resume=False)
+    assert left(tmp_path) == unbroken
+
+
+def test_a_loss_that_is_compared_is_of_one_phase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second phase begins at 72 samples, between two checkpoints."""
+    found = []
+    for rows in (200, 4):  # each step is read at once, or one step late as in a long training
+        monkeypatch.setattr("models.train.trainer.ROWS", rows)
+        run(tmp_path / str(rows), checkpoint_every=50, keep=9)
+        found.append(json.loads((tmp_path / str(rows) / "checkpoints" / f"{108:012d}" / "complete.json").read_text()))
+    at_once, late = (one["facts"] for one in found)
+    losses = [row["loss"] for row in at_once["curve"] if 72 < row["samples"] <= 108]
+    assert len(losses) == 3
+    assert at_once["loss"] == pytest.approx(sum(losses) / 3)
+    assert at_once["phase"] == 1
+    assert (late["loss"], late["guard"]) == (at_once["loss"], at_once["guard"])
+    assert late["guard"]["steps"] == 3
+
+
+def test_the_best_checkpoint_can_be_what_is_exported(tmp_path: Path, unbroken: Any) -> None:
+    run(tmp_path, keep=9)
+    mark = tmp_path / "checkpoints" / f"{144:012d}" / "complete.json"
+    said = json.loads(mark.read_text())
+    said["facts"]["loss"] = 0.01
+    mark.write_text(json.dumps(said))
+    run(tmp_path, keep=9, export="best")
+    exported = load_file(tmp_path / "model" / "model.safetensors")
+    room = {f"ema.{name}": torch.zeros_like(value) for name, value in exported.items() if name != "steps"}
+    checkpoints = Checkpoints(str(tmp_path), Place.here(), 9)
+    best = checkpoints.best()
+    assert best is not None
+    checkpoints.load(best, room)
+    assert all(torch.equal(exported[name.removeprefix("ema.")], value) for name, value in room.items())
+    assert exported["steps"] == 12
+    told = json.loads((tmp_path / "model" / "training.json").read_text())
+    assert (told["samples"], told["exported"]) == (240, 144)
+    assert left(tmp_path)[0] != unbroken[0]
+    assert left(tmp_path)[1] == unbroken[1], "the curve is that of the whole training"
+    run(tmp_path, keep=9)
     assert left(tmp_path) == unbroken

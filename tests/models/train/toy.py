@@ -114,6 +114,9 @@ class Unlucky(NextToken):
 class Biased(Sigmoid):
     """Of a model that has no bias of its own."""
 
+    def needs(self) -> frozenset[str]:
+        return frozenset({"logit_scale"})
+
     def forward(self, features: Features, scalars: Scalars) -> Loss:
         return super().forward(features, {**scalars, "logit_bias": torch.tensor(-2.0)})
 

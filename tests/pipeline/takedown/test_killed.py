@@ -97,6 +97,18 @@ def test_it_waits_for_a_run_that_writes(root: Path) -> None:
     assert tombstones(store) == []
 
 
+def test_it_does_not_wait_for_a_run_that_stopped_by_itself(root: Path) -> None:
+    """It has left no file half written; one that was killed may have."""
+    store = Store(str(root))
+    store.put(f"{LEASES}/x.lease", b'{"host": "elsewhere", "pid": 1, "stopped": true}')
+    take_down(root, uids(*GONE))
+    is_clean(root, *GONE, *COPIES)
+    assert store.names(LEASES) == ["x.lease"], "what it left is gone on from"
+    store.put(f"{LEASES}/x.lease", DEAD)
+    with pytest.raises(SluiceError, match=r"1 run\(s\) that write or were interrupted"):
+        take_down(root, uids(4))
+
+
 def test_no_run_begins_while_one_is_unfinished(root: Path) -> None:
     assert killed_at(12, True, root)
     with pytest.raises(

@@ -35,6 +35,18 @@ def test_it_trains_on_the_shards_of_a_run_and_says_where_the_model_is(root: str,
     assert said["lineage"]["shards"]["shards"]["samples"] == 20
 
 
+def test_a_training_that_has_ended_makes_a_model_of_its_best_checkpoint(root: str, recipe: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    call = ("train", root, "--node", "shards", "--recipe", recipe, "--out", str(out), "--samples", "32")
+    more = ("--set", "checkpoint_every=8", "--set", "keep=9")
+    assert sluice(*call, *more).exit_code == 0
+    marks = [json.loads(path.read_text()) for path in out.glob("checkpoints/*/complete.json")]
+    assert sluice(*call, *more, "--set", "export=best").exit_code == 0
+    said = json.loads((out / "model" / "training.json").read_text())
+    assert said["exported"] == min(marks, key=lambda mark: mark["facts"]["loss"])["samples"]
+    assert len(marks) == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
