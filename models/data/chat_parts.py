@@ -55,9 +55,7 @@ def probe(image: str | None = None) -> Any:
 def take_parts(processor: Any) -> None:
     """Let the processor's template take parts, where it writes them wrongly or refuses them, and strings well."""
     in_parts = rendered(processor, probe())
-    if (
-        in_parts is not None and PROBE in in_parts and "'type'" not in in_parts
-    ):  # a list may be printed as Python has it
+    if in_parts is not None and PROBE in in_parts and "'type'" not in in_parts:  # some print a list as Python would
         return
     image = str(getattr(processor, "image_token", "<image>"))
     in_words = rendered(processor, probe(image))
