@@ -44,7 +44,7 @@ def judged(
     bearing = {stem for text in (*captions, *known) for stem in stems(text)}
     asked: set[str] = set()
     for turn in turns:
-        verdict = _verdict(turn, bearing, grounded, longest)
+        verdict = turn.verdict or _verdict(turn, bearing, grounded, longest)
         question = " ".join(WORD.findall(turn.question.lower()))
         if verdict == "kept" and question in asked:
             verdict = "duplicate"

@@ -28,6 +28,8 @@ class Turn:
     """The caption that it was made from; None where it was made from boxes, or from all of them."""
     source: str
     """What wrote it: `template`, or the name of a model."""
+    verdict: Literal["too_long"] | None = None
+    """What is known before anything is judged: the model could not be asked, for its prompt is longer than it reads."""
 
 
 def conversation(turns: Sequence[Turn], images: int, brief: str = "") -> list[dict[str, Any]]:
