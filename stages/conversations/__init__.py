@@ -6,7 +6,7 @@ written.py, prompts/   the same by a language model, in a folder or behind a ser
 turns.py          one question and its answer; LLaVA's and ShareGPT's forms
 filters.py        why a turn is not kept
 packing.py        conversations and images as a tar
-files.py, command.py   from other people's JSON, and back to it
+files.py, json_slices.py, command.py   from other people's JSON, and back to it
 """
 
 from stages.conversations.conversations import Conversations
