@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Kind = Literal["description", "question", "count", "colour", "relation", "place", "reading", "reasoning"]
+TEMPLATE = "template"
+"""What wrote a turn that no model wrote."""
 IMAGE = "<image>"
 """Stands in a human's words where an image is meant."""
 ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "chatgpt": "gpt", "system": "system"}
