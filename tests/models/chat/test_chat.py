@@ -158,9 +158,12 @@ def test_what_is_asked_begins_as_what_was_learnt(
     talk = Talk.load(folder, [picture])
     asked: list[list[int]] = []
     generate = talk._model.generate
-    monkeypatch.setattr(
-        talk._model, "generate", lambda **given: asked.append(given["input_ids"][0].tolist()) or generate(**given)
-    )
+
+    def generating(**given: Any) -> Any:
+        asked.append(given["input_ids"][0].tolist())
+        return generate(**given)
+
+    monkeypatch.setattr(talk._model, "generate", generating)
     assert "".join(talk.ask(" what is this? ", 2)) is not None
     inputs = ProcessorInputs(folder, "llava")
     image = np.full((20, 20, 3), 90, np.uint8)

@@ -156,7 +156,8 @@ def test_of_every_kind_the_map_is_of_patches_alone(kind: str, tmp_path: Path) ->
     torch.manual_seed(0)
     registers = {"num_register_tokens": 3} if kind in ("dinov2_with_registers", "dinov3_vit") else {}
     shape = {**SIZES, "patch_size": 8, "image_size": 32}
-    model = AutoModel.from_config(AutoConfig.for_model(kind, **shape, **registers), attn_implementation="eager").eval()
+    loads: Any = AutoModel
+    model = loads.from_config(AutoConfig.for_model(kind, **shape, **registers), attn_implementation="eager").eval()
     model.save_pretrained(tmp_path)
     save_preprocessor(Images(side=32), tmp_path)
     looker = Looker.load(tmp_path)
