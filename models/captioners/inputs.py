@@ -16,6 +16,7 @@ import torch
 import models.without_torchvision  # isort: skip  # noqa: F401
 from transformers import AutoProcessor, AutoTokenizer
 
+from models.data.chat_parts import take_parts, wants_special_tokens
 from models.towers.preprocess import Pixels, Preprocessing
 
 ASKED = {"florence2": "<CAPTION>"}
@@ -79,6 +80,8 @@ class ProcessorInputs:
         self.tokenizer = self._processor.tokenizer
         self.tokenizer.padding_side = "left"  # a decoder goes on where the prompt ends
         self._chats = getattr(self._processor, "chat_template", None) is not None
+        if self._chats:
+            take_parts(self._processor)
         self._asked = ASKED_IN_CHAT if self._chats else ASKED.get(kind)
 
     def size(self, prompt: str | None) -> int:
@@ -89,11 +92,13 @@ class ProcessorInputs:
         told: dict[str, Any] = {"images": [[image] for image in images] if self._chats else list(images)}
         if any(text is not None for text in texts):
             told |= {"text": [text or "" for text in texts], "padding": True}
+            if self._chats:
+                told["add_special_tokens"] = wants_special_tokens(self.tokenizer, told["text"][0])
         found = self._processor(**told, return_tensors="pt")
         return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
 
     def _text(self, prompt: str | None) -> str | None:
         if prompt is None or not self._chats:
             return prompt
-        asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
+        asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt.strip()}]}]
         return str(self._processor.apply_chat_template(asked, add_generation_prompt=True))

@@ -14,11 +14,12 @@ import http.client
 import io
 import json
 import os
+import re
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -34,6 +35,8 @@ LONGEST_ANSWER = 1_000_000
 LONGEST_WAIT_S = 60.0
 AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """Statuses that another try may change."""
+TOO_LONG = re.compile(r"context[ _](?:length|size|window)|prompt is too long", re.IGNORECASE)
+"""In what servers say with 400 or 413 of a question that the model has no places for."""
 REMEMBERED = 10_000
 """Answers that are kept: where one image of a batch fails, the engine tries the others again."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -41,6 +44,10 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 class ServerError(RuntimeError):
     """No caption was to be had: one line that names the server and what it said."""
+
+
+class TooLongError(ServerError):
+    """What was asked is longer than the model reads."""
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -105,8 +112,9 @@ class Server:
                     answer.cancel()
         return [written[start : start + count] for start in range(0, len(written), count)]
 
-    def answer(self, texts: Sequence[str], keys: Sequence[str], decoding: Decoding) -> list[str]:
-        """What the model says to each of some texts, without an image; the draws follow from the keys.
+    def answer(self, texts: Sequence[str], keys: Sequence[str], decoding: Decoding) -> list[str | None]:
+        """What the model says to each of some texts, without an image; the draws follow from the keys. None where the
+        server says that a text is longer than the model reads.
 
         Raises `ServerError` for the first to which no answer was to be had.
         """
@@ -116,7 +124,7 @@ class Server:
                 for text, key in zip(texts, keys, strict=True)
             ]
             try:
-                return [one.result() for one in asked]
+                return [_unless_too_long(one) for one in asked]
             finally:
                 for one in asked:
                     one.cancel()
@@ -150,6 +158,8 @@ class Server:
             except urllib.error.HTTPError as error:
                 said, after = _shown(error), error.headers.get("Retry-After", "")
                 trouble = f"{self.address} answers {error.code}{f' ({said})' if said else ''}"
+                if error.code in (400, 413) and TOO_LONG.search(said):
+                    raise TooLongError(trouble) from None
                 if error.code not in AGAIN:
                     raise ServerError(f"{trouble}; look at server, model and ${self.key_variable}") from None
                 if after.isdecimal():
@@ -176,6 +186,13 @@ class Server:
         except (KeyError, IndexError, TypeError):
             raise ValueError("an answer without choices[0].message.content") from None
         return " ".join(str(text or "").split())
+
+
+def _unless_too_long(asked: Future[str]) -> str | None:
+    try:
+        return asked.result()
+    except TooLongError:
+        return None
 
 
 def _shown(error: urllib.error.HTTPError) -> str:

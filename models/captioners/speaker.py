@@ -7,6 +7,7 @@ speaker.answer(["What is two and two?"], most_tokens=32)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,31 +46,40 @@ class Speaker:
         return cls(whole.to(device), tokenizer)
 
     @torch.inference_mode()
-    def answer(self, texts: Sequence[str], most_tokens: int, batch: int = 8) -> list[str]:
-        """What the model goes on with after each text, or answers to it."""
+    def answer(self, texts: Sequence[str], most_tokens: int, batch: int = 8) -> list[str | None]:
+        """What the model goes on with after each text, or answers to it; None where the text fills all its places.
+
+        At most `batch` are asked at once, and only such as have room for equally many tokens: an answer is no shorter
+        for its neighbours.
+        """
         chats = getattr(self._tokenizer, "chat_template", None) is not None
         prompts = [self._asked(text) for text in texts] if chats else list(texts)
-        order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-        found = [""] * len(prompts)
-        for start in range(0, len(order), batch):
-            rows = order[start : start + batch]
-            given = self._tokenizer(
-                [prompts[row] for row in rows], return_tensors="pt", padding=True, add_special_tokens=not chats
-            ).to(self._model.device)
-            length = given["input_ids"].shape[1]
-            places = int(self._model.config.max_position_embeddings)
-            if length >= places:
-                raise ValueError(f"a prompt of {length} tokens, and the model reads {places}; shorten the prompts")
-            written = self._model.generate(
-                input_ids=given["input_ids"],
-                attention_mask=given["attention_mask"],
-                max_new_tokens=min(most_tokens, places - length),
-                do_sample=False,
-                pad_token_id=self._tokenizer.pad_token_id,
-            )
-            texts_of = self._tokenizer.batch_decode(written[:, length:], skip_special_tokens=True)
-            for row, text in zip(rows, texts_of, strict=True):
-                found[row] = text.strip()
+        tokens = [self._tokenizer(prompt, add_special_tokens=not chats)["input_ids"] for prompt in prompts]
+        places = int(self._model.config.max_position_embeddings)
+
+        def room(row: int) -> int:
+            return min(most_tokens, places - len(tokens[row]))
+
+        order = sorted((row for row in range(len(tokens)) if room(row) > 0), key=lambda row: len(tokens[row]))
+        found: list[str | None] = [None] * len(prompts)
+        for most, group in groupby(order, room):
+            alike = list(group)
+            for start in range(0, len(alike), batch):
+                rows = alike[start : start + batch]
+                given = self._tokenizer.pad({"input_ids": [tokens[row] for row in rows]}, return_tensors="pt")
+                given = given.to(self._model.device)
+                written = self._model.generate(
+                    input_ids=given["input_ids"],
+                    attention_mask=given["attention_mask"],
+                    max_new_tokens=most,
+                    do_sample=False,
+                    pad_token_id=self._tokenizer.pad_token_id,
+                )
+                answers = written[:, given["input_ids"].shape[1] :]
+                for row, text in zip(
+                    rows, self._tokenizer.batch_decode(answers, skip_special_tokens=True), strict=True
+                ):
+                    found[row] = text.strip()
         return found
 
     def _asked(self, text: str) -> str:

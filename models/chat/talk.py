@@ -19,6 +19,7 @@ import models.without_torchvision  # isort: skip  # noqa: F401
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, StoppingCriteria, TextIteratorStreamer
 from transformers.utils import logging
 
+from models.data.chat_parts import take_parts, wants_special_tokens
 from models.data.images import opened
 
 PATIENCE_S = 0.2
@@ -56,6 +57,7 @@ class Talk:
             raise TalkError(f"{folder} holds no model that talks: {told}") from None
         if getattr(processor, "chat_template", None) is None:
             raise TalkError(f"{folder} has no chat template; take a model that was tuned on conversations")
+        take_parts(processor)
         return cls(model.to(device), processor, pictures)
 
     @property
@@ -69,9 +71,14 @@ class Talk:
         `temperature`: 0 takes the likeliest token always. Raises `TalkError` for a talk longer than the model reads.
         """
         parts = [{"type": "image"}] * (0 if self._said else len(self._images))
-        asked = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
+        asked = {"role": "user", "content": [*parts, {"type": "text", "text": question.strip()}]}
         text = self._processor.apply_chat_template([*self._said, asked], add_generation_prompt=True)
-        given = self._processor(images=self._images or None, text=text, return_tensors="pt").to(self._model.device)
+        given = self._processor(
+            images=self._images or None,
+            text=text,
+            return_tensors="pt",
+            add_special_tokens=wants_special_tokens(self._processor.tokenizer, text),
+        ).to(self._model.device)
         length = given["input_ids"].shape[1]
         if length >= self.context:
             raise TalkError(f"{length} tokens were said, and the model reads {self.context}; begin a new talk")

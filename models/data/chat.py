@@ -23,6 +23,7 @@ from jinja2 import TemplateError
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerBase
 
+from models.data.chat_parts import joining, probe, rendered
 from models.data.index import DataError
 
 IMAGE = "<image>"
@@ -44,6 +45,8 @@ DEFAULT = (
 """Of a tokenizer that has none: a special token for each role, and the end of a text after each answer."""
 MARK = re.compile("\ue000([0-9]+)\ue001")
 """Characters of Unicode's private use, in the place of a turn's text."""
+Layout = tuple[str, tuple[bool, ...]]
+"""A role, and of each part of its turn whether it is an image."""
 STRUCTURES = 4096
 """Successions of turns whose rendering is remembered."""
 IMAGE_PLACE = None
@@ -101,7 +104,7 @@ class ChatTemplate:
         ends = (special - {IMAGE, tokenizer.bos_token}) | (special & {tokenizer.eos_token})
         self._end = re.compile(rf"\s*(?:{_any_of(ends)})")
         self._pieces = lru_cache(STRUCTURES)(self._rendered)
-        self._listed = False
+        self.listed = False
         self._first: list[int] = []
         self._settle()
 
@@ -114,7 +117,7 @@ class ChatTemplate:
             Turn("assistant", ("two blue squares.",)),
         ]
         told = ""
-        for self._listed in (False, True):
+        for self.listed in (False, True):
             try:
                 text = "".join(self._segments(probe)[0])
                 always = self._backend.encode("", add_special_tokens=True).ids
@@ -137,13 +140,10 @@ class ChatTemplate:
         """By the template alone, without marks. Raises `TemplateMismatch`."""
         messages: list[dict[str, Any]] = []
         for turn in turns:
-            text = "".join(text for text, _ in self._contents(turn))
-            messages.append({"role": turn.role, "content": self._content(text, turn.images, self._listed)})
+            parts = self._contents(turn)
+            words = "".join(IMAGE if part is None else part for part in parts)
+            messages.append({"role": turn.role, "content": _in_list(parts) if self.listed else words})
         return self._applied(messages, False)
-
-    @staticmethod
-    def _content(text: str, images: int, listed: bool) -> Any:
-        return [{"type": "image"}] * images + [{"type": "text", "text": text}] if listed else text
 
     def _applied(self, messages: Sequence[dict[str, Any]], prompt: bool) -> str:
         try:
@@ -156,17 +156,28 @@ class ChatTemplate:
 
     # -- text ----------------------------------------------------------------------------------------------------------
 
-    def _rendered(self, structure: tuple[tuple[str, int], ...], listed: bool, prompt: bool) -> tuple[str, ...]:
+    def _rendered(self, structure: tuple[Layout, ...], listed: bool, prompt: bool) -> tuple[str, ...]:
         """What the template writes before, between and after the texts of turns. Raises `TemplateMismatch`."""
-        messages = [
-            {"role": role, "content": self._content(f"\ue000{number}\ue001", images, listed)}
-            for number, (role, images) in enumerate(structure)
-        ]
+        messages: list[dict[str, Any]] = []
+        ahead, seen, between = list[int](), 0, False  # how many images stand before each text
+        for role, images in structure:
+            parts: list[str | None] = []
+            for at, image in enumerate(images):
+                parts.append(None if image else f"\ue000{len(ahead)}\ue001")
+                between |= image and not all(images[:at])
+                seen += image
+                ahead += [] if image else [seen]
+            messages.append({"role": role, "content": _in_list(parts) if listed else parts[0]})
         pieces = MARK.split(self._applied(messages, prompt))
         found = [int(number) for number in pieces[1::2]]
-        if found != list(range(len(structure))):
-            roles = _told([role for role, _ in structure])
+        roles = _told([role for role, _ in structure])
+        if found != list(range(len(ahead))):
             raise TemplateMismatch(f"of turns of {roles} it writes numbers {found}; expected each once, in order")
+        written = np.cumsum([piece.count(IMAGE) for piece in pieces[::2]])[:-1].tolist()
+        if between and written != ahead:
+            raise TemplateMismatch(
+                f"of turns of {roles} it moves images: {written} stand before the texts; expected {ahead}"
+            )
         return tuple(pieces[::2])
 
     def _segments(self, turns: Sequence[Turn]) -> tuple[list[str], list[bool], list[tuple[int, int]]]:
@@ -174,46 +185,53 @@ class ChatTemplate:
 
         An answer begins where a prompt for it ends, and ends with the special token behind it.
         """
-        structure = tuple((turn.role, turn.images) for turn in turns)
-        pieces = self._pieces(structure, self._listed, False)
-        segments, trusted, spans = [pieces[0]], [True], list[tuple[int, int]]()
-        at, begin = len(pieces[0]), 0
-        for number, (turn, behind) in enumerate(zip(turns, pieces[1:], strict=True)):
+        contents = [self._contents(turn) for turn in turns]
+        structure = tuple(
+            (turn.role, tuple(part is None for part in parts) if self.listed else (False,))
+            for turn, parts in zip(turns, contents, strict=True)
+        )
+        pieces = self._pieces(structure, self.listed, False)
+        segments, trusted, spans = list[str](), list[bool](), list[tuple[int, int]]()
+        at = begin = place = 0
+        for number, (turn, parts) in enumerate(zip(turns, contents, strict=True)):
             answer = turn.role == "assistant"
             if answer:
-                before = self._pieces(structure[:number], self._listed, True)
-                if before[:-1] != pieces[:number] or not pieces[number].startswith(before[-1]):
+                before = self._pieces(structure[:number], self.listed, True)
+                if before[:-1] != pieces[:place] or not pieces[place].startswith(before[-1]):
                     raise TemplateMismatch(
                         f"the prompt for answer {number + 1} ends with {before[-1]!r}, and the whole goes on with "
-                        f"{pieces[number]!r}; expected the prompt to be its beginning"
+                        f"{pieces[place]!r}; expected the prompt to be its beginning"
                     )
-                begin = at - len(pieces[number]) + len(before[-1])
-            for text, own in self._contents(turn):
-                segments.append(text)
-                trusted.append(own)
-                at += len(text)
+                begin = at + len(before[-1])
+            # Of a list the template sets the images, and stands between the texts; else images are set in the one text.
+            for texts in [[part] for part in parts if part is not None] if self.listed else [parts]:
+                segments += [pieces[place], *(IMAGE if part is None else part for part in texts)]
+                trusted += [True, *(part is None for part in texts)]
+                at += sum(map(len, segments[-1 - len(texts) :]))
+                place += 1
             if answer:
-                end = self._end.match(behind)
+                end = self._end.match(pieces[place])
                 if end is None:
                     raise TemplateMismatch(
-                        f"no special token ends answer {number + 1}, but {behind[:20]!r} follows: what learnt from it "
-                        "would never stop; let it write its eos_token after each answer"
+                        f"no special token ends answer {number + 1}, but {pieces[place][:20]!r} follows: what learnt "
+                        "from it would never stop; let it write its eos_token after each answer"
                     )
                 spans.append((begin, at + end.end()))
-            segments.append(behind)
-            trusted.append(True)
-            at += len(behind)
+        segments.append(pieces[-1])
+        trusted.append(True)
         return segments, trusted, spans
 
-    def _contents(self, turn: Turn) -> list[tuple[str, bool]]:
-        """Its texts, without blanks around, and its images, where the template does not set these itself."""
-        parts = [part for part in turn.parts if part is not None] if self._listed else list(turn.parts)
-        if self._listed:
-            return [("".join(part for part in parts if part is not None).strip(), False)]
+    def _contents(self, turn: Turn) -> list[str | None]:
+        """Its texts and, as None, its images, without blanks around the whole, or around each text of a list."""
+        if self.listed:
+            listed = [part if part is None else part.strip() for part in turn.parts]
+            kept = [part for part in listed if part is None or part]
+            return kept if any(kept) else [*kept, ""]
+        parts = list(turn.parts)
         for place, trim in ((0, str.lstrip), (-1, str.rstrip)):
             if parts and (text := parts[place]) is not None:
                 parts[place] = trim(text)
-        return [(IMAGE, True) if part is None else (part, False) for part in parts]
+        return parts
 
     # -- tokens --------------------------------------------------------------------------------------------------------
 
@@ -272,6 +290,10 @@ def _within(places: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]])
     return learnt
 
 
+def _in_list(parts: Sequence[str | None]) -> list[dict[str, Any]]:
+    return [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
+
+
 def _any_of(tokens: Iterable[str]) -> str:
     return "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
 
@@ -290,6 +312,7 @@ def ready_to_chat(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
     """The tokenizer with what conversations need, which is saved with it: a token for images, and a chat template.
 
     One that has no template gets `DEFAULT`, a token for each role, and puts nothing before or behind a text any more.
+    A template that takes strings is made to take parts, too, since processors give it nothing else. Raises `DataError`.
     """
     missing = [IMAGE]
     if not getattr(tokenizer, "chat_template", None):
@@ -300,6 +323,9 @@ def ready_to_chat(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
     tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
     # Prompts are tokenized as a whole from now on: their special tokens must be known for what they are.
     tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = False
+    by_strings = not ChatTemplate(tokenizer).listed
+    if by_strings and rendered(tokenizer, probe()) != rendered(tokenizer, probe(IMAGE)):
+        tokenizer.chat_template = joining(tokenizer.get_chat_template(), IMAGE)
     return tokenizer
 
 

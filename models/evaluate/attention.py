@@ -26,6 +26,8 @@ from models.data.images import opened
 from models.towers.image_encoder import POOLED
 from models.towers.preprocess import Preprocessing
 
+KINDS = (*POOLED, "vit_msn", "beit", "dinov2", "dinov2_with_registers", "dinov3_vit")
+"""Of transformers, those whose first token is the class token and whose last ones are the patches."""
 Maps = npt.NDArray[np.float32]
 SIDE = 192
 """px of a map as it is drawn."""
@@ -46,13 +48,14 @@ class Looker:
         """Raises `ValueError` for a folder that holds no image tower with square patches and a class token."""
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if said.get("model_type") not in POOLED:
-            raise ValueError(f"{folder} holds a {said.get('model_type')!r}; expected one of {', '.join(POOLED)}")
+        if said.get("model_type") not in KINDS:
+            raise ValueError(f"{folder} holds a {said.get('model_type')!r}; expected one of {', '.join(KINDS)}")
+        more = {"add_pooling_layer": False} if said["model_type"] in POOLED else {}
         # Other implementations than `eager` do not tell what they attended to.
         model = AutoModel.from_pretrained(
             folder,
             attn_implementation="eager",
-            add_pooling_layer=False,
+            **more,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
@@ -62,13 +65,14 @@ class Looker:
     @torch.inference_mode()
     def maps(self, image_hwc: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], Maps]:
         """The image as the tower sees it, uint8 (side, side, 3), and (heads, rows, columns): how much of each head's
-        attention every patch has; what is left to 1 is the class token's own."""
+        attention every patch has; what is left to 1 is that of the class token and of other tokens that are no patches
+        (DeiT's distillation token, registers)."""
         seen_hwc = self._preprocessing(image_hwc)
         pixels_nchw = self._preprocessing.normalise(torch.from_numpy(seen_hwc.copy())[None]).permute(0, 3, 1, 2)
         found = self._model(pixel_values=pixels_nchw, output_attentions=True).attentions[-1]
         patch = int(self._model.config.patch_size)
         rows, columns = seen_hwc.shape[0] // patch, seen_hwc.shape[1] // patch
-        maps: Maps = found[0, :, 0, 1:].reshape(-1, rows, columns).float().numpy()
+        maps: Maps = found[0, :, 0, -rows * columns :].reshape(-1, rows, columns).float().numpy()
         return seen_hwc, maps
 
 

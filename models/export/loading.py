@@ -85,9 +85,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 folder = "THIS FOLDER"  # or its name on the hub
 processor, model = AutoProcessor.from_pretrained(folder), AutoModelForImageTextToText.from_pretrained(folder)
-asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
-prompt = processor.apply_chat_template(asked, add_generation_prompt=True)
-inputs = processor(images=[Image.open("picture.jpg")], text=prompt, return_tensors="pt")
+parts = [{"type": "image", "image": Image.open("picture.jpg")}, {"type": "text", "text": "What is this?"}]
+inputs = processor.apply_chat_template(
+    [{"role": "user", "content": parts}],
+    add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+)
 tokens = model.generate(**inputs, max_new_tokens=60)[0, inputs["input_ids"].shape[1] :]
 print(processor.decode(tokens, skip_special_tokens=True))"""
 WRITES = """from PIL import Image

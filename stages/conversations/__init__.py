@@ -1,12 +1,12 @@
 """Conversations about curated images: written, judged, packed; read from other people's files, and given to them.
 
 conversations.py  the job, and what all that write conversations share
-phrases.py, templates.py   what a caption says, and what can be asked of it without any model
+phrases.py, known.py, templates.py   what a caption says, what all of an image do, and what is asked without any model
 written.py, prompts/   the same by a language model, in a folder or behind a server
 turns.py          one question and its answer; LLaVA's and ShareGPT's forms
 filters.py        why a turn is not kept
 packing.py        conversations and images as a tar
-files.py, command.py   from other people's JSON, and back to it
+files.py, json_slices.py, command.py   from other people's JSON, and back to it
 """
 
 from stages.conversations.conversations import Conversations

@@ -34,8 +34,9 @@ SHARD, TURNS, SAMPLES = "shard", "conversation", "samples"
 """Kinds of file: a tar, the table of turns, the table of what is in the tar."""
 BRIEF = "Answer the question using a single word or phrase."
 """What LLaVA-1.5 puts behind a question that has a short answer (Liu et al. 2024, section 3.3)."""
-KINDS: tuple[Kind, ...] = ("colour", "relation", "place", "reading", "count", "question", "reasoning", "description")
-"""In the order in which they are asked: what is told early must not give away what is asked later."""
+KINDS: tuple[Kind, ...] = ("colour", "question", "count", "place", "relation", "reading", "reasoning", "description")
+"""In the order in which they are asked: what is told early must not give away what is asked later. Who asks how many
+names a colour, and who asks where names a number (`is the star`)."""
 TURN = pa.schema(
     [
         ("uid", pa.string()),
@@ -161,6 +162,7 @@ class Conversations(Writing):
     """Questions and answers by rules, without any model: colours, numbers, relations, places, what can be read, which
     are more, and a description; from captions in English, and from `boxes` where a sample's JSON has them."""
 
+    revision: ClassVar[int] = 2
     promise: ClassVar[Promise] = "pure"
 
     def open(self, device: Device) -> Writer:

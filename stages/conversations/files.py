@@ -9,7 +9,6 @@ conversation is about none. The same files give the same bytes.
 
 from __future__ import annotations
 
-import json
 import posixpath
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,8 @@ from pipeline.errors import SluiceError
 from pipeline.records import Record, digest
 from pipeline.stage import Column, File, Job, Promise, Task, Work
 from stages.conversations.conversations import SAMPLES, SHARD, TURN, TURNS, write_sizes
+from stages.conversations.json_slices import NoJson, slices
+from stages.conversations.json_slices import read as read_slice
 from stages.conversations.packing import Packer
 from stages.conversations.turns import IMAGE, Malformed, read
 from stages.kit.endings import ending_of
@@ -53,19 +54,23 @@ class ConversationFiles(Job):
 
     def assemble(self, work: Work) -> list[Record]:
         path, found = work.resources["file"][0]
-        count = sum(1 for _ in entries(path))
-        starts = range(0, count, self.rows_per_shard)
-        if not count:
+        try:
+            found_slices = list(slices(path, self.rows_per_shard))
+        except NoJson as error:
+            told = " ".join(str(error).split())
+            raise SluiceError(f"{path} is neither a JSON list nor JSON lines: {told}; write it again") from None
+        if not found_slices:
             raise SluiceError(f"{path} holds no conversation; expected a JSON list or JSON lines")
         key = digest([found, self.rows_per_shard, self.images])[:12]
         tasks = [
             Task(
                 f"{number:08d}",
-                {"key": key, "start": start, "end": min(start + self.rows_per_shard, count), "file": found},
-                rows=min(self.rows_per_shard, count - start),
-                hints={"path": path},
+                {"key": key, "start": start, "end": start + one.entries, "file": found},
+                rows=one.entries,
+                hints={"path": path, "slice": one},  # follows from the file, so it is no part of what is named by it
             )
-            for number, start in enumerate(starts)
+            for number, one in enumerate(found_slices)
+            for start in [number * self.rows_per_shard]
         ]
         packed = work.map("pack", tasks, self.pack)
         sizes = {record.notes["shard"]: record.rows[SAMPLES] for record in packed}
@@ -79,9 +84,7 @@ class ConversationFiles(Job):
         rows: list[dict[str, Any]] = []
         with attempt.create_final(SHARD, f"data/{task.payload['key']}/{name}") as stream:
             packer = Packer(stream, name)
-            for number, entry in enumerate(entries(task.hints["path"])):
-                if not task.payload["start"] <= number < task.payload["end"]:
-                    continue
+            for number, entry in enumerate(read_slice(task.hints["path"], task.hints["slice"]), task.payload["start"]):
                 uid = blake2b(f"{task.payload['file']}/{number}".encode(), digest_size=16).hexdigest()
                 verdict, images, said = self._usable(entry)
                 rows += _rows(uid, said, verdict)
@@ -129,25 +132,6 @@ class ConversationFiles(Job):
             return None if store.size(path) > MOST_BYTES else bytes(store.cat_file(path))
         except (FileNotFoundError, IsADirectoryError):
             return None
-
-
-def entries(path: str) -> Iterator[Any]:
-    """Everything in a file, in order. Raises `SluiceError`."""
-    with fsspec.open(path, "rt", encoding="utf-8") as handle:
-        try:
-            head = handle.read(1)
-            while head.isspace():
-                head = handle.read(1)
-            if head == "[":
-                yield from json.loads(head + handle.read())
-            elif head:
-                first = head + handle.readline()
-                for line in (first, *handle):
-                    if line.strip():
-                        yield json.loads(line)
-        except (ValueError, RecursionError) as error:
-            told = " ".join(str(error).split())
-            raise SluiceError(f"{path} is neither a JSON list nor JSON lines: {told}; write it again") from None
 
 
 def names_of(entry: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from stages.conversations.phrases import number_of, singular
-from stages.conversations.turns import IMAGE, Turn
+from stages.conversations.turns import IMAGE, TEMPLATE, Turn
 
 Verdict = Literal["kept", "empty", "image_token", "too_long", "refusal", "ungrounded", "duplicate"]
 REFUSAL = re.compile(
@@ -44,7 +44,7 @@ def judged(
     bearing = {stem for text in (*captions, *known) for stem in stems(text)}
     asked: set[str] = set()
     for turn in turns:
-        verdict = _verdict(turn, bearing, grounded, longest)
+        verdict = turn.verdict or _verdict(turn, bearing, grounded, longest)
         question = " ".join(WORD.findall(turn.question.lower()))
         if verdict == "kept" and question in asked:
             verdict = "duplicate"
@@ -68,10 +68,10 @@ def _verdict(turn: Turn, bearing: set[str], grounded: float, longest: int) -> Ve
 def _share(turn: Turn, bearing: set[str]) -> float:
     """Of the answer's words of meaning, how many the captions have; 0 where a number in it is not borne out.
 
-    Numbers from a box's count are known by the question: who asks how many is answered with a number.
+    What rules count in boxes no caption needs to say; a model counts in nothing but captions and boxes' labels.
     """
     words = list(stems(turn.answer, articles=False))  # `a dog` is borne out by `dog`
-    if turn.kind == "count" and turn.caption_id is None:
+    if turn.kind == "count" and turn.caption_id is None and turn.source == TEMPLATE:
         return 1.0
     numbers = [word for word in words if word.isdigit()]
     if any(number not in bearing for number in numbers):

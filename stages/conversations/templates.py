@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
 from typing import Any
 
+from stages.conversations.known import Known
 from stages.conversations.phrases import (
     GROUNDS,
     RELATIONS,
@@ -23,9 +25,8 @@ from stages.conversations.phrases import (
     said_by,
     singular,
 )
-from stages.conversations.turns import Kind, Turn
+from stages.conversations.turns import TEMPLATE, Kind, Turn
 
-SOURCE = "template"
 DESCRIBE = (
     "Describe the image in detail.",
     "What do you see in this image?",
@@ -39,68 +40,68 @@ NEAR = 0.05
 
 def turns_of(captions: Sequence[Mapping[str, Any]], boxes: Sequence[Mapping[str, Any]], dice: Random) -> list[Turn]:
     """All that can be asked of a sample: of each of its captions (`caption_id`, `text`) and of its boxes (`label`,
-    `box` as left, top, right, bottom)."""
+    `box` as left, top, right, bottom). What one caption leaves open or another denies is not asked."""
     found: list[Turn] = []
-    for caption in captions:
+    said = [said_by(caption["text"]) for caption in captions]
+    known = Known(said)
+    for caption, own in zip(captions, said, strict=True):
         identity, text = caption.get("caption_id"), caption["text"]
-        told = [("description", dice.choice(DESCRIBE), sentence(text)), *_asked(said_by(text), dice)]
-        found += [Turn(kind, question, answer, identity, SOURCE) for kind, question, answer in told]
-    found += [Turn(kind, question, answer, None, SOURCE) for kind, question, answer in _of_boxes(boxes, dice)]
+        told = [("description", dice.choice(DESCRIBE), sentence(text)), *_asked(own, known, dice)]
+        found += [Turn(kind, question, answer, identity, TEMPLATE) for kind, question, answer in told]
+    found += [Turn(kind, question, answer, None, TEMPLATE) for kind, question, answer in _of_boxes(boxes, dice)]
     return found
 
 
 Asked = tuple[Kind, str, str]
 
 
-def _asked(said: Said, dice: Random) -> Iterator[Asked]:
+def _asked(said: Said, known: Known, dice: Random) -> Iterator[Asked]:
     """Kind, question and answer."""
-    names = Counter(thing.name for thing in said.things)
     for thing in said.things:
-        if names[thing.name] > 1 and thing.colour is None:
-            continue  # which of them is meant?
-        yield from _of_thing(thing, names[thing.name] == 1, dice)
+        yield from _of_thing(thing, known, dice)
     for relation in said.relations:
-        yield from _of_relation(relation, dice)
+        if known.meant(relation.one) and known.meant(relation.other) and known.undenied(relation):
+            yield from _of_relation(relation, known, dice)
     for text in said.readings:
         question = dice.choice(("What is written in the image?", "What does the text say?", "What can be read here?"))
         yield "reading", question, text
-    yield from _reasoned(said.things, dice)
+    yield from _reasoned([thing for thing in said.things if known.meant(thing)], dice)
 
 
-def _of_thing(thing: Thing, alone: bool, dice: Random) -> Iterator[Asked]:
-    are = "are" if thing.several else "is"
-    noun = plural(thing.name) if thing.several else thing.name
-    ground = thing.name in GROUNDS
-    if thing.colour is not None and alone:
-        wordings = (
-            f"What colour {are} the {noun}?",
-            f"Which colour {'do' if thing.several else 'does'} the {noun} have?",
-        )
-        yield "colour", dice.choice(wordings), thing.colour
+def _of_thing(thing: Thing, known: Known, dice: Random) -> Iterator[Asked]:
+    """What is asked before how many there are is asked so that it does not tell: of any star, of a kind of thing."""
+    if not known.meant(thing):
+        return
+    ground, colour = thing.name in GROUNDS, thing.colour
+    by_name = known.colours(thing.name) == {colour} and known.meant(replace(thing, colour=None))
+    by_colour = colour is not None and known.names(colour) == {thing.name}
+    if by_name and by_colour and not ground:  # each gives the other away
+        by_name, by_colour = (True, False) if dice.random() < 0.5 else (False, True)
+    if colour is not None and by_name:
+        the = "the" if ground else "any"
+        wordings = (f"What colour is {the} {thing.name}?", f"Which colour does {the} {thing.name} have?")
+        yield "colour", dice.choice(wordings), colour
+    if by_colour and not ground:
+        yield "question", f"What kind of thing is {colour}?", thing.name
     if thing.count is not None and not ground:
-        many = f"{thing.colour} {plural(thing.name)}" if thing.colour else plural(thing.name)
-        yield (
-            "count",
-            dice.choice((f"How many {many} are there?", f"What is the number of {many}?")),
-            in_words(thing.count),
-        )
-    if thing.colour is not None and not ground:
-        yield "question", f"What is {thing.colour}?", f"the {noun}"
+        wordings = (f"How many {thing.all} are there?", f"What is the number of {thing.all}?")
+        yield "count", dice.choice(wordings), in_words(thing.count)
     if thing.place is not None and not ground:
-        yield "place", f"Where {are} the {thing.shown}?", thing.place
+        yield "place", f"Where {'are' if thing.several else 'is'} the {thing.shown}?", thing.place
 
 
-def _of_relation(relation: Relation, dice: Random) -> Iterator[Asked]:
+def _of_relation(relation: Relation, known: Known, dice: Random) -> Iterator[Asked]:
     """One way it holds, the other it does not: neither word is right more often."""
     one, other = relation.one, relation.other
     are = "Are" if one.several else "Is"
     words, answer = (relation.words, "yes") if dice.random() < 0.5 else (RELATIONS[relation.words], "no")
     yield "relation", f"{are} the {one.shown} {words} the {other.shown}?", answer
-    yield (
-        "relation",
-        f"Where {are.lower()} the {one.shown}, seen from the {other.shown}?",
-        relation.words.removesuffix(" than"),
-    )
+    if len(known.relations(one, other)) == 1:  # of two that hold, either would be right
+        yield (
+            "relation",
+            f"Where {are.lower()} the {one.shown}, seen from the {other.shown}?",
+            relation.words.removesuffix(" than"),
+        )
 
 
 def _reasoned(things: Sequence[Thing], dice: Random) -> Iterator[Asked]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Kind = Literal["description", "question", "count", "colour", "relation", "place", "reading", "reasoning"]
+TEMPLATE = "template"
+"""What wrote a turn that no model wrote."""
 IMAGE = "<image>"
 """Stands in a human's words where an image is meant."""
 ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "chatgpt": "gpt", "system": "system"}
@@ -28,6 +30,8 @@ class Turn:
     """The caption that it was made from; None where it was made from boxes, or from all of them."""
     source: str
     """What wrote it: `template`, or the name of a model."""
+    verdict: Literal["too_long"] | None = None
+    """What is known before anything is judged: the model could not be asked, for its prompt is longer than it reads."""
 
 
 def conversation(turns: Sequence[Turn], images: int, brief: str = "") -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@
       steps: [{stages.conversations.ConversationsByServer: {server: "http://127.0.0.1:8000/v1", model: qwen2.5-7b}}]
 
 What it is asked stands in `prompts/llava.yaml`. What it answers is judged as rules' turns are; an answer from which no
-question can be read is kept in the table as `empty`.
+question can be read is kept in the table as `empty`, captions that the model has no places for as `too_long`.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ LINES = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 """What models write that were asked for JSON and give none."""
-Speak = Callable[[Sequence[str], Sequence[str]], list[str]]
-"""The answers to prompts, each under a key from which its draws follow."""
+Speak = Callable[[Sequence[str], Sequence[str]], Sequence[str | None]]
+"""The answers to prompts, each under a key from which its draws follow; None where a prompt is too long to be read."""
 
 
 class Speaking(Writing):
@@ -80,7 +80,10 @@ class Speaking(Writing):
             answers = speak(texts, [f"{some[row][0]}/{kind}" for row, kind in asked])
             found: list[list[Turn]] = [[] for _ in some]
             for (row, kind), answer in zip(asked, answers, strict=True):
-                found[row] += [Turn(kind, question, told, None, source) for question, told in read_from(answer)]
+                if answer is None:
+                    found[row].append(Turn(kind, "", "", None, source, "too_long"))
+                else:
+                    found[row] += [Turn(kind, question, told, None, source) for question, told in read_from(answer)]
             return found
 
         return write
@@ -140,7 +143,7 @@ class ConversationsByServer(Speaking):
             top_p=self.top_p, temperature=self.temperature, most_tokens=self.most_tokens, seed=self.seed
         )
 
-        def speak(texts: Sequence[str], keys: Sequence[str]) -> list[str]:
+        def speak(texts: Sequence[str], keys: Sequence[str]) -> list[str | None]:
             try:
                 return server.answer(texts, keys, decoding)
             except ServerError as error:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
 
 import models.without_torchvision  # isort: skip  # noqa: F401
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
+from models.captioners.inputs import ProcessorInputs
 from models.chat.__main__ import main
 from models.chat.talk import Talk, TalkError
+from models.data.chat import ChatTemplate, Turn, ready_to_chat
+from models.export.loading import ANSWERS
 
 
 def whole(folder: Path, said: list[dict[str, Any]], images: list[Image.Image], tokens: int) -> str:
@@ -118,3 +124,53 @@ def test_in_a_terminal_it_goes_on_until_it_is_told_to_end(llava: Path, picture: 
     assert "say something, or end with Ctrl-D" in errors
     images = [Image.open(picture).convert("RGB")]
     assert whole(llava, [user("what is this?", 1)], images, 4) in out
+
+
+STRINGS = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ 'USER: ' + m.content.strip() + ' ' }}"
+    "{% else %}{{ 'ASSISTANT: ' + m.content + eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+"""As Vicuna's: it joins strings, and writes the first token itself."""
+
+
+@pytest.mark.parametrize("exported", [True, False])
+def test_what_is_asked_begins_as_what_was_learnt(
+    exported: bool, llava: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`exported`: the folder is as a training leaves it; else somebody's whose template knows strings alone."""
+    folder = tmp_path / "model"
+    shutil.copytree(llava, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = STRINGS
+    learnt = ready_to_chat(tokenizer)
+    # As captions' tokenizers of the hub do: a first token before every text, beside the one that the template writes.
+    first = (tokenizer.bos_token, tokenizer.bos_token_id)
+    learnt.backend_tokenizer.post_processor = TemplateProcessing(single=f"{first[0]} $A", special_tokens=[first])
+    learnt.save_pretrained(folder)
+    if not exported:
+        (folder / "chat_template.jinja").write_text(STRINGS)
+    turns = [Turn("user", (None, "\nwhat is this?")), Turn("assistant", ("a red square",))]
+    expected = ChatTemplate(learnt).encode(turns, [4])
+    prompt = expected.ids[: int(expected.learnt.argmax())].tolist()
+    assert prompt.count(tokenizer.bos_token_id) == 1
+
+    talk = Talk.load(folder, [picture])
+    asked: list[list[int]] = []
+    generate = talk._model.generate
+
+    def generating(**given: Any) -> Any:
+        asked.append(given["input_ids"][0].tolist())
+        return generate(**given)
+
+    monkeypatch.setattr(talk._model, "generate", generating)
+    assert "".join(talk.ask(" what is this? ", 2)) is not None
+    inputs = ProcessorInputs(folder, "llava")
+    image = np.full((20, 20, 3), 90, np.uint8)
+    asked.append(inputs([image], ["what is this?"])["input_ids"][0].tolist())
+    if exported:
+        scope: dict[str, Any] = {}
+        code = ANSWERS.replace("THIS FOLDER", str(folder)).replace("picture.jpg", str(picture))
+        exec(code, scope)  # the card's own lines
+        asked.append(scope["inputs"]["input_ids"][0].tolist())
+    assert asked == [prompt] * len(asked)

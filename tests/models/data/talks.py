@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -73,8 +73,8 @@ def sets(where: Path, count: int = 24) -> dict[str, str]:
     }
 
 
-def recipe(kind: str = "llava", **changes: Any) -> Recipe:
-    """Of 12 steps of 8 samples; `changes` replace whole keys."""
+def recipe(kind: str = "llava", settings: Mapping[str, Any] | None = None, **changes: Any) -> Recipe:
+    """Of 12 steps of 8 samples. `settings`: of the model, beside its config; `changes` replace whole keys."""
     tower = {"model_type": "clip_vision_model", "initializer_range": 0.2, "image_size": SIDE, "patch_size": 16}
     speaker = {"model_type": "llama", "num_key_value_heads": 2, "max_position_embeddings": 160}
     layers = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
@@ -91,7 +91,7 @@ def recipe(kind: str = "llava", **changes: Any) -> Recipe:
         {
             "name": kind,
             "about": "questions about shapes",
-            "model": {"models.towers.llava.Llava": {"config": config}},
+            "model": {"models.towers.llava.Llava": {"config": config, **(settings or {})}},
             "objectives": ["models.objectives.language.NextToken"],
             "data": {"kind": "conversations", "images": images, "texts": {"vocabulary": 400, "context": 160}},
             "samples": 96,

@@ -184,3 +184,44 @@ def test_saved_and_loaded_it_is_what_it_was(tmp_path: Path) -> None:
     found, expected = (ChatTemplate(one).encode(ROUNDS, [2]) for one in (again, saved()))
     assert all(np.array_equal(*both) for both in zip(found, expected, strict=True))
     assert ChatTemplate(again).end_tokens == [again.eos_token_id]
+
+
+IN_ORDER = (
+    BEGIN + "{{ '<|' + m.role + '|>' }}{% for p in m.content %}"
+    "{% if p.type == 'image' %}{{ '<image>' }}{% else %}{{ p.text }}{% endif %}"
+    "{% endfor %}{{ eos_token if m.role == 'assistant' }}" + END
+)
+BETWEEN = [Turn("user", ("Is ", None, "\nlike ", None, "?")), Turn("assistant", ("It is.",))]
+
+
+def parts_of(template: str) -> ChatTemplate:
+    tokenizer = trained(LINES, 500, 64, WRITTEN_ON, cased=True)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|user|>", "<|assistant|>"]})
+    tokenizer.chat_template = template
+    return ChatTemplate(ready_to_chat(tokenizer))
+
+
+def test_images_between_texts_stay_there_where_a_template_takes_lists() -> None:
+    template = parts_of(IN_ORDER)
+    found = template.encode(BETWEEN, [1, 2])
+    tokenizer: Any = template._tokenizer
+    text = tokenizer.decode(found.ids.tolist(), clean_up_tokenization_spaces=False)
+    assert text.replace(" ", "") == "<|startoftext|><|user|>Is<image>like<image><image>?<|assistant|>Itis.<|endoftext|>"
+    assert words(tokenizer, found.ids[found.learnt]) == "It is.<|endoftext|>"
+
+
+def test_a_template_that_moves_images_is_told_and_takes_those_that_stand_first() -> None:
+    template = parts_of(TEMPLATES["parts"])
+    with pytest.raises(TemplateMismatch, match=r"it moves images: \[2, 2, 2, 2\] .* expected \[0, 1, 2, 2\]"):
+        template.encode(BETWEEN, [1, 1])
+    assert template.encode([Turn("user", (None, None, "\nAlike?")), BETWEEN[1]], [1, 1]).image.sum() == 2
+
+
+@pytest.mark.parametrize("name", [None, *TEMPLATES])
+def test_a_turn_in_parts_becomes_what_was_learnt(name: str | None) -> None:
+    """Processors give parts, also to templates that were written for strings."""
+    tokenizer = saved(name)
+    parts = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
+    prompt = written(tokenizer, [{"role": "user", "content": parts}], add_generation_prompt=True)
+    assert ChatTemplate(tokenizer).encode(ROUNDS[:2], [1]).ids[: len(prompt)].tolist() == prompt
+    assert ready_to_chat(tokenizer).chat_template.count("namespace(messages=[])") <= 1

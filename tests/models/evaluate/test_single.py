@@ -14,11 +14,14 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+import models.without_torchvision  # isort: skip  # noqa: F401
+from transformers import AutoConfig, AutoModel
+
 from models.data.images import save_preprocessor
 from models.data.tokenizer import WRITTEN_ON, Tokens, trained
 from models.evaluate import SetError, evaluate
 from models.evaluate.__main__ import main
-from models.evaluate.attention import Looker, drawn
+from models.evaluate.attention import KINDS, Looker, drawn
 from models.evaluate.attention import main as draw
 from models.recipe import Images
 from models.towers.language_model import CausalLanguageModel
@@ -147,6 +150,26 @@ def test_the_command_shows_perplexity_as_a_number_and_accuracy_as_a_share(
     assert "100.0%" in CliRunner().invoke(main, [str(classifier), str(classes)], catch_exceptions=False).output
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_every_kind_the_map_is_of_patches_alone(kind: str, tmp_path: Path) -> None:
+    """DeiT has a token for distillation behind the class token, others have registers there."""
+    torch.manual_seed(0)
+    registers = {"num_register_tokens": 3} if kind in ("dinov2_with_registers", "dinov3_vit") else {}
+    shape = {**SIZES, "patch_size": 8, "image_size": 32}
+    loads: Any = AutoModel
+    model = loads.from_config(AutoConfig.for_model(kind, **shape, **registers), attn_implementation="eager").eval()
+    model.save_pretrained(tmp_path)
+    save_preprocessor(Images(side=32), tmp_path)
+    looker = Looker.load(tmp_path)
+    seen, maps = looker.maps(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    pixels = looker._preprocessing.normalise(torch.from_numpy(seen.copy())[None]).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        whole = model(pixel_values=pixels, output_attentions=True).attentions[-1][0, :, 0].numpy()
+    others = 1 + (kind == "deit") + registers.get("num_register_tokens", 0)
+    assert whole.shape == (2, others + 16)
+    np.testing.assert_allclose(maps.reshape(2, 16), whole[:, others:], atol=1e-6)
+
+
 def test_attention_of_the_class_token_over_the_patches_is_drawn(classifier: Path, tmp_path: Path) -> None:
     picture = np.zeros((64, 48, 3), np.uint8)
     picture[:32] = 255
@@ -165,4 +188,4 @@ def test_attention_of_the_class_token_over_the_patches_is_drawn(classifier: Path
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "config.json").write_text('{"model_type": "bert"}')
     refused = CliRunner().invoke(draw, [str(tmp_path / "none"), str(tmp_path / "half.png")])
-    assert "holds a 'bert'; expected one of vit, deit" in refused.output
+    assert "holds a 'bert'; expected one of vit, deit, vit_msn" in refused.output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +110,9 @@ def test_the_full_size_can_be_built(name: str) -> None:
 def test_a_recipe_builds_models_and_objectives_and_nothing_else_that_can_be_imported() -> None:
     with pytest.raises(RecipeError, match="is neither a model nor an objective"):
         Component.model_validate({"subprocess.Popen": {"args": ["touch", "here"]}}).build()
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_system_is_a_recipe_of_fewer_than_forty_lines(name: str) -> None:
+    text = (resources.files("models.recipes") / f"{name}.yaml").read_text()
+    assert len(text.splitlines()) < 40

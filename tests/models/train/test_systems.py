@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -179,3 +180,28 @@ def test_the_language_model_goes_on_with_a_text_as_those_it_read(trained: Callab
         written = model.generate(tokens, max_new_tokens=20, do_sample=False)
     assert "picture of the year" in tokenizer.decode(written[0])
     assert written[0, -1] == tokenizer.eos_token_id, "a text ends"
+
+
+# -- what takes longer -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_bert_learns_which_text_goes_on(tmp_path: Path) -> None:
+    """A text names one of eight animals twice. Of halves of other texts one in eight names the same: the loss could
+    become 0.20 if no animal were hidden, and is ln 2 = 0.69 for who does not compare them."""
+    dice, animals = Random(0), ("cat", "dog", "fish", "bird", "horse", "cow", "ant", "bee")
+    named = [dice.choice(animals) for _ in range(2000)]
+    members = [(f"{n:04}.txt", f"A {name} is here. The {name} is there.".encode()) for n, name in enumerate(named)]
+    (tmp_path / "0.tar").write_bytes(tar_of(members))
+    width = "hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4"
+    config = f"{{{width}, max_position_embeddings: 32, initializer_range: 0.1}}"
+    settings = [
+        f"model={{models.towers.bert.Bert: {{config: {config}}}}}",
+        "data.texts={vocabulary: 300, context: 32}",
+        "samples=25600",
+    ]
+    train(Recipe.load("bert", tiny=True, overrides=settings), {"shards": str(tmp_path)}, str(tmp_path / "out"))
+    losses = [row["NextSentence"] for row in curve(tmp_path / "out")]
+    assert losses[0] > 0.6
+    assert np.mean(losses[-5:]) < 0.5

@@ -62,7 +62,8 @@ def test_where_a_turn_comes_from_stays_with_it(store: Store, pairs: Generation) 
 def test_what_gives_an_answer_away_is_said_after_it_was_asked_for(store: Store, pairs: Generation) -> None:
     generation = made(store, Conversations(turns=20), pairs)
     kinds = [t["kind"] for t in json.loads(read(tars(store, generation)[0])[uid(0)]["json"])["conversations"][1::2]]
-    assert kinds.index("colour") < kinds.index("count") < kinds.index("description")
+    assert kinds.index("count") < kinds.index("relation") < kinds.index("description")
+    assert "colour" not in kinds[kinds.index("count") :]  # who asks how many names it
 
 
 def test_every_turn_has_a_row_and_the_counts_are_its_verdicts(store: Store) -> None:

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from click.testing import CliRunner
+from fsspec.implementations.local import LocalFileSystem
 
 from models.data.shards import Samples
 from pipeline.errors import SluiceError
@@ -162,3 +164,30 @@ def test_pairs_are_no_conversations(store: Store, tmp_path: Path) -> None:
             [str(store.root), "--node", "chat", "--out", str(tmp_path / "x.json")],
             catch_exceptions=False,
         )
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_however_many_shards_the_file_is_read_twice(
+    lines: bool, store: Store, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once as a whole, to know where entries begin; then of each shard its own entries alone."""
+    entries = [{"id": str(n), "conversations": TEXT} for n in range(60)]
+    opened, taken_bytes = list[str](), list[int]()
+    whole, some = fsspec.open, LocalFileSystem.cat_file
+
+    def opening(path: str, *rest: Any, **more: Any) -> Any:
+        opened.append(path)
+        return whole(path, *rest, **more)
+
+    def cut(self: Any, path: str, **more: Any) -> bytes:
+        data: bytes = some(self, path, **more)
+        taken_bytes.append(len(data))
+        return data
+
+    monkeypatch.setattr("stages.conversations.json_slices.fsspec.open", opening)
+    monkeypatch.setattr(LocalFileSystem, "cat_file", cut)
+    generation = taken(store, entries, images, lines, rows_per_shard=2)
+    assert len(tars(store, generation)) == 30
+    assert [Path(path).name for path in opened].count("mix.json") == 1
+    assert len(taken_bytes) == 30
+    assert sum(taken_bytes) <= (images.parent / "mix.json").stat().st_size

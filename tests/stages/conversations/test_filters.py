@@ -10,8 +10,8 @@ from stages.conversations.turns import Kind, Turn
 CAPTION = "Two red circles beside a sleeping dog on the grass."
 
 
-def verdict(question: str, answer: str, kind: Kind = "question", grounded: float = 0.6) -> str:
-    (found,) = judged([Turn(kind, question, answer, None, "model")], [CAPTION], ["ball"], grounded, longest=100)
+def verdict(question: str, answer: str, kind: Kind = "question", grounded: float = 0.6, source: str = "model") -> str:
+    (found,) = judged([Turn(kind, question, answer, None, source)], [CAPTION], ["ball"], grounded, longest=100)
     return found
 
 
@@ -65,5 +65,11 @@ def test_a_question_that_was_dropped_may_be_asked_again() -> None:
 
 
 def test_what_is_counted_in_boxes_no_caption_needs_to_say() -> None:
-    assert verdict("How many balls are there?", "five", kind="count") == "kept"
-    assert verdict("How many balls are there?", "five") == "ungrounded"
+    assert verdict("How many balls are there?", "five", kind="count", source="template") == "kept"
+    assert verdict("How many balls are there?", "five", source="template") == "ungrounded"
+
+
+def test_what_a_model_counts_a_caption_must_say() -> None:
+    """Its turns have no caption of their own, as those of boxes have none."""
+    assert verdict("How many balls are there?", "five", kind="count") == "ungrounded"
+    assert verdict("How many circles are there?", "two", kind="count") == "kept"

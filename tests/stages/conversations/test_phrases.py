@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from stages.conversations.conversations import KINDS
 from stages.conversations.phrases import plural, said_by, singular
 from stages.conversations.templates import turns_of
 
@@ -89,6 +90,61 @@ def test_a_colour_is_not_asked_for_where_two_things_have_the_name() -> None:
     questions = asked("a red star and a blue star")
     assert not any(question.startswith(("What colour", "Which colour")) for question in questions)
     assert "How many red stars are there?" in questions or "What is the number of red stars?" in questions
+
+
+def asked_of(*captions: str) -> dict[str, str]:
+    """Questions and answers over several draws."""
+    told = [{"caption_id": str(number), "text": caption} for number, caption in enumerate(captions)]
+    found = [turn for seed in range(20) for turn in turns_of(told, [], Random(seed)) if turn.kind != "description"]
+    answers = {turn.question: turn.answer for turn in found}
+    assert all(answers[turn.question] == turn.answer for turn in found), "one answer to a question"
+    return answers
+
+
+def test_what_has_a_colour_is_asked_where_one_thing_has_it() -> None:
+    assert asked_of("a red star and a blue box")["What kind of thing is red?"] == "star"
+    for captions in (
+        ("a red star and a red box",),
+        ("a red star", "a red box and a blue circle"),  # told by two people
+        ("a red star on a red background",),
+    ):
+        assert "What kind of thing is red?" not in asked_of(*captions), captions
+
+
+def test_what_another_caption_denies_is_not_asked() -> None:
+    for one, other, begin in (
+        ("two red stars", "three red stars", ("How many", "What is the number")),
+        ("a red star", "a blue star", ("What colour", "Which colour")),
+        ("a red star", "a red star and a star", ("What colour", "Which colour")),
+        ("the red star is above the blue box", "the red star is below the blue box", ("Is the", "Where is")),
+        ("the red star is above the blue box", "the blue box is above the red star", ("Is the", "Where is")),
+        ("a red star at the top", "a red star at the bottom", ("Where is",)),
+        ("a red star above a blue box", "a red star and a red star and a blue box", ("Is the", "Where is")),
+    ):
+        assert any(question.startswith(begin) for question in asked_of(one)), one
+        assert not any(question.startswith(begin) for question in asked_of(one, other)), (one, other)
+
+
+def test_of_two_relations_that_hold_neither_is_the_one_answer() -> None:
+    both = asked_of("the red star is above the blue box", "the red star is to the left of the blue box")
+    assert both["Is the red star above the blue box?"] == "yes"
+    assert both["Is the red star to the right of the blue box?"] == "no"
+    assert not any(question.startswith("Where") for question in both)
+
+
+def test_before_how_many_is_asked_nothing_tells_one_from_several() -> None:
+    """But for the number, a caption of one thing and one of several give the same words up to there."""
+
+    def before(caption: str, seed: int) -> list[tuple[str, str]]:
+        found = turns_of([{"caption_id": "c", "text": caption}], [], Random(seed))
+        found.sort(key=lambda turn: KINDS.index(turn.kind))
+        kinds = [turn.kind for turn in found]
+        return [(turn.question, turn.answer) for turn in found[: kinds.index("count")]]
+
+    for seed in range(20):
+        one = before("a red star at the top and a blue box", seed)
+        assert one
+        assert one == before("four red stars at the top and three blue boxes", seed)
 
 
 def test_which_are_more_follows_from_the_numbers() -> None:

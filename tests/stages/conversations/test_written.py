@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import urllib.error
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +123,53 @@ def test_answers_do_not_depend_on_who_else_is_asked(speaker: Path) -> None:
     together = model.answer(texts, 6, batch=3)
     assert together == [model.answer([text], 6)[0] for text in texts]
     assert any(together)
+
+
+def test_a_text_that_fills_the_context_has_no_answer_and_takes_no_room_from_others(speaker: Path) -> None:
+    model = Speaker.load(speaker, "cpu", "float32")
+    count = len(model._tokenizer(" a dog", add_special_tokens=False)["input_ids"])
+    near = "a dog" + " a dog" * (1190 // count - 3)  # leaves room for a few tokens, and its neighbour has more
+    texts = ["a dog on a red ground " * 400, "a dog", near]
+    together = model.answer(texts, 30, batch=3)
+    assert together == [model.answer([text], 30)[0] for text in texts]
+    assert together[0] is None
+    assert None not in together[1:]
+
+
+def test_a_sample_too_long_for_the_model_has_a_row_that_says_so(speaker: Path) -> None:
+    stage = ConversationsByModel(model=str(speaker), most_tokens=4, kinds=("description",))
+    long = (uid(0), list[tuple[str, bytes]](), sample(0, "a dog on a red ground " * 400))
+    turns_of_long, others = stage.open(Device())([long, (uid(1), [], sample(1, CAPTION))])
+    (row,) = stage._rows(long, turns_of_long)
+    assert (row["kind"], row["answer"], row["verdict"]) == ("description", "", "too_long")
+    assert others[0].verdict is None
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        b"This model's maximum context length is 4096 tokens. However, you requested 5000.",
+        b'{"error": {"code": "context_length_exceeded"}}',
+        b"the request exceeds the available context size",
+    ],
+)
+def test_what_a_server_finds_too_long_has_a_row_that_says_so(
+    told: bytes, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def posted(self: Any, body: bytes) -> str:
+        if b"seven seas" in body:
+            raise urllib.error.HTTPError("http://a", 400, "", Message(), io.BytesIO(told))
+        return '[{"question": "How many circles?", "answer": "Two"}]'
+
+    monkeypatch.setattr("models.captioners.server.Server._posted", posted)
+    pairs = write_pairs(store, [[sample(0, "seven seas"), sample(1, CAPTION)]])
+    stage = ConversationsByServer(server="http://127.0.0.1:1/v1", model="speaker", kinds=("question",))
+    generation = made(store, stage, pairs)
+    assert [(row["uid"], row["verdict"]) for row in turns(store, generation)] == [
+        (uid(0), "too_long"),
+        (uid(1), "kept"),
+    ]
+    assert generation.statuses == {"too_long": 1, "kept": 1}
 
 
 def test_a_model_in_a_folder_writes_and_what_is_no_question_is_kept_as_such(store: Store, speaker: Path) -> None:
