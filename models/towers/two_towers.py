@@ -33,12 +33,15 @@ IMAGES = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 """What image towers read: the last two are of images of any shape (SigLIP 2's NaFlex)."""
 PATCHES = ("clip", "siglip")
 """Whose image towers' last tokens `TwoTowers` can give, too, beside those of timm's transformers."""
+TAUGHT = ("teacher_image", "teacher_text")
+"""Rows of another model that lie in the batch, for objectives to read."""
 IDLE = {"align": ("text_model.pooler",)}
 """Modules whose output nobody reads: without gradients, which DistributedDataParallel would wait for."""
 
 
 class TwoTowers(Trainable):
-    """Unit rows `image` (n, d) and `text` (n, d), or (n, k, d) where the batch has k texts a sample."""
+    """Unit rows `image` (n, d) and `text` (n, d), or (n, k, d) where the batch has k texts a sample; and `views`
+    (n, v, width), not of length one and as the image tower pools them, where it has v more views of an image."""
 
     def __init__(
         self,
@@ -87,7 +90,7 @@ class TwoTowers(Trainable):
                 self.model.logit_bias = nn.Parameter(torch.tensor(float(bias)))
 
     def encode(self, batch: Batch) -> Features:
-        features: Features = {}
+        features: Features = {name: batch[name] for name in TAUGHT if name in batch}
         if "pixel_values" in batch:
             if self._patches is not None:
                 self._patches.positions_n = batch.get("position")
@@ -95,6 +98,10 @@ class TwoTowers(Trainable):
             features["image"] = _unit(seen)
             if self._gives_patches:
                 features |= {"patches": self._projected(seen.last_hidden_state), "position": batch["position"]}
+        if "view_pixel_values" in batch:
+            views_nvchw = batch["view_pixel_values"]
+            pooled = self.model.vision_model(pixel_values=views_nvchw.flatten(0, 1)).pooler_output
+            features["views"] = pooled.unflatten(0, views_nvchw.shape[:2])
         if "input_ids" in batch:
             features["text"] = self._texts(batch)
         widths = {name: features[name].shape[-1] for name in ("image", "text") if name in features}
