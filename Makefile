@@ -99,7 +99,7 @@ chaos: .venv/installed
 	$(BIN)/python -m pytest -m chaos $(ARGS)
 
 clean:
-	rm -rf .venv demo proof build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .open_clip
+	rm -rf .venv demo proof build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .open_clip .timm
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("sluice needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'

@@ -135,19 +135,34 @@ class Labels(Part):
 
 
 class Crops(Part):
-    """Views of an image beside the two large ones, which `images` describes (DINO)."""
+    """Views of an image beside those that `images` describes: two large ones (DINO), or that of a pair (SLIP)."""
 
     count: int = Field(default=8, ge=0)
     side: int = Field(default=96, ge=8)
     """px, height and width."""
     crop: tuple[Share, Share] = (0.05, 0.4)
     """Smallest and largest share of the area."""
+    flip: float | None = Field(default=None, ge=0, le=1)
+    """Chance of a mirrored view; by default that of `images`."""
+
+
+class Teacher(Part):
+    """What a sample's JSON has of a model that saw it before (MobileCLIP)."""
+
+    image: str = "image_embedding"
+    """The key of the image's row."""
+    text: str = "text_embedding"
+    """The key of a caption's row, beside its text."""
+    width: int = Field(default=768, ge=1)
+    """Numbers of a row."""
 
 
 class Data(Part):
     """Which samples, and what becomes of them."""
 
-    kind: Literal["pairs", "conversations", "texts", "sentence_pairs", "labels", "crops"] = "pairs"
+    kind: Literal[
+        "pairs", "pairs_and_views", "pairs_and_teacher", "conversations", "texts", "sentence_pairs", "labels", "crops"
+    ] = "pairs"
     """`models.data.kinds` has what each is read as."""
     captions: int = Field(default=1, ge=1)
     """How many of its captions a sample is seen with at once; drawn anew each time where it has more."""
@@ -155,6 +170,7 @@ class Data(Part):
     texts: Texts = Texts()
     labels: Labels = Labels()
     crops: Crops = Crops()
+    teacher: Teacher = Teacher()
     mixture: dict[str, float] = {"shards": 1}
     """Sets of shards by name, and the share of the samples that each gives; the command says where they lie."""
 
@@ -163,8 +179,10 @@ class Data(Part):
         images = self.images
         if self.kind == "conversations" and (images.fit == "random" or images.tokens is None):
             raise ValueError("conversations want images.fit = centre, pad or anyres, and images.tokens of a square")
-        if self.kind == "pairs" and images.fit != "random":
+        if self.kind.startswith("pairs") and images.fit != "random":
             raise ValueError(f"images.fit = {images.fit!r} is for conversations; leave it out")
+        if self.kind == "pairs_and_teacher" and self.captions > 1:
+            raise ValueError(f"captions = {self.captions}: pairs_and_teacher show one at once; leave it out")
         if (images.fit == "anyres") != bool(images.grids):
             raise ValueError("images.grids are for images.fit = anyres, which needs some")
         if images.grids and math.isqrt(images.tokens or 0) ** 2 != images.tokens:

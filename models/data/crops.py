@@ -46,37 +46,53 @@ class ManyCrops(Collate[None]):
 
     def __init__(self, data: Data) -> None:
         self._images, self._crops = data.images, data.crops
-        # Of the whole image, so that its smallest and slimmest crop is not enlarged for want of pixels.
-        shares = ((views.side, views.crop[0]) for views in (data.images, data.crops))
-        self._side = max(math.ceil(side * math.sqrt(RATIOS[1] / share)) for side, share in shares)
+        self._side = side_of_whole(data)
 
     def room(self) -> dict[str, tuple[int, ...]]:
         views = {"pixel_values": (2, self._images.side), "small_pixel_values": (self._crops.count, self._crops.side)}
         return {name: (count, 3, side, side) for name, (count, side) in views.items() if count}
 
     def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> None:
-        try:
-            with opened(image_of(sample)) as image:  # one decoding for all views
-                whole_hwc = decoded(image, (0, 0, *image.size), self._side)[..., :3]
-        except (MemoryError, Damaged):
-            raise
-        except Exception as error:  # readers of bytes that anyone may have written raise anything
-            told = " ".join(str(error).split()) or type(error).__name__
-            raise Damaged("undecodable image", sample.key, told) from None
+        whole_hwc = whole(sample, self._side)
+        flip = self._images.flip if self._crops.flip is None else self._crops.flip
         for number, change in enumerate((FIRST, SECOND)):
-            room["pixel_values"][at, number] = self._view(whole_hwc, self._images, change, dice)
+            room["pixel_values"][at, number] = view(whole_hwc, self._images, self._images.flip, change, dice)
         for number in range(self._crops.count):
-            room["small_pixel_values"][at, number] = self._view(whole_hwc, self._crops, SMALL, dice)
-
-    def _view(self, image_hwc: np.ndarray, views: Images | Crops, change: Change, dice: Random) -> Pixels:
-        left, top, width, height = random_box(image_hwc.shape[1], image_hwc.shape[0], views.crop, dice)
-        mirrored = dice.random() < self._images.flip
-        cut_chw = resized(image_hwc[top : top + height, left : left + width], views.side, mirrored)
-        changed = changed_by(Image.fromarray(cut_chw.permute(1, 2, 0).numpy()), change, dice)
-        return torch.from_numpy(np.array(changed)).permute(2, 0, 1)
+            room["small_pixel_values"][at, number] = view(whole_hwc, self._crops, flip, SMALL, dice)
 
     def batch(self, rows: Sequence[None]) -> Batch:
         return {}
+
+
+def side_of_whole(data: Data) -> int:
+    """px, of the whole image: so large that its smallest and slimmest crop is not enlarged for want of pixels."""
+    shares = ((views.side, views.crop[0]) for views in (data.images, data.crops))
+    return max(math.ceil(side * math.sqrt(RATIOS[1] / share)) for side, share in shares)
+
+
+def whole(sample: Sample, side: int) -> np.ndarray:
+    """uint8 (height, width, 3), decoded once for all views of it. Raises `Damaged`."""
+    try:
+        with opened(image_of(sample)) as image:
+            return decoded(image, (0, 0, *image.size), side)[..., :3]
+    except (MemoryError, Damaged):
+        raise
+    except Exception as error:  # readers of bytes that anyone may have written raise anything
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise Damaged("undecodable image", sample.key, told) from None
+
+
+def cut(image_hwc: np.ndarray, views: Images | Crops, flip: float, dice: Random) -> Pixels:
+    """uint8 (3, side, side): a random crop, mirrored by the chance `flip`."""
+    left, top, width, height = random_box(image_hwc.shape[1], image_hwc.shape[0], views.crop, dice)
+    mirrored = dice.random() < flip
+    return resized(image_hwc[top : top + height, left : left + width], views.side, mirrored)
+
+
+def view(image_hwc: np.ndarray, views: Images | Crops, flip: float, change: Change, dice: Random) -> Pixels:
+    """The same with other colours."""
+    cut_hwc = cut(image_hwc, views, flip, dice).permute(1, 2, 0)
+    return torch.from_numpy(np.array(changed_by(Image.fromarray(cut_hwc.numpy()), change, dice))).permute(2, 0, 1)
 
 
 def changed_by(image: Image.Image, change: Change, dice: Random) -> Image.Image:

@@ -14,7 +14,9 @@ from models.data.loader import Collate
 from models.data.pairs import Pairs, tokenizer_for
 from models.data.sentence_pairs import SentencePairs
 from models.data.shards import Samples
+from models.data.teacher import PairsAndTeacher
 from models.data.texts import Texts
+from models.data.views import PairsAndViews
 from models.recipe import Recipe
 
 
@@ -38,6 +40,8 @@ KINDS: Mapping[str, Kind] = {
     "crops": Kind(lambda recipe, tokenizer: ManyCrops(recipe.data)),
     "labels": Kind(lambda recipe, tokenizer: Labelled(recipe.data)),
     "pairs": Kind(lambda recipe, tokenizer: Pairs(recipe.data, tokenizer), tokenizer_for),
+    "pairs_and_teacher": Kind(lambda recipe, tokenizer: PairsAndTeacher(recipe.data, tokenizer), tokenizer_for),
+    "pairs_and_views": Kind(lambda recipe, tokenizer: PairsAndViews(recipe.data, tokenizer), tokenizer_for),
     "sentence_pairs": Kind(
         lambda recipe, tokenizer: SentencePairs(recipe.data, tokenizer), sentence_pairs.tokenizer_of, images=False
     ),

@@ -1,9 +1,11 @@
-"""Images and their texts near each other, and far from those of the others: the losses of CLIP and of SigLIP.
+"""Images and their texts near each other, and far from those of the others: the losses of CLIP, DiHT and SigLIP.
 
 InfoNCE()(model(batch), model.scalars())     # on every process, with its own rows
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch.nn import functional
@@ -37,17 +39,47 @@ class InfoNCE(Objective):
         return frozenset({"logit_scale"} if self.temperature is None else ())
 
     def forward(self, features: Features, scalars: Scalars) -> Loss:
-        left_md, right_md = _rows(features, self.left), _rows(features, self.right)
+        left_md, right_md = rows_of(features, self.left), rows_of(features, self.right)
         with torch.autocast(left_md.device.type, enabled=False):
             scale = scalar(scalars, "logit_scale").exp() if self.temperature is None else 1 / self.temperature
             target_m = torch.arange(len(left_md), device=left_md.device) + rank() * len(left_md)
             total = left_md.new_zeros(())
             for rows_md, others_md in ((left_md, right_md), (right_md, left_md)):
-                logits_mn = scale * rows_md @ gathered(others_md).T
-                total = total + functional.cross_entropy(
-                    logits_mn, target_m, reduction="sum", label_smoothing=self.smoothing
-                )
+                total = total + self.costs(scale * rows_md @ gathered(others_md).T, target_m)
         return Loss(total / 2, left_md.new_tensor(len(left_md)))
+
+    def costs(self, logits_mn: torch.Tensor, target_m: torch.Tensor) -> torch.Tensor:
+        """(): summed over rows, each of which has one of all others' rows for its own."""
+        return functional.cross_entropy(logits_mn, target_m, reduction="sum", label_smoothing=self.smoothing)
+
+
+class HardNegativeNCE(InfoNCE):
+    """InfoNCE in which others weigh the more, the more alike they are (DiHT, Radenovic et al. 2023, section 3.3).
+
+    −log of e^s_ii over α e^s_ii + Σ_j≠i w_ij e^s_ij, with w_ij = (N − 1) e^(β s_ij) / Σ_k≠i e^(β s_ik), in both
+    directions. At α = 1 and β = 0 it is InfoNCE.
+    """
+
+    def __init__(self, alpha: float = 1.0, beta: float = 0.25, temperature: float | None = None) -> None:
+        """`alpha`: weight of a row's own among all, above 0 and at most 1. `beta`: 0 or more. `temperature`: as of
+        `InfoNCE`. Raises `ValueError`."""
+        super().__init__(temperature=temperature)
+        if not 0 < alpha <= 1 or beta < 0:
+            raise ValueError(f"alpha = {alpha:g}, beta = {beta:g}: expected 0 < alpha <= 1 and beta >= 0")
+        self.alpha, self.beta = alpha, beta
+
+    def costs(self, logits_mn: torch.Tensor, target_m: torch.Tensor) -> torch.Tensor:
+        own_m = logits_mn.gather(1, target_m[:, None])[:, 0]
+        others = logits_mn.shape[1] - 1
+        counted_m = own_m + math.log(self.alpha)
+        if others:
+            own_mn = functional.one_hot(target_m, others + 1).bool()
+            hard_m, weights_m = (
+                (share * logits_mn).masked_fill(own_mn, float("-inf")).logsumexp(dim=1)
+                for share in (1 + self.beta, self.beta)
+            )
+            counted_m = torch.logaddexp(counted_m, math.log(others) + hard_m - weights_m)
+        return (counted_m - own_m).sum()
 
 
 class Sigmoid(Objective):
@@ -64,7 +96,7 @@ class Sigmoid(Objective):
         return frozenset({"logit_scale", "logit_bias"})
 
     def forward(self, features: Features, scalars: Scalars) -> Loss:
-        images_md, texts = _rows(features, "image"), features["text"]
+        images_md, texts = rows_of(features, "image"), features["text"]
         with torch.autocast(images_md.device.type, enabled=False):
             scale, bias = scalar(scalars, "logit_scale").exp(), scalar(scalars, "logit_bias")
             texts_mkd = texts if texts.ndim == 3 else texts[:, None]
@@ -96,7 +128,7 @@ def scalar(scalars: Scalars, name: str) -> torch.Tensor:
     return scalars[name]
 
 
-def _rows(features: Features, name: str) -> torch.Tensor:
+def rows_of(features: Features, name: str) -> torch.Tensor:
     """(m, d). Raises `ValueError` where there is none of that name, or several a sample."""
     if name not in features:
         raise ValueError(f"no features {name!r}; this model gives {', '.join(sorted(features))}")

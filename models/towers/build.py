@@ -13,6 +13,7 @@ import models.without_torchvision  # isort: skip
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
 import models.towers.clip_resnet  # noqa: F401  # its model type
+from models.towers import timm
 
 JOINED = "vision-text-dual-encoder"
 TOWERS = ("vision", "text")
@@ -31,20 +32,25 @@ def dual_encoder(config: Mapping[str, Any] | None, pretrained: str | Mapping[str
         _fits(tokenizer, model.config)
         return model
     said = dict(config or {})
-    towers = {name: _tower(name, place) for name, place in (pretrained or {}).items()}
+    towers = {name: _tower(name, place, said) for name, place in (pretrained or {}).items()}
     kind = said.pop("model_type", JOINED if towers else None)
     if towers and kind != JOINED:
         raise ValueError(f"towers of their own are joined by model_type {JOINED}, not by {kind!r}")
     check_config(kind, said)
-    for name, tower in towers.items():
-        said[f"{name}_config"] = tower.config.to_dict()
+    for name, (own, _) in towers.items():
+        said[f"{name}_config"] = own
+    anew = "vision" not in towers and _is_timm(said)
+    if anew:
+        said["vision_config"] = timm.with_width(said["vision_config"])
     if "text" not in towers:
         said["text_config"] = _with_tokens(dict(said.get("text_config", {})), tokenizer)
     model = AutoModel.from_config(  # type: ignore[no-untyped-call]
         AutoConfig.for_model(kind, **said), dtype=torch.float32
     )
-    for name, tower in towers.items():
-        getattr(model, f"{name}_model").load_state_dict(tower.state_dict())
+    for name, (_, weights) in towers.items():
+        getattr(model, f"{name}_model").load_state_dict(weights)
+    if anew:
+        timm.begin(model.vision_model)
     _fits(tokenizer, model.config)
     return model
 
@@ -54,18 +60,29 @@ def _loaded(place: str) -> Any:
         model, found = AutoModel.from_pretrained(
             place, dtype=torch.float32, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"pretrained = {place!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     if absent := sorted(found["missing_keys"]):  # transformers would go on with random numbers in their place
         raise ValueError(f"pretrained = {place!r} lacks {len(absent)} tensors, {absent[0]} among them")
     return model
 
 
-def _tower(name: str, place: str) -> Any:
+def _tower(name: str, place: str, said: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Its config and its weights."""
     if name not in TOWERS:
         raise ValueError(f"pretrained.{name}: no such tower; expected {' or '.join(TOWERS)}")
+    if (theirs := timm.own(place)) is not None:
+        return timm.loaded(theirs, said.get(f"{name}_config", {}).get("model_args") or {})
     model = _loaded(place)
-    return getattr(model, f"{name}_model", model)
+    tower = getattr(model, f"{name}_model", model)
+    config = tower.config.to_dict()
+    if config["model_type"] == timm.KIND:
+        config["hidden_size"] = timm.width_of(tower.timm_model)
+    return config, tower.state_dict()
+
+
+def _is_timm(said: Mapping[str, Any]) -> bool:
+    return bool(said.get("vision_config", {}).get("model_type") == timm.KIND)
 
 
 def _with_tokens(text: dict[str, Any], tokenizer: Any) -> dict[str, Any]:

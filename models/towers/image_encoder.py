@@ -19,6 +19,7 @@ import models.without_torchvision  # isort: skip  # noqa: F401
 from transformers import AutoModel, AutoModelForImageClassification
 from transformers.utils import logging
 
+from models.towers import timm
 from models.towers.dual_encoder import Dtype, Rows
 from models.towers.halving import Halving
 from models.towers.preprocess import Pixels, Preprocessing
@@ -32,11 +33,14 @@ def class_names(folder: Path) -> tuple[str, ...]:
     said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if not any(str(part).endswith("ForImageClassification") for part in said.get("architectures") or ()):
         return ()
+    if "label_names" in said:  # as timm's are saved
+        return tuple(said["label_names"])
     return tuple(name for _, name in sorted(said["id2label"].items(), key=lambda item: int(item[0])))
 
 
 class ImageEncoder:
-    """The class token of the last layer as a unit row, in batches that halve where memory runs out."""
+    """The class token of the last layer, or what a model of timm's pools, as a unit row, in batches that halve where
+    memory runs out."""
 
     def __init__(self, model: Any, preprocessing: Preprocessing, classes: Sequence[str]) -> None:
         self.preprocessing, self.classes = preprocessing, tuple(classes)
@@ -71,6 +75,9 @@ class ImageEncoder:
         tower = getattr(self._model, self._model.base_model_prefix, self._model)
 
         def embed(pixels_nchw: torch.Tensor) -> torch.Tensor:
+            if self._model.config.model_type == timm.KIND:
+                pooled_nd = tower.forward_head(tower.forward_features(pixels_nchw), pre_logits=True)
+                return functional.normalize(pooled_nd.float(), dim=-1)
             tokens_nld = tower(pixel_values=pixels_nchw).last_hidden_state
             return functional.normalize(tokens_nld[:, 0].float(), dim=-1)
 

@@ -10,6 +10,7 @@ import torch
 import models.without_torchvision  # isort: skip  # noqa: F401
 from transformers import AutoConfig
 
+from models.towers import timm
 from models.towers.build import check_config
 
 SPECIAL = ("bos", "eos", "pad")
@@ -34,8 +35,12 @@ def built(
         said = dict(config or {})
         name = said.pop("model_type", None)
         check_config(name, said)
+        if name == timm.KIND:
+            timm.library()
         wanted = AutoConfig.for_model(name, **said, **_tokens(tokenizer))
         model = kind.from_config(wanted, **more) if hasattr(kind, "from_config") else kind(wanted, **more)
+        if name == timm.KIND:
+            timm.begin(model)
     if tokenizer is not None and len(tokenizer) > model.config.vocab_size:
         raise ValueError(f"a tokenizer of {len(tokenizer)} tokens; the model knows {model.config.vocab_size}")
     return model.float()
@@ -53,7 +58,7 @@ def _loaded(kind: Any, place: str, more: Mapping[str, Any]) -> Any:
         model, found = kind.from_pretrained(
             place, dtype=torch.float32, use_safetensors=True, output_loading_info=True, trust_remote_code=False, **more
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"pretrained = {place!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     if absent := sorted(found["missing_keys"]):  # transformers would go on with random numbers in their place
         raise ValueError(f"pretrained = {place!r} lacks {len(absent)} tensors, {absent[0]} among them")

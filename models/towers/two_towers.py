@@ -5,7 +5,8 @@ loss = InfoNCE()(model({"pixel_values": ..., "input_ids": ..., "attention_mask":
 model.export(Path("model"))                  # transformers' AutoModel loads it
 
 Known kinds: clip, metaclip_2, clip_resnet, siglip, siglip2, align, chinese_clip, and vision-text-dual-encoder, which
-joins any two towers. Their own losses are not used: those see the rows of one process only.
+joins any two towers, timm's (`models.towers.timm`) among them. Their own losses are not used: those see the rows of one
+process only.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from models.towers import timm
 from models.towers.build import dual_encoder
 from models.towers.dual_encoder import WHOLE_CONTEXT
 from models.towers.patch_dropout import PatchDropout
@@ -30,13 +32,16 @@ SIGMOID = {"siglip": (10.0, -10.0), "siglip2": (10.0, -10.0)}
 IMAGES = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 """What image towers read: the last two are of images of any shape (SigLIP 2's NaFlex)."""
 PATCHES = ("clip", "siglip")
-"""Whose image towers' last tokens `TwoTowers` can give, too."""
+"""Whose image towers' last tokens `TwoTowers` can give, too, beside those of timm's transformers."""
+TAUGHT = ("teacher_image", "teacher_text")
+"""Rows of another model that lie in the batch, for objectives to read."""
 IDLE = {"align": ("text_model.pooler",)}
 """Modules whose output nobody reads: without gradients, which DistributedDataParallel would wait for."""
 
 
 class TwoTowers(Trainable):
-    """Unit rows `image` (n, d) and `text` (n, d), or (n, k, d) where the batch has k texts a sample."""
+    """Unit rows `image` (n, d) and `text` (n, d), or (n, k, d) where the batch has k texts a sample; and `views`
+    (n, v, width), not of length one and as the image tower pools them, where it has v more views of an image."""
 
     def __init__(
         self,
@@ -61,8 +66,12 @@ class TwoTowers(Trainable):
         self.tokenizer = tokenizer
         self.kind: str = self.model.config.model_type
         self._scale_limit, self._gives_patches = scale_limit, patches
-        if patches and self.kind not in PATCHES:
-            raise ValueError(f"patches of {self.kind!r} are not known; take {' or '.join(PATCHES)}")
+        vision = self.model.config.vision_config
+        self._is_timm: bool = vision.model_type == timm.KIND
+        known = hasattr(self.model.vision_model.timm_model, "cls_token") if self._is_timm else self.kind in PATCHES
+        if patches and not known:
+            named = getattr(vision, "architecture", self.kind)
+            raise ValueError(f"patches of {named!r} are not known; take {' or '.join(PATCHES)}, or a ViT of timm's")
         self._idle = {name: self._without(name) for name in IDLE.get(self.kind, ())}
         self._patches: PatchDropout | None = None
         self._begin(scale, bias, pretrained is None)
@@ -81,7 +90,7 @@ class TwoTowers(Trainable):
                 self.model.logit_bias = nn.Parameter(torch.tensor(float(bias)))
 
     def encode(self, batch: Batch) -> Features:
-        features: Features = {}
+        features: Features = {name: batch[name] for name in TAUGHT if name in batch}
         if "pixel_values" in batch:
             if self._patches is not None:
                 self._patches.positions_n = batch.get("position")
@@ -89,6 +98,10 @@ class TwoTowers(Trainable):
             features["image"] = _unit(seen)
             if self._gives_patches:
                 features |= {"patches": self._projected(seen.last_hidden_state), "position": batch["position"]}
+        if "view_pixel_values" in batch:
+            views_nvchw = batch["view_pixel_values"]
+            pooled = self.model.vision_model(pixel_values=views_nvchw.flatten(0, 1)).pooler_output
+            features["views"] = pooled.unflatten(0, views_nvchw.shape[:2])
         if "input_ids" in batch:
             features["text"] = self._texts(batch)
         widths = {name: features[name].shape[-1] for name in ("image", "text") if name in features}
@@ -100,6 +113,10 @@ class TwoTowers(Trainable):
         """(n, patches, d): a tower's last tokens in the space of its output."""
         if self.kind == "siglip":
             return tokens_nld
+        if self._is_timm:
+            tower = self.model.vision_model.timm_model
+            seen_nld: torch.Tensor = self.model.visual_projection(tower.fc_norm(tokens_nld))
+            return seen_nld[:, tower.num_prefix_tokens :]
         projected_nld: torch.Tensor = self.model.visual_projection(self.model.vision_model.post_layernorm(tokens_nld))
         return projected_nld[:, 1:]  # the first is the class token
 
@@ -119,6 +136,11 @@ class TwoTowers(Trainable):
     def context(self) -> int:
         """Tokens of a text that the text tower has places for."""
         return int(self.model.config.text_config.max_position_embeddings)
+
+    @property
+    def images(self) -> dict[str, Any]:
+        """`side`, `mean` and `deviation` that a pretrained tower is used to, where it says so: timm's do."""
+        return timm.trained_on(self.model.config.vision_config.to_dict()) if self._is_timm else {}
 
     @property
     def _padding(self) -> int:
@@ -150,6 +172,8 @@ class TwoTowers(Trainable):
         if self._patches is None:
             if share == 0:
                 return
+            if self._is_timm:
+                raise ValueError("patch_dropout of timm's towers is not known; take a ViT of transformers', or 0")
             tower = self.model.vision_model
             self._patches = PatchDropout(getattr(tower, "embeddings", tower))
         self._patches.share = share

@@ -173,6 +173,13 @@ def _build(recipe: Recipe, source: Source, weights: Mapping[str, str]) -> Traina
     places = getattr(model, "context", None)
     if places is not None and recipe.data.texts.context > places:  # the first long text may come after days
         raise RecipeError(f"data.texts.context = {recipe.data.texts.context}: the model has {places} places; lower it")
+    said = recipe.data.images
+    for name, used in getattr(model, "images", {}).items():
+        if name not in said.model_fields_set and getattr(said, name) != used:
+            raise RecipeError(
+                f"data.images.{name}: the pretrained tower has seen {used}; say so, or what it shall be: by default "
+                f"it is {getattr(said, name)}"
+            )
     return model
 
 

@@ -17,9 +17,11 @@ from torch.nn import functional
 
 from models.objectives.caption_tokens import CaptionTokens
 from models.objectives.classes import MaskedTokens
-from models.objectives.contrastive import InfoNCE, Sigmoid
+from models.objectives.contrastive import HardNegativeNCE, InfoNCE, Sigmoid
 from models.objectives.dino import SelfDistillation
+from models.objectives.distillation import SimilarityDistillation
 from models.objectives.language import NextToken
+from models.objectives.simclr import SimCLR
 from models.objectives.text_conditioned import TextConditioned
 from models.trainable import Features, Objective
 from tests.models import gloo
@@ -32,10 +34,13 @@ CASES: dict[str, Callable[[], Objective]] = {
     "InfoNCE, smoothed": partial(InfoNCE, smoothing=0.1),
     "InfoNCE, fixed temperature": partial(InfoNCE, temperature=0.1),
     "InfoNCE, other features": partial(InfoNCE, left="text", right="other"),
+    "HardNegativeNCE": partial(HardNegativeNCE, alpha=0.7, beta=0.5),
     "Sigmoid": Sigmoid,
     "Sigmoid, captions": Sigmoid,
     "TextConditioned": partial(TextConditioned, width=WIDTH, heads=2),
     "TextConditioned, captions": partial(TextConditioned, width=WIDTH, heads=2),
+    "SimCLR": partial(SimCLR, WIDTH, hidden=16, out=4, temperature=0.5),
+    "SimilarityDistillation": partial(SimilarityDistillation, temperature=0.5),
     "SelfDistillation": partial(SelfDistillation, WIDTH),
     "NextToken": NextToken,
     "MaskedTokens": MaskedTokens,
@@ -48,6 +53,7 @@ def step(case: str, dtype: torch.dtype, rank: int = 0, world: int = 1) -> Gradie
     torch.manual_seed(0)
     texts = (ROWS, CAPTIONS) if case.endswith("captions") else (ROWS,)
     shapes = {"image": (ROWS,), "text": texts, "other": (ROWS,), "patches": (ROWS, PATCHES)}
+    shapes |= {"views": (ROWS, 2)}
     shapes |= {"student": (ROWS, 4), "teacher": (ROWS, 2), "logits": (ROWS, LENGTH), "masked_logits": (ROWS, LENGTH)}
     inputs = {name: torch.randn(*shape, INPUTS, dtype=dtype) for name, shape in shapes.items()}
     weights = {name: torch.randn(INPUTS, WIDTH, dtype=dtype, requires_grad=True) for name in inputs}
@@ -61,6 +67,7 @@ def step(case: str, dtype: torch.dtype, rank: int = 0, world: int = 1) -> Gradie
     labels = (torch.arange(ROWS * LENGTH) % WIDTH).view(ROWS, LENGTH)
     labels[torch.arange(LENGTH) > torch.arange(ROWS)[:, None] // 2] = -100
     features |= {"labels": labels[own], "masked_labels": labels[own]}
+    features |= {"teacher_image": inputs["patches"][own, 0], "teacher_text": inputs["other"][own]}
     found: Gradients = {}
     if isinstance(objective, SelfDistillation | CaptionTokens):  # a step before, by which centre and counts move
         if isinstance(objective, CaptionTokens):

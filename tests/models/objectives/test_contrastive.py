@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.objectives.contrastive import InfoNCE, Sigmoid
+from models.objectives.contrastive import HardNegativeNCE, InfoNCE, Sigmoid
 from models.objectives.momentum import MomentumContrast
 from models.objectives.text_conditioned import TextConditioned
 from models.trainable import Objective
@@ -79,6 +79,38 @@ def test_a_fixed_temperature_leaves_the_models_own_alone() -> None:
     assert _mean(InfoNCE(temperature=0.1)(features, {})) == pytest.approx(
         _mean(InfoNCE()(features, _scalars(10))), rel=1e-6
     )
+
+
+def test_others_weigh_as_much_as_they_are_alike() -> None:
+    images, texts = _rows(6, 8), _rows(6, 8, seed=1)
+    scores, lost = (5 * images @ texts.T).tolist(), 0.0
+    for rows in (scores, list(zip(*scores, strict=True))):
+        for i, row in enumerate(rows):
+            alike = sum(math.exp(0.5 * row[k]) for k in range(6) if k != i)
+            others = sum(5 * math.exp(0.5 * row[j]) / alike * math.exp(row[j]) for j in range(6) if j != i)
+            lost -= math.log(math.exp(row[i]) / (0.7 * math.exp(row[i]) + others)) / 12
+    found = _mean(HardNegativeNCE(alpha=0.7, beta=0.5)({"image": images, "text": texts}, _scalars(5)))
+    assert found == pytest.approx(lost, rel=1e-5)
+
+
+def test_where_all_others_weigh_the_same_it_is_infonce() -> None:
+    features = {"image": _rows(6, 8), "text": _rows(6, 8, seed=1)}
+    same = HardNegativeNCE(alpha=1, beta=0)(features, _scalars(14))
+    assert _mean(same) == pytest.approx(_mean(InfoNCE()(features, _scalars(14))), rel=1e-6)
+    assert _mean(HardNegativeNCE()(features, _scalars(14))) > _mean(same) + 0.1
+
+
+def test_rows_that_are_all_alike_have_no_hard_ones() -> None:
+    same = _rows(1, 8).expand(32, 8)
+    found = _mean(HardNegativeNCE(beta=2)({"image": same, "text": same}, _scalars(14)))
+    assert found == pytest.approx(math.log(32), rel=1e-6)
+    assert _mean(HardNegativeNCE()({"image": same[:1], "text": same[:1]}, _scalars(14))) == 0
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0, 1), (1.5, 1), (1, -1)])
+def test_weights_that_cannot_be(alpha: float, beta: float) -> None:
+    with pytest.raises(ValueError, match="expected 0 < alpha <= 1 and beta >= 0"):
+        HardNegativeNCE(alpha, beta)
 
 
 def test_siglip_begins_at_ten() -> None:

@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from models.data.tokenizer import Encoder, trained
 from models.recipe import Recipe
@@ -43,7 +44,14 @@ def batch(recipe: Recipe, rows: int = ROWS) -> dict[str, torch.Tensor]:
     shape = (rows, texts.context) if count == 1 else (rows, count, texts.context)
     pixels = torch.randn(rows, 3, side, side, generator=torch.Generator().manual_seed(0))
     tokens = {"input_ids": ids.reshape(shape), "attention_mask": mask.reshape(shape)}
-    return {"pixel_values": pixels, **tokens, "position": torch.arange(rows)}
+    found = {"pixel_values": pixels, **tokens, "position": torch.arange(rows)}
+    if recipe.data.kind == "pairs_and_views":
+        found["view_pixel_values"] = pixels[:, None] + 0.1 * torch.randn(rows, recipe.data.crops.count, 3, side, side)
+    if recipe.data.kind == "pairs_and_teacher":
+        shape = (rows, recipe.data.teacher.width)
+        found["teacher_image"] = functional.normalize(torch.randn(*shape), dim=1)
+        found["teacher_text"] = found["teacher_image"]  # of one who is sure of every pair
+    return found
 
 
 def fit(recipe: Recipe, towers: TwoTowers, steps: int) -> tuple[float, float, float]:
