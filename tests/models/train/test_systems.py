@@ -216,7 +216,8 @@ def texture(number: int) -> np.ndarray:
     down, across = np.mgrid[:48, :48] + rng.integers(0, 8, 2)[:, None, None]
     standing, lying, leaning = across // 4 % 2, down // 4 % 2, (down + across) // 4 % 2
     light = (standing, lying, standing ^ lying, leaning)[number % 4]
-    return np.clip(60 + 130.0 * light[..., None] + rng.normal(0, 40, (48, 48, 3)), 0, 255).astype(np.uint8)
+    shown: np.ndarray = np.clip(60 + 130.0 * light[..., None] + rng.normal(0, 40, (48, 48, 3)), 0, 255)
+    return shown.astype(np.uint8)
 
 
 @pytest.mark.long
