@@ -28,7 +28,10 @@ from transformers import (
     BertForMaskedLM,
 )
 
+from models.data.images import save_preprocessor
+from models.evaluate.probes import nearest_neighbours
 from models.recipe import Recipe
+from models.towers.image_encoder import ImageEncoder
 from models.train.loop import Trained, train
 from tests.models.data.tars_made import tar_of
 
@@ -226,3 +229,50 @@ def test_bert_learns_which_text_goes_on(tmp_path: Path) -> None:
     losses = [row["NextSentence"] for row in curve(tmp_path / "out")]
     assert losses[0] > 0.6
     assert np.mean(losses[-5:]) < 0.5
+
+
+def texture(number: int) -> np.ndarray:
+    """uint8 (48, 48, 3): stripes that stand, lie or lean, or a chequer, in noise: `number` % 4 says which."""
+    rng = np.random.default_rng(number)
+    down, across = np.mgrid[:48, :48] + rng.integers(0, 8, 2)[:, None, None]
+    standing, lying, leaning = across // 4 % 2, down // 4 % 2, (down + across) // 4 % 2
+    light = (standing, lying, standing ^ lying, leaning)[number % 4]
+    shown: np.ndarray = np.clip(60 + 130.0 * light[..., None] + rng.normal(0, 40, (48, 48, 3)), 0, 255)
+    return shown.astype(np.uint8)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_dino_learns_to_tell_textures_apart_without_being_told_of_any(tmp_path: Path) -> None:
+    """By their nearest neighbours, 0.80 of them by a random tower, 0.97 of them by one that was trained."""
+    members = []
+    for number in range(1600):
+        sink = io.BytesIO()
+        Image.fromarray(texture(number)).save(sink, "PNG")
+        members.append((f"{number:06}.png", sink.getvalue()))
+    (tmp_path / "0.tar").write_bytes(tar_of(members))
+    sizes = "hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 2"
+    config = f"{{{sizes}, patch_size: 4, image_size: 32}}"
+    settings = [
+        f"model={{models.towers.dino.Dino: {{config: {config}, prototypes: 128, hidden: 128, bottleneck: 32}}}}",
+        "objectives=[{models.objectives.dino.SelfDistillation: {prototypes: 128, teacher: [0.04, 0.04]}}]",
+        "data.images.side=32",
+        "data.crops={count: 2, side: 16}",
+        "samples=9600",
+        "optimizer.learning_rate=5e-4",
+        "schedule.warmup=640",
+    ]
+    recipe = Recipe.load("dino-vit-s16", tiny=True, overrides=settings)
+    train(recipe, {"shards": str(tmp_path)}, str(tmp_path / "out"))
+    torch.manual_seed(0)
+    recipe.model.build().eval().export(tmp_path / "fresh")
+    save_preprocessor(recipe.data.images, tmp_path / "fresh")
+    unseen, split = range(10_000, 10_600), 400
+    kinds, right = np.array(unseen) % 4, {}
+    for folder in (tmp_path / "fresh", tmp_path / "out" / "model"):
+        encoder = ImageEncoder.load(folder, "cpu", "float32")
+        rows_nd = encoder.embed_prepared([encoder.preprocessing(texture(number)) for number in unseen], 64)
+        found = nearest_neighbours("textures", rows_nd[:split], kinds[:split], rows_nd[split:], kinds[split:], 4)
+        right[folder.name] = found[0].value
+    assert right["model"] > 0.9, right
+    assert right["model"] > right["fresh"] + 0.1, right
