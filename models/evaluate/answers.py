@@ -2,8 +2,8 @@
 
 Both follow the official evaluation of VQAv2 (Goyal et al. 2017, visualqa.org/evaluation) with its quirks, since
 published figures have them, too: punctuation next to a blank goes and other punctuation becomes a blank, a comma within
-a number makes all of it go, `none` is 0, articles go, and apostrophes that were left out come back; and where all
-annotators wrote the very same, nothing of this is done to them or to the answer.
+a number makes all of it go, `none` is 0, articles go, and apostrophes that were left out come back.
+Its copies differ where all annotators agree; here all answers are normalised always, as by LAVIS.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ LEAST = 3
 
 def normalised(answer: str) -> str:
     """An answer as it is compared."""
-    text = kept = _on_a_line(answer)
+    text = answer.replace("\n", " ").replace("\t", " ").strip()
+    kept = text
     whole = THOUSANDS.search(text) is not None
     for mark in PUNCTUATION:
         beside = whole or f"{mark} " in text or f" {mark}" in text
@@ -50,22 +51,14 @@ def normalised(answer: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
-def _on_a_line(answer: str) -> str:
-    return answer.replace("\n", " ").replace("\t", " ").strip()
-
-
 def accuracy(answer: str, annotators: Sequence[str]) -> float:
     """VQA's rule: the mean, over all but one annotator, of min(matches / 3, 1) (Antol et al. 2015, section 3.3).
 
-    As officially, `Yes.` is wrong where all ten wrote `yes`, and right where one of them wrote something else. Of fewer
-    than four annotators it is whether one of them says the same, both normalised: no three others could.
+    Of fewer than four annotators it is whether one of them says the same: no three others could.
     """
-    few = len(annotators) <= LEAST
-    known = [_on_a_line(other) for other in annotators]
-    written = normalised if few or len(set(known)) > 1 else _on_a_line
-    said = written(answer)
-    matches = [written(other) == said for other in known]
-    if few:
+    said, known = normalised(answer), [normalised(other) for other in annotators]
+    matches = [other == said for other in known]
+    if len(known) <= LEAST:
         return float(any(matches))
     total = sum(matches)
     return sum(min((total - match) / LEAST, 1.0) for match in matches) / len(matches)

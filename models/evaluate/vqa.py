@@ -97,13 +97,7 @@ def best_guesses(questions: Sequence[Question]) -> list[str]:
             most = max(len(one.choices) for one in inside)
             candidates = [chr(ord("A") + number) for number in range(most)]
         else:
-            # As written, too: where all annotators say the same, nothing is normalised.
-            given = Counter(
-                form
-                for one in inside
-                for said in one.answers
-                for form in dict.fromkeys((said.strip(), answers.normalised(said)))
-            )
+            given = Counter(answers.normalised(said) for one in inside for said in one.answers)
             candidates = [said for said, _ in given.most_common(FREQUENT)]
 
         def value(candidate: str, inside: Sequence[Question] = inside) -> float:

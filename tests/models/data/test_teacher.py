@@ -24,8 +24,9 @@ def row(said: dict[str, Any], seed: int = 0) -> tuple[list[str], dict[str, torch
     texts = {"vocabulary": 300, "context": 16}
     data = {"kind": "pairs_and_teacher", "images": {"side": 32}, "teacher": {"width": 3}, "texts": texts}
     collate = PairsAndTeacher(Data.model_validate(data), small.words(300, 16))
-    room = collate.room(1)
-    return collate.row(sample, Random(seed), room, 0), room
+    room = {name: torch.empty(1, *shape, dtype=torch.uint8) for name, shape in collate.room().items()}
+    made = collate.row(sample, Random(seed), room, 0)
+    return made.pair.texts, {**room, **collate.batch([made])}
 
 
 def test_a_caption_is_drawn_with_its_row_and_rows_have_length_one() -> None:

@@ -22,8 +22,8 @@ def row(sample: Sample, seed: int = 0, **crops: Any) -> tuple[list[str], dict[st
     texts = {"vocabulary": 300, "context": 16}
     data = Data.model_validate({"kind": "pairs_and_views", "images": {"side": 32}, "crops": said, "texts": texts})
     collate = PairsAndViews(data, small.words(300, 16))
-    room = collate.room(1)
-    return collate.row(sample, Random(seed), room, 0), room
+    room = {name: torch.empty(1, *shape, dtype=torch.uint8) for name, shape in collate.room().items()}
+    return collate.row(sample, Random(seed), room, 0).texts, room
 
 
 def test_a_caption_an_image_and_its_views_that_the_dice_decide() -> None:
