@@ -33,6 +33,9 @@ proof: .venv/installed
 	@$(BIN)/sluice report proof/root --out proof/report.html
 	@$(BIN)/sluice metrics proof/root
 
+# What a folder's pool is compared with: the images that its web hides, and the sets that are asked.
+compared = {held_out: $(1)/evaluation/images, asked: $(1)/sets}
+
 # BLIP's loop: captions written, filtered and trained on anew, beside the same without; one seed, then three, and longer.
 # Captioner and filter begin with the first of three.
 BLIP_LONGER := blip.samples=40000 both_blip.samples=40000 captioner.samples=32000 filter.samples=32000
@@ -44,8 +47,8 @@ proof-blip: .venv/installed
 	$(call blip_loop,proof/blip,6000,1000,--set urls.files=proof/blip/web/urls.parquet \
 	  --set trusted_urls.files=proof/blip/trusted/urls.parquet --set 'comparison.sets={held_out: proof/blip/sets}' \
 	  --set 'writers.sets={held_out: proof/blip/sets}' \
-	  --set 'leaks.sets={held_out: proof/blip/evaluation/images}' \
-	  --set 'trusted_leaks.sets={held_out: proof/blip/evaluation/images}' \
+	  --set 'leaks.sets=$(call compared,proof/blip)' \
+	  --set 'trusted_leaks.sets=$(call compared,proof/blip)' \
 	  --set 'captioner.pretrained=$(BLIP_FIRST)' --set 'filter.pretrained=$(BLIP_FIRST)' \
 	  $(foreach arm,$(BLIP_ARMS) blip both_blip,--set $(arm).seeds=3) $(foreach more,$(BLIP_LONGER),--set $(more)))
 
@@ -66,7 +69,7 @@ demo-instruct: .venv/installed
 
 proof-instruct: .venv/installed
 	$(call instruct,proof/instruct,12000,--set urls.files=proof/instruct/web/urls.parquet --set llava.seeds=3 \
-	  --set 'leaks.sets={held_out: proof/instruct/evaluation/images}' \
+	  --set 'leaks.sets=$(call compared,proof/instruct)' \
 	  --set 'answers.sets={questions: proof/instruct/sets/questions}')
 
 # folder, pages, settings
