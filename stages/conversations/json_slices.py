@@ -6,7 +6,9 @@ by its first byte and the byte behind its last.
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from codecs import getincrementaldecoder
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
@@ -16,9 +18,12 @@ import fsspec
 BLOCK = 1 << 20
 """Bytes that are read at once."""
 LONGEST = 64 << 20
-"""Characters of an entry. Where nothing is found to end before, the file is no JSON."""
+"""Characters of an entry, bytes of a line. Where nothing is found to end before, the file is no JSON."""
 BLANK = " \t\n\r"
 DECODER = json.JSONDecoder()
+ENDS = ']}"'
+"""What nothing can follow in an item; `1` may be the beginning of `1.5e3`."""
+NUMBER = re.compile(r"[0-9.eE+-]*")
 
 
 class NoJson(ValueError):
@@ -37,7 +42,9 @@ class Slice(NamedTuple):
 
 def slices(path: str, most: int) -> Iterator[Slice]:
     """All entries of a file on any fsspec store, `most` in a slice but for the last. Raises `NoJson`."""
-    with fsspec.open(path, "rb") as handle:
+    with fsspec.open(path, "rb") as opened:
+        # fsspec's own `readline` reads a block for every line.
+        handle = io.BufferedReader(opened, BLOCK)
         head = handle.read(1)
         at = 0
         while head and head.isspace():
@@ -67,13 +74,15 @@ def read(path: str, one: Slice) -> list[Any]:
 
 def _lines(handle: IO[bytes], head: bytes, at: int) -> Iterator[tuple[int, int]]:
     """From where to where every entry goes, in bytes; `head` is read, and stands `at` so many."""
-    line = head + handle.readline()
+    line = head + handle.readline(LONGEST)
     while line:
+        if len(line) > LONGEST:
+            raise NoJson(f"a line of more than {LONGEST:,} bytes at byte {at}")
         if line.strip():
             _checked(line)
             yield at, at + len(line)
         at += len(line)
-        line = handle.readline()
+        line = handle.readline(LONGEST + 1)
 
 
 def _checked(line: bytes) -> None:
@@ -112,7 +121,7 @@ class _Text:
         self._handle, self._decoder = handle, getincrementaldecoder("utf-8")()
         self._text, self._place, self._over = "", 0, False
 
-    def _more(self, size: int = BLOCK) -> None:
+    def _more(self, size: int) -> None:
         data = self._handle.read(size)
         self._over = not data
         try:
@@ -133,20 +142,28 @@ class _Text:
                 self.take(1)
             if self._place < len(self._text) or self._over:
                 return self._text[self._place : self._place + 1]
-            self._more()
+            self._more(BLOCK)
 
     def item(self) -> int:
         """Characters of the item that begins here. Raises `NoJson`."""
         while True:
+            last = self._over or len(self._text) - self._place > LONGEST
             try:
                 _, end = DECODER.raw_decode(self._text, self._place)
             except RecursionError as error:
                 raise NoJson(f"{error} at byte {self.at}") from None
             except ValueError as error:
-                if self._over or len(self._text) - self._place > LONGEST:
+                if last:
                     told = str(error).partition(": line")[0]
                     raise NoJson(f"{told} in what begins at byte {self.at}") from None
             else:
-                if end < len(self._text) or self._over:  # of `12` there may be more to come
+                if last or self._is_whole(end):
                     return end - self._place
             self._more(max(BLOCK, len(self._text) - self._place))  # twice as much: a long item is not read often
+
+    def _is_whole(self, end: int) -> bool:
+        """Whether what is not read yet can change nothing of an item that ends there."""
+        if self._text[end - 1] in ENDS:
+            return True
+        behind = NUMBER.match(self._text, end)
+        return behind is not None and behind.end() < len(self._text)
