@@ -1,7 +1,7 @@
 """A long JSON file cut into slices of so many entries in one pass, of which each can be read by itself.
 
 Entries are the items of a JSON list, or JSON lines. The pass holds one entry and a block of the file; a slice is known
-by its first byte and the byte behind its last.
+by its first byte, the byte behind its last, and what is between them.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import json
 import re
 from codecs import getincrementaldecoder
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import IO, Any, NamedTuple
 
 import fsspec
+
+from pipeline.errors import SluiceError
 
 BLOCK = 1 << 20
 """Bytes that are read at once."""
@@ -38,6 +41,8 @@ class Slice(NamedTuple):
     first: int
     end: int
     entries: int
+    sha256: str
+    """Of its bytes."""
 
 
 def slices(path: str, most: int) -> Iterator[Slice]:
@@ -52,35 +57,52 @@ def slices(path: str, most: int) -> Iterator[Slice]:
         listed = head == b"["
         found = _items(handle, at + 1) if listed else _lines(handle, head, at)
         first = end = count = 0
-        for begin, end in found:
-            first = begin if not count else first
+        seen = sha256()
+        for begin, between, entry in found:
+            if count:
+                seen.update(between)
+            else:
+                first, seen = begin, sha256()
+            seen.update(entry)
+            end = begin + len(entry)
             count += 1
             if count == most:
-                yield Slice(listed, first, end, count)
+                yield Slice(listed, first, end, count, seen.hexdigest())
                 count = 0
         if count:
-            yield Slice(listed, first, end, count)
+            yield Slice(listed, first, end, count, seen.hexdigest())
 
 
 def read(path: str, one: Slice) -> list[Any]:
-    """The entries of a slice; of the file nothing else is read."""
+    """The entries of a slice; of the file nothing else is read. Raises `SluiceError` where it holds other bytes now."""
     store, inside = fsspec.core.url_to_fs(path)
-    text = store.cat_file(inside, start=one.first, end=one.end).decode()
+    data = store.cat_file(inside, start=one.first, end=one.end)
+    if sha256(data).hexdigest() != one.sha256:
+        raise SluiceError(f"{path} changed while the run went on; run again")
+    text = data.decode()
     if one.listed:
         found: list[Any] = json.loads(f"[{text}]")
         return found
     return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
-def _lines(handle: IO[bytes], head: bytes, at: int) -> Iterator[tuple[int, int]]:
-    """From where to where every entry goes, in bytes; `head` is read, and stands `at` so many."""
+Found = tuple[int, bytes, bytes]
+"""The byte at which an entry begins, what stands between it and the entry before it, and the entry."""
+
+
+def _lines(handle: IO[bytes], head: bytes, at: int) -> Iterator[Found]:
+    """Every line that is not blank; `head` is read, and stands at byte `at`."""
+    between = bytearray()
     line = head + handle.readline(LONGEST)
     while line:
         if len(line) > LONGEST:
             raise NoJson(f"a line of more than {LONGEST:,} bytes at byte {at}")
         if line.strip():
             _checked(line)
-            yield at, at + len(line)
+            yield at, bytes(between), line
+            between.clear()
+        else:
+            between += line
         at += len(line)
         line = handle.readline(LONGEST + 1)
 
@@ -92,15 +114,17 @@ def _checked(line: bytes) -> None:
         raise NoJson(str(error)) from None
 
 
-def _items(handle: IO[bytes], at: int) -> Iterator[tuple[int, int]]:
+def _items(handle: IO[bytes], at: int) -> Iterator[Found]:
     """The same of a list, of which the bracket is read."""
     text = _Text(handle, at)
     mark = text.mark()
     if mark != "]":
         while True:
-            begin = text.at
+            begin, between = text.at, bytes(text.taken)
+            text.taken.clear()
             text.take(text.item())
-            yield begin, text.at
+            yield begin, between, bytes(text.taken)
+            text.taken.clear()
             mark = text.mark()
             if mark != ",":
                 break
@@ -114,10 +138,11 @@ def _items(handle: IO[bytes], at: int) -> Iterator[tuple[int, int]]:
 
 
 class _Text:
-    """What was read of a file and not yet taken; `at`: the byte at which that begins."""
+    """What was read of a file and not yet taken; `at`: the byte at which that begins; `taken`: what stood before it, as
+    far as nobody has cleared it."""
 
     def __init__(self, handle: IO[bytes], at: int) -> None:
-        self.at = at
+        self.at, self.taken = at, bytearray()
         self._handle, self._decoder = handle, getincrementaldecoder("utf-8")()
         self._text, self._place, self._over = "", 0, False
 
@@ -132,7 +157,9 @@ class _Text:
 
     def take(self, count: int) -> None:
         end = self._place + count
-        self.at += len(self._text[self._place : end].encode())
+        data = self._text[self._place : end].encode()
+        self.at += len(data)
+        self.taken += data
         self._place = end
 
     def mark(self) -> str:

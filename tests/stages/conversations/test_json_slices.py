@@ -12,6 +12,7 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from pipeline.errors import SluiceError
 from stages.conversations import json_slices
 from stages.conversations.json_slices import NoJson, read, slices
 
@@ -144,6 +145,19 @@ def test_of_a_remote_file_every_byte_is_fetched_once(
     assert sum(one.entries for one in found) == 2000
     assert Remote.fetched == path.stat().st_size
     assert [entry for one in found for entry in read(f"remote-json://{path}", one)] == entries
+
+
+@pytest.mark.parametrize("lines", [False, True])
+@pytest.mark.parametrize("change", [b'{"a":2}', b"[1,2] ,", b""])
+def test_a_slice_that_holds_other_bytes_now_is_not_read(lines: bool, change: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "mix.json"
+    entries = [{"a": 1}] * 6
+    path.write_text("\n\n".join(map(json.dumps, entries)) if lines else json.dumps(entries))
+    first, second = slices(str(path), 3)
+    path.write_bytes(path.read_bytes()[: second.first + 5] + change)
+    assert read(str(path), first) == entries[:3]
+    with pytest.raises(SluiceError, match=r"mix\.json changed while the run went on; run again$"):
+        read(str(path), second)
 
 
 def test_what_never_ends_is_not_read_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
