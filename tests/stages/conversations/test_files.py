@@ -135,14 +135,18 @@ def test_a_file_that_changes_during_the_run_is_not_read_at_old_places(
     def change() -> None:
         path.write_text(json.dumps([{"id": "new", "conversations": TEXT}, *entries]))
 
+    def map_changed(*given: Any) -> Any:
+        change()
+        return map_all(*given)
+
     stage = ConversationFiles(file=str(path), rows_per_shard=2)
     work = InlineWork(store, "chats", stage, [])
     work.resources = find_resources([stage])
+    map_all = work.map
     if after == "find_resources":
         change()
     else:
-        map_all = work.map
-        monkeypatch.setattr(work, "map", lambda *given: (change(), map_all(*given))[1])
+        monkeypatch.setattr(work, "map", map_changed)
     with pytest.raises(SluiceError, match=f"{path} {told}; run again$"):
         stage.assemble(work)
 

@@ -112,7 +112,7 @@ def test_a_line_that_never_ends_is_not_read_for_ever(
         list(slices(str(tmp_path / "mix.json"), 2))
 
 
-class Fetched(AbstractBufferedFile):
+class Fetched(AbstractBufferedFile):  # type: ignore[misc]
     """A remote file, of which every byte that is fetched is counted."""
 
     def _fetch_range(self, start: int, end: int) -> bytes:
@@ -120,7 +120,7 @@ class Fetched(AbstractBufferedFile):
         return Path(self.path).read_bytes()[start:end]
 
 
-class Remote(AbstractFileSystem):
+class Remote(AbstractFileSystem):  # type: ignore[misc]
     protocol = "remote-json"
     root_marker = "/"
     fetched = 0
