@@ -251,6 +251,6 @@ def test_the_stage_looks_at_the_key_that_it_will_send_and_at_no_other(
     stage = kind(server=far, model="m", key_variable="MY_KEY")
     stage.check([])  # has no key that could be read on its way
     monkeypatch.setenv("MY_KEY", "secret")
-    for ask in (lambda: stage.open(Device()), lambda: stage.check([])):
+    for ask, given in ((stage.open, Device()), (stage.check, [])):
         with pytest.raises(SluiceError, match=r"\$MY_KEY would be sent in the clear"):
-            ask()
+            ask(given)
