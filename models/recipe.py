@@ -277,8 +277,9 @@ class Recipe(Part):
     checkpoint_every: int | None = Field(default=None, ge=1)
     """Samples; by default a tenth of all."""
     keep: int = Field(default=2, ge=1)
-    """Newest checkpoints that stay, beside the best: of those of the newest one's phase the one with the lowest loss, a
-    mean since the checkpoint before. Losses of two phases are not compared, for their data and patches differ."""
+    """Newest checkpoints that stay, beside the best: of those of the newest one's phase that were due the one with the
+    lowest loss, a mean since the one before that was. Losses of two phases are not compared, for their data and patches
+    differ."""
     export: Literal["last", "best"] = "last"
     """Which weights become the model: those after the last step, or those of the best checkpoint. A training that has
     ended writes its model again, without a step, where it is called again with the other."""

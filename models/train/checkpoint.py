@@ -67,7 +67,7 @@ class Checkpoints:
         return newest
 
     def best(self) -> Checkpoint | None:
-        """The one with the lowest loss of those of the newest one's phase. On all processes the same."""
+        """The one with the lowest loss of the scheduled ones of the newest one's phase. On all processes the same."""
         found = self._complete() if self._place.first else []
         best: Checkpoint | None = self._place.told(_best(found) if found else None)
         return best
@@ -181,9 +181,11 @@ class Checkpoints:
 
 
 def _best(found: Sequence[Checkpoint]) -> Checkpoint:
-    """Of some, the newest last. A loss of another phase, with other data, says nothing beside the newest's."""
+    """Of some, the newest last, which it is where none was due. A loss of another phase, with other data, says nothing
+    beside the newest's, and one of an interruption is a mean over other steps."""
     alike = [checkpoint for checkpoint in found if checkpoint.facts.get("phase") == found[-1].facts.get("phase")]
-    return min(alike, key=lambda checkpoint: checkpoint.facts["loss"])
+    due = [checkpoint for checkpoint in alike if checkpoint.facts.get("due", True)]
+    return min(due or found[-1:], key=lambda checkpoint: checkpoint.facts["loss"])
 
 
 class _quietly(warnings.catch_warnings):  # noqa: N801  # reads as a statement

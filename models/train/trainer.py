@@ -92,14 +92,14 @@ class Trainer:
     def run(self) -> None:
         """Raises `TrainingError` for a loss that is no number, or jumps."""
         if self.recipe.guard.then == "skip" and self.samples == 0:
-            self._keep()  # something to go back to
+            self._keep(due=False)  # something to go back to
         while self.samples < self.end and not self.stopping:
             try:
                 self._stretch()
             except Trouble as trouble:
                 self._recover(trouble)
         if self._kept_at != self.samples:
-            self._keep()
+            self._keep(due=False)
         self._tell()
 
     def _stretch(self) -> None:
@@ -136,7 +136,7 @@ class Trainer:
         if self._late:  # no row of the curve, which is not to depend on the time
             self._settle()
         if keeps or self._late:
-            self._keep()
+            self._keep(due=keeps)
 
     def _enter(self, position: int) -> None:
         number, phase = self.recipe.phase_at(position)
@@ -242,15 +242,19 @@ class Trainer:
         if self._board is not None:
             self._board.show(self.samples, row)
 
-    def _keep(self) -> None:
-        """Begin to write a checkpoint."""
+    def _keep(self, due: bool) -> None:
+        """Begin to write a checkpoint. `due`: by the recipe, and not by the clock or because somebody said stop; the
+        losses of these alone are compared, so that all are means over the same steps whatever came in between."""
         self._tell()
         self._kept_at, self._kept_s, self._late = self.samples, time.monotonic(), False
         loss, steps = self._since
-        self._since = [0.0, 0.0]
+        if due:
+            self._since = [0.0, 0.0]
         facts = {
             **self._facts,
+            "due": due,
             "loss": loss / steps if steps else float("inf"),
+            "since": self._since,
             "phase": self._guard.phase,
             "curve": self.curve,
             "guard": self._guard.state(),
@@ -287,5 +291,5 @@ class Trainer:
         self.seconds = facts["seconds"]
         self.left_out |= set(facts["left_out"])
         self._guard, self._phase = Guard(**facts["guard"]), -1
-        self._since = [0.0, 0.0]
+        self._since = list(facts.get("since", [0.0, 0.0]))
         self._meter.row(0.0)
