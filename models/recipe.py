@@ -243,7 +243,8 @@ class Guard(Part):
 
 class Parallel(Part):
     """How the work is laid over processes; none of it changes what is computed, but for towers with batch statistics
-    (ALIGN, CLIP's ResNets): those are of the rows that a process works on at once."""
+    (ALIGN, CLIP's ResNets, some of timm's): those are of the rows that a process works on at once, and the running ones
+    that are kept are the first process's."""
 
     mode: Literal["ddp", "fsdp"] = "ddp"
     micro_batch: int | None = Field(default=None, ge=1)
