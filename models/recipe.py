@@ -226,7 +226,7 @@ class Schedule(Part):
 
     kind: Literal["cosine", "wsd", "constant"] = "cosine"
     warmup: int = Field(default=0, ge=0)
-    """Samples."""
+    """Samples, fewer than those of a phase: who lowers `samples` says the warmup, too."""
     decay: Share = 0.1
     floor: float = Field(default=0, ge=0, le=1)
     """Share of the learning rate."""
@@ -282,8 +282,9 @@ class Recipe(Part):
     lowest loss, a mean since the one before that was. Losses of two phases are not compared, for their data and patches
     differ."""
     export: Literal["last", "best"] = "last"
-    """Which weights become the model: those after the last step, or those of the best checkpoint. A training that has
-    ended writes its model again, without a step, where it is called again with the other."""
+    """Which weights become the model: those after the last step, or those of the best checkpoint. The commands write
+    the model of a training that has ended again, without a step, where they are called with the other; a node of a DAG
+    (`settings: [export=best]`) has then another key, and trains anew."""
     seed: int = 0
 
     @model_validator(mode="after")
@@ -301,7 +302,21 @@ class Recipe(Part):
                     ) from None
         if self.samples < self.batch:
             raise ValueError(f"samples = {self.samples}: less than one batch of {self.batch}; lower `batch`")
+        self._warms_up()
         return self
+
+    def _warms_up(self) -> None:
+        """Raise `ValueError` where a phase would end before its learning rate is reached."""
+        warmup = self.schedule.warmup
+        for number, phase in enumerate(self.phases):
+            first, last = self.bounds(number)
+            if 0 < warmup >= last - first:
+                whole = f"all {self.samples:,} samples"
+                part = f"the {last - first:,} samples of phase {phase.name!r}"
+                raise ValueError(
+                    f"schedule.warmup = {warmup}: as long as {whole if len(self.phases) == 1 else part}, or longer; "
+                    f"set schedule.warmup=…, such as {(last - first) // 10}"
+                )
 
     @classmethod
     def load(cls, source: str | Path, tiny: bool = False, overrides: Sequence[str] = ()) -> Recipe:

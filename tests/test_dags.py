@@ -12,13 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from infra.miniweb import sets
 from pipeline import Dag
 from pipeline.errors import SluiceError
 from stages.decontaminate import Decontaminate
+from tests.models.towers import tiny
 
 ROOT = Path(__file__).parent.parent
 LOCAL = {"blip_bootstrap", "instruct", "proof", "quickstart"}
 """Those that run on the small local web."""
+TEACHER = "openai/clip-vit-large-patch14"
+"""Of dags/README.md: a model of the hub, in whose place the test has one of its own."""
 SHIPPED = sorted(item.name.removesuffix(".yaml") for item in files("dags").iterdir() if item.name.endswith(".yaml"))
 
 
@@ -83,6 +87,36 @@ def test_the_proof_of_bootstrapping_trains_on_no_set_of_the_demo_and_every_arm_o
     assert raw["seeds"] == 3
     for node in ("captioner", "filter"):  # of three models one has to be named
         assert nodes[node]["steps"][0]["stages.train.Train"]["pretrained"] == {"node": "blip", "part": "model-0"}
+
+
+def test_bootstrapping_on_your_own_data_reads_nothing_of_the_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the command of dags/README.md."""
+    (block,) = (text for text in (files("dags") / "README.md").read_text().split("```") if "run blip_bootstrap" in text)
+    words = shlex.split(block.replace("\\\n", " ").replace("/data/", "data/"))
+    settings = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
+    nodes = yaml.safe_load(Dag.load("blip_bootstrap", settings).text)["nodes"]
+    assert "demo/" not in str(nodes)
+    monkeypatch.chdir(tmp_path)
+    asked = {node: nodes[node]["steps"][0]["stages.ingest.UrlTables"] for node in ("urls", "trusted_urls")}
+    assert {node: said["caption"] for node, said in asked.items()} == {"urls": "TEXT", "trusted_urls": "caption"}
+    asked["urls"]["files"] = asked["urls"]["files"].replace("*", "0")
+    _write_tables(nodes)
+    sets.write(tmp_path / "data/sets", samples=2, names=("retrieval",))
+    Dag.load("blip_bootstrap", settings).check()
+
+
+def test_the_trainings_of_the_readme_are_nodes_of_a_dag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = (files("dags") / "README.md").read_text().split("\n## Training\n")[1].split("\n## ")[0]
+    teacher = str(tiny.save("clip", tmp_path / "clip"))
+    nodes = yaml.safe_load(Dag.load("web_pairs", ["leaks.sets={}"]).text)["nodes"]
+    for block in section.split("```yaml")[1:]:
+        nodes |= yaml.safe_load(block.split("```")[0].replace(TEACHER, teacher))
+    assert {"clip", "teacher", "taught", "mobileclip"} <= nodes.keys()
+    monkeypatch.chdir(tmp_path)
+    _write_tables(nodes)
+    Dag.parse(yaml.safe_dump({"dag": "training", "nodes": nodes})).check()
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -4,7 +4,9 @@
 
 Of every score the lowest captions are rejected, as many as the rate says; what is found is the share of the mismatched
 captions among them. One that knows nothing finds the rate itself. The last rate is the one at which the first score
-lies below 0.5. Where the first score finds less than its rival, by the mean over the rates, the exit status is 1.
+lies below 0.5. Where the first score finds less than its rival, by the mean over the rates, the exit status is 1. The
+rival is one of the others: `--rival`, else `clip_score`; where that is not among `--scores`, nothing is compared, and
+this is said.
 """
 
 # ruff: noqa: S608 - names are quoted
@@ -25,6 +27,7 @@ from infra.miniweb.kinds import Kind
 from pipeline import Catalog, SluiceError
 
 RATES = (0.1, 0.2, 0.3, 0.4)
+RIVAL = "clip_score"
 THRESHOLD = 0.5
 """Of an ITM score, as BLIP has it."""
 
@@ -86,17 +89,29 @@ def _found(
     return Found(name, rates, tuple(shares), float(below / (is_wrong.sum() * (~is_wrong).sum())))
 
 
+def rival_among(scores: Sequence[str], given: str | None) -> str | None:
+    """Which score the first must not be behind; None where nobody named one and the usual one is not there.
+
+    Raises `SluiceError` for a name with which nothing would be compared.
+    """
+    if given is not None and given not in scores[1:]:
+        expected = ", ".join(scores[1:]) or "a second one in --scores"
+        raise SluiceError(f"--rival {given!r} is not among the scores behind the first; expected {expected}")
+    return given or (RIVAL if RIVAL in scores[1:] else None)
+
+
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m infra.miniweb.filters", description=__doc__.split("\n")[0])
     parser.add_argument("key", metavar="KEY", type=Path, help="the answer key of the web, key.parquet")
     parser.add_argument("root", metavar="RUN_ROOT", help="where the run's nodes are")
     parser.add_argument("--scores", nargs="+", default=["itm_score", "itc_score", "clip_score"], metavar="COLUMN")
     parser.add_argument(
-        "--rival", default="clip_score", metavar="COLUMN", help="what the first score must not be behind"
+        "--rival", metavar="COLUMN", help=f"what the first score must not be behind; {RIVAL} where it is there"
     )
     parser.add_argument("--run", help="an older run than the newest")
     options = parser.parse_args(arguments)
     try:
+        rival = rival_among(options.scores, options.rival)
         try:
             key = pq.read_table(options.key)
         except (OSError, pa.ArrowInvalid) as error:
@@ -113,9 +128,11 @@ def main(arguments: Sequence[str]) -> int:
     for one in found:
         table.add_row(one.score, *(f"{share:.0%}" for share in one.shares), f"{one.area:.3f}")
     Console(width=None if sys.stdout.isatty() else 120).print(table)
+    if rival is None:
+        print(f"nothing is compared: no --rival, and no {RIVAL} behind the first of --scores")
     first, *others = found
     for other in others:
-        if other.score == options.rival and first.mean < other.mean:
+        if other.score == rival and first.mean < other.mean:
             found_each = f"{first.score} finds {first.mean:.1%} of the mismatches, a mean over the rates"
             print(f"{found_each}, and {other.score} {other.mean:.1%}; train the filter for longer", file=sys.stderr)
             return 1

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
 from rich.console import Console
 from rich.table import Table
 
@@ -22,11 +26,11 @@ from models.evaluate.tasks import TASKS
     epilog="""\b
 Examples:
   python -m infra.miniweb.sets demo/sets --samples 500
-  python -m models.evaluate demo/model demo/sets
-  python -m models.evaluate demo/model hf://datasets/clip-benchmark/wds_cifar10 --task knn --device cuda
+  python -m models.evaluate demo/model/model demo/sets
+  python -m models.evaluate s3://bucket/clip/model hf://datasets/clip-benchmark/wds_cifar10 --task knn --device cuda
 """,
 )
-@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("model")
 @click.argument("sets", metavar="SET...", nargs=-1, required=True)
 @click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), help="Only these, instead of all that fit.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write the rows to this JSON file.")
@@ -43,32 +47,59 @@ Examples:
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="That decode and resize.")
 @click.option("--seed", default=0, show_default=True, help="Of the folds of a linear probe.")
 def main(
-    model: Path, sets: Sequence[str], tasks: Sequence[Any], out: Path | None, in_card: bool, **options: Any
+    model: str, sets: Sequence[str], tasks: Sequence[Any], out: Path | None, in_card: bool, **options: Any
 ) -> None:
-    """Evaluate MODEL, a folder that transformers loads, on every SET.
+    """Evaluate MODEL, a folder that transformers loads (of a training, its `model`), on every SET.
 
-    A SET is a folder in CLIP_benchmark's WebDataset layout, or a folder of such, local or in any store that fsspec
-    reaches. What it is for, its files say: classes (zero-shot by prompts; with a `train` split also a linear probe and
-    nearest neighbours), retrieval, the choice of a caption, or questions, which a model that writes answers; those of
-    VQAv2, GQA, ScienceQA and VizWiz are read as they are published.
+    A SET is a folder in CLIP_benchmark's WebDataset layout (dags/README.md shows one), or a folder of such; both may be
+    in any store that fsspec reaches. What a set is for, its files say: classes (zero-shot by prompts; with a `train`
+    split also a linear probe and nearest neighbours), retrieval, the choice of a caption, or questions, which a model
+    that writes answers; those of VQAv2, GQA, ScienceQA and VizWiz are read as they are published.
     """
     from models.data.shards import Unreachable
     from models.evaluate.run import evaluate
     from models.export import card  # with torch, for which `--help` need not wait
 
     try:
-        if in_card:
-            card.text(model)  # before minutes of evaluation
-        metrics = evaluate(model, _named(sets), tasks=tasks or None, **options)
-        if in_card:
-            card.write(model, metrics)
+        with _here(model) as folder:
+            if in_card:
+                card.text(folder)  # before minutes of evaluation
+            metrics = evaluate(folder, _named(sets), tasks=tasks or None, **options)
+            if in_card:
+                card.write(folder, metrics)
+                _send(folder / card.NAME, model)
     except (ValueError, Unreachable) as error:
         raise click.ClickException(str(error)) from None
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         rows = [asdict(metric) for metric in metrics]
-        out.write_text(json.dumps({"model": str(model), "metrics": rows}, indent=2) + "\n", encoding="utf-8")
+        out.write_text(json.dumps({"model": model, "metrics": rows}, indent=2) + "\n", encoding="utf-8")
     Console(width=None if sys.stdout.isatty() else 120).print(table_of(metrics))
+
+
+@contextmanager
+def _here(model: str) -> Iterator[Path]:
+    """The folder of a model on this machine, for as long as it is used. Raises `ValueError` where there is none."""
+    try:
+        store, place = fsspec.core.url_to_fs(model)
+    except ImportError as error:
+        raise ValueError(f"{model!r}: {error}") from None
+    if not store.isdir(place):
+        raise ValueError(f"no folder {model!r}; expected that of a model, such as the folder `model` of a training")
+    if isinstance(store, LocalFileSystem):
+        yield Path(place)
+        return
+    with tempfile.TemporaryDirectory(prefix="sluice-model-") as folder:
+        for entry in store.ls(place, detail=True):
+            if entry["type"] == "file":
+                store.get_file(entry["name"], f"{folder}/{str(entry['name']).rpartition('/')[2]}")
+        yield Path(folder)
+
+
+def _send(file: Path, model: str) -> None:
+    store, place = fsspec.core.url_to_fs(model)
+    if not isinstance(store, LocalFileSystem):
+        store.put_file(str(file), f"{place}/{file.name}")
 
 
 def _named(folders: Sequence[str]) -> dict[str, str]:

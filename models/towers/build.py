@@ -19,11 +19,14 @@ JOINED = "vision-text-dual-encoder"
 TOWERS = ("vision", "text")
 
 
-def dual_encoder(config: Mapping[str, Any] | None, pretrained: str | Mapping[str, str] | None, tokenizer: Any) -> Any:
+def dual_encoder(
+    config: Mapping[str, Any] | None, pretrained: str | Mapping[str, str | None] | None, tokenizer: Any
+) -> Any:
     """transformers' model in float32. Raises `ValueError` where the two say too little, too much, or what is unknown.
 
     `config`: keys of transformers' config, `model_type` among them. `pretrained`: a folder or a hub id, of the whole
-    or of the towers `vision` and `text`. `tokenizer`: its vocabulary and special tokens become the text tower's.
+    or of the towers `vision` and `text`; None is none. `tokenizer`: its vocabulary and special tokens become the text
+    tower's.
     """
     if isinstance(pretrained, str):
         if config is not None:
@@ -31,8 +34,11 @@ def dual_encoder(config: Mapping[str, Any] | None, pretrained: str | Mapping[str
         model = _loaded(pretrained)
         _fits(tokenizer, model.config)
         return model
-    said = dict(config or {})
-    towers = {name: _tower(name, place, said) for name, place in (pretrained or {}).items()}
+    said = {key: value for key, value in (config or {}).items() if value is not None or not key.endswith("_config")}
+    places = {name: place for name, place in (pretrained or {}).items() if place is not None}
+    for name, place in places.items():
+        _alone(name, place, said)
+    towers = {name: _tower(name, place, said) for name, place in places.items()}
     kind = said.pop("model_type", JOINED if towers else None)
     if towers and kind != JOINED:
         raise ValueError(f"towers of their own are joined by model_type {JOINED}, not by {kind!r}")
@@ -42,6 +48,11 @@ def dual_encoder(config: Mapping[str, Any] | None, pretrained: str | Mapping[str
     anew = "vision" not in towers and _is_timm(said)
     if anew:
         said["vision_config"] = timm.with_width(said["vision_config"])
+    for name in TOWERS:
+        if kind == JOINED and f"{name}_config" not in said:
+            raise ValueError(
+                f"{kind} has no {name} tower; give {name}_config a model_type, or pretrained.{name} a folder"
+            )
     if "text" not in towers:
         said["text_config"] = _with_tokens(dict(said.get("text_config", {})), tokenizer)
     model = AutoModel.from_config(  # type: ignore[no-untyped-call]
@@ -81,6 +92,19 @@ def _tower(name: str, place: str, said: Mapping[str, Any]) -> tuple[dict[str, An
     return config, tower.state_dict()
 
 
+def _alone(name: str, place: str, said: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a config beside the weights of a tower, which would be lost; timm takes `model_args`."""
+    beside = dict(said.get(f"{name}_config", {}))
+    if beside.get("model_type") == timm.KIND and timm.own(place) is not None:
+        beside = {key: value for key, value in beside.items() if key not in ("model_type", "model_args")}
+    if beside:
+        key, value = next(iter(beside.items()))
+        raise ValueError(
+            f"{name}_config.{key} = {value!r} beside pretrained.{name} = {place!r}, which has a config of its own; "
+            f"leave one out: {name}_config: null, or pretrained: {{{name}: null}}"
+        )
+
+
 def _is_timm(said: Mapping[str, Any]) -> bool:
     return bool(said.get("vision_config", {}).get("model_type") == timm.KIND)
 
@@ -109,6 +133,8 @@ def check_config(kind: Any, said: Mapping[str, Any]) -> None:
     _has(kind, CONFIG_MAPPING[kind], said)
     for key, value in said.items():
         if key in inner:
+            if inner[key] is AutoConfig and "model_type" not in value:
+                raise ValueError(f"{key} of {kind} has no model_type; say one that transformers knows, such as vit")
             tower = inner[key] if inner[key] is not AutoConfig else CONFIG_MAPPING[value["model_type"]]
             _has(f"{key} of {kind}", tower, value)
 

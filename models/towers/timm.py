@@ -5,7 +5,7 @@ TwoTowers({"model_type": "vision-text-dual-encoder", "text_config": {...}, "proj
 TwoTowers({...}, pretrained={"vision": "hf_hub:timm/vit_base_patch16_clip_224.openai"})     # or a folder
 
 `model_args` go to `timm.create_model`, such as `img_size` or `drop_path_rate`: timm fits the weights to them. timm is
-imported where a recipe asks for it alone (`pip install 'sluice[timm]'`), for it needs a torchvision of this torch.
+imported where a recipe asks for it alone (`pip install -e '.[timm]'`), for it needs a torchvision of this torch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def library() -> Any:
     """timm itself. Raises `ValueError` where it, or the torchvision that it needs, cannot be imported."""
     if not is_timm_available():
         raise ValueError(
-            "timm, or a torchvision that was built for this torch, is not installed; `pip install 'sluice[timm]'`"
+            "timm, or a torchvision that was built for this torch, is not installed; "
+            "`.venv/bin/pip install -e '.[timm]'`"
         )
     return importlib.import_module("timm")
 

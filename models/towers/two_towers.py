@@ -46,7 +46,7 @@ class TwoTowers(Trainable):
     def __init__(
         self,
         config: Mapping[str, Any] | None = None,
-        pretrained: str | Mapping[str, str] | None = None,
+        pretrained: str | Mapping[str, str | None] | None = None,
         scale: float | None = None,
         bias: float | None = None,
         scale_limit: float | None = 100,
@@ -56,8 +56,9 @@ class TwoTowers(Trainable):
         """`config`: as transformers writes it, with its `model_type`; what it leaves out is that class's default.
 
         `pretrained`: a folder or a hub id; or one for the tower `vision`, for `text`, or for both, whose configs then
-        come from there. `scale`, `bias`: what cosines are multiplied with and what is added, at the start; by default
-        what the kind was published with. `scale_limit`: the largest scale (Radford et al. 2021, section 2.5).
+        come from there; None is none. `scale`, `bias`: what cosines are multiplied with and what is added, at the
+        start; by default what the kind was published with. `scale_limit`: the largest scale (Radford et al. 2021,
+        section 2.5).
         `patches`: encode also gives `patches` (n, patches, d), not of length one, and the batch's `position` (n,).
         `tokenizer`: gives the text tower its vocabulary and its special tokens. Raises `ValueError`.
         """
@@ -74,7 +75,8 @@ class TwoTowers(Trainable):
             raise ValueError(f"patches of {named!r} are not known; take {' or '.join(PATCHES)}, or a ViT of timm's")
         self._idle = {name: self._without(name) for name in IDLE.get(self.kind, ())}
         self._patches: PatchDropout | None = None
-        self._begin(scale, bias, pretrained is None)
+        anew = not any(pretrained.values()) if isinstance(pretrained, Mapping) else pretrained is None
+        self._begin(scale, bias, anew)
 
     def _begin(self, scale: float | None, bias: float | None, anew: bool) -> None:
         usual = SIGMOID.get(self.kind, (None, None)) if anew else (None, getattr(self.model.config, "logit_bias", None))

@@ -33,7 +33,8 @@ def _named(context: click.Context, parameter: click.Parameter, values: tuple[str
 Examples:
   python -m models.train clip-vit-b32 --tiny --data shards=root/shards --out out
   python -m models.train my.yaml --data web=s3://bucket/web --data books=s3://bucket/books --out s3://bucket/out
-  python -m models.train clip-vit-b32 --data shards=shards --out out --set batch=4096 --samples 1000000
+  python -m models.train clip-vit-b32 --data shards=shards --out out --set batch=4096 --samples 1000000 \\
+    --set schedule.warmup=100000
   torchrun --nproc-per-node 8 -m models.train clip-vit-b32 --data shards=shards --out out --set parallel.mode=fsdp""",
 )
 @click.argument("recipe")
@@ -47,7 +48,11 @@ Examples:
 )
 @click.option("--out", required=True, metavar="FOLDER", help="For checkpoints and the model; on any fsspec store.")
 @click.option("--tiny", is_flag=True, help="Lay the recipe's `tiny` overlay over it: for two CPU cores.")
-@click.option("--samples", type=click.IntRange(min=1), help="Seen in all, instead of what the recipe says.")
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    help="Seen in all, instead of what the recipe says; for fewer than its warmup also --set schedule.warmup=….",
+)
 @click.option("--set", "overrides", multiple=True, metavar="KEY.KEY=VALUE", help="Lay a value over the recipe.")
 @click.option("--restart", is_flag=True, help="Delete the folder's checkpoints instead of going on from the newest.")
 @click.option(

@@ -162,12 +162,12 @@ class Conversations(Writing):
     """Questions and answers by rules, without any model: colours, numbers, relations, places, what can be read, which
     are more, and a description; from captions in English, and from `boxes` where a sample's JSON has them."""
 
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     promise: ClassVar[Promise] = "pure"
 
     def open(self, device: Device) -> Writer:
         def write(some: Sequence[Sample]) -> list[list[Turn]]:
-            return [turns_of(captions_of(said), boxes_of(said), Random(key)) for key, _, said in some]
+            return [turns_of(captions_of(said), boxes_of(said), Random(key), self.kinds) for key, _, said in some]
 
         return write
 

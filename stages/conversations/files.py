@@ -21,6 +21,7 @@ from pydantic import Field
 
 from pipeline.attempt import Attempt
 from pipeline.errors import SluiceError
+from pipeline.identity import fingerprint
 from pipeline.records import Record, digest
 from pipeline.stage import Column, File, Job, Promise, Task, Work
 from stages.conversations.conversations import SAMPLES, SHARD, TURN, TURNS, write_sizes
@@ -59,6 +60,8 @@ class ConversationFiles(Job):
         except NoJson as error:
             told = " ".join(str(error).split())
             raise SluiceError(f"{path} is neither a JSON list nor JSON lines: {told}; write it again") from None
+        if fingerprint(path) != found:
+            raise SluiceError(f"{path} changed while the run began; run again")
         if not found_slices:
             raise SluiceError(f"{path} holds no conversation; expected a JSON list or JSON lines")
         key = digest([found, self.rows_per_shard, self.images])[:12]

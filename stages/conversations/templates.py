@@ -7,7 +7,7 @@ dice, so that the same sample gets the same questions wherever it lies.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from random import Random
@@ -38,27 +38,32 @@ NEAR = 0.05
 """Shares of a side by which the centres of two boxes must differ for one to be left of the other, or above it."""
 
 
-def turns_of(captions: Sequence[Mapping[str, Any]], boxes: Sequence[Mapping[str, Any]], dice: Random) -> list[Turn]:
-    """All that can be asked of a sample: of each of its captions (`caption_id`, `text`) and of its boxes (`label`,
-    `box` as left, top, right, bottom). What one caption leaves open or another denies is not asked."""
+def turns_of(
+    captions: Sequence[Mapping[str, Any]],
+    boxes: Sequence[Mapping[str, Any]],
+    dice: Random,
+    kinds: Collection[Kind],
+) -> list[Turn]:
+    """All of these kinds that can be asked of a sample: of each of its captions (`caption_id`, `text`) and of its boxes
+    (`label`, `box` as left, top, right, bottom). What one caption leaves open or another denies is not asked."""
     found: list[Turn] = []
     said = [said_by(caption["text"]) for caption in captions]
     known = Known(said)
     for caption, own in zip(captions, said, strict=True):
         identity, text = caption.get("caption_id"), caption["text"]
-        told = [("description", dice.choice(DESCRIBE), sentence(text)), *_asked(own, known, dice)]
+        told = [("description", dice.choice(DESCRIBE), sentence(text)), *_asked(own, known, dice, kinds)]
         found += [Turn(kind, question, answer, identity, TEMPLATE) for kind, question, answer in told]
     found += [Turn(kind, question, answer, None, TEMPLATE) for kind, question, answer in _of_boxes(boxes, dice)]
-    return found
+    return [turn for turn in found if turn.kind in kinds]
 
 
 Asked = tuple[Kind, str, str]
 
 
-def _asked(said: Said, known: Known, dice: Random) -> Iterator[Asked]:
-    """Kind, question and answer."""
+def _asked(said: Said, known: Known, dice: Random, kinds: Collection[Kind]) -> Iterator[Asked]:
+    """Kind, question and answer; also of kinds that are not wanted."""
     for thing in said.things:
-        yield from _of_thing(thing, known, dice)
+        yield from _of_thing(thing, known, dice, kinds)
     for relation in said.relations:
         if known.meant(relation.one) and known.meant(relation.other) and known.undenied(relation):
             yield from _of_relation(relation, known, dice)
@@ -68,14 +73,15 @@ def _asked(said: Said, known: Known, dice: Random) -> Iterator[Asked]:
     yield from _reasoned([thing for thing in said.things if known.meant(thing)], dice)
 
 
-def _of_thing(thing: Thing, known: Known, dice: Random) -> Iterator[Asked]:
+def _of_thing(thing: Thing, known: Known, dice: Random, kinds: Collection[Kind]) -> Iterator[Asked]:
     """What is asked before how many there are is asked so that it does not tell: of any star, of a kind of thing."""
     if not known.meant(thing):
         return
     ground, colour = thing.name in GROUNDS, thing.colour
     by_name = known.colours(thing.name) == {colour} and known.meant(replace(thing, colour=None))
     by_colour = colour is not None and known.names(colour) == {thing.name}
-    if by_name and by_colour and not ground:  # each gives the other away
+    both_asked = "colour" in kinds and "question" in kinds
+    if by_name and by_colour and both_asked and not ground:  # each gives the other away
         by_name, by_colour = (True, False) if dice.random() < 0.5 else (False, True)
     if colour is not None and by_name:
         the = "the" if ground else "any"

@@ -13,6 +13,8 @@ from typing import Any, Literal
 Kind = Literal["description", "question", "count", "colour", "relation", "place", "reading", "reasoning"]
 TEMPLATE = "template"
 """What wrote a turn that no model wrote."""
+LONG: tuple[Kind, ...] = ("description", "reasoning")
+"""Kinds whose answers are sentences."""
 IMAGE = "<image>"
 """Stands in a human's words where an image is meant."""
 ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "chatgpt": "gpt", "system": "system"}
@@ -40,7 +42,8 @@ def conversation(turns: Sequence[Turn], images: int, brief: str = "") -> list[di
     said: list[dict[str, Any]] = []
     for number, turn in enumerate(turns):
         asked = turn.question
-        if brief and turn.kind not in ("description", "reasoning", "question"):
+        any_length = turn.kind == "question" and turn.source != TEMPLATE  # a template's are answered by a name
+        if brief and turn.kind not in LONG and not any_length:
             asked = f"{asked}\n{brief}"
         if number == 0:
             asked = f"{IMAGE}\n" * images + asked

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import fsspec
 import yaml
@@ -25,6 +25,9 @@ from pipeline.stage import Column, Device, Effort, Promise, ResourceMark, Weight
 from stages.conversations.conversations import Sample, Writer, Writing, boxes_of, captions_of
 from stages.conversations.turns import Kind, Turn
 from stages.kit.encoders import DTYPES, Dtype, model_folder
+
+if TYPE_CHECKING:
+    from models.captioners.server import Server
 
 SHIPPED = ResourceMark("file", shipped="stages.conversations.prompts")
 Prompts = Annotated[str, SHIPPED]
@@ -131,14 +134,24 @@ class ConversationsByServer(Speaking):
     tries: Annotated[int, Effort] = Field(default=4, ge=1)
     concurrency: Annotated[int, Effort] = Field(default=8, ge=1)
 
-    def open(self, device: Device) -> Writer:
-        from models.captioners.decoding import Decoding
-        from models.captioners.server import Server, ServerError
+    def check(self, inputs: Sequence[Column]) -> None:
+        """Also for an address that cannot be asked, or that this machine's key must not be sent to."""
+        super().check(inputs)
+        self._server()
+
+    def _server(self) -> Server:
+        from models.captioners.server import Server
 
         try:
-            server = Server(self.server, self.model, self.key_variable, self.timeout_s, self.tries, self.concurrency)
+            return Server(self.server, self.model, self.key_variable, self.timeout_s, self.tries, self.concurrency)
         except ValueError as error:
             raise SluiceError(str(error)) from None
+
+    def open(self, device: Device) -> Writer:
+        from models.captioners.decoding import Decoding
+        from models.captioners.server import ServerError
+
+        server = self._server()  # the key may be on this machine, and not where the DAG was checked
         decoding = Decoding(
             top_p=self.top_p, temperature=self.temperature, most_tokens=self.most_tokens, seed=self.seed
         )

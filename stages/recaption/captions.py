@@ -11,10 +11,11 @@ Which captions are used is a matter of rules, over `source`, scores and what oth
 
     append    no rule
     replace   synthetic: source <> 'web' OR NOT bool_or(source <> 'web') OVER (PARTITION BY uid)
-    ratio     mixed: (draw < 0.7 AND bool_or(source <> 'web') OVER (PARTITION BY uid)) = (source <> 'web')
+    ratio     mixed: count(DISTINCT source = 'web') OVER (PARTITION BY uid) < 2 OR (draw < 0.7) = (source <> 'web')
     common    not_common: source = 'web' OR count(*) OVER (PARTITION BY caption_id) <= 20
 
-`replace` and `ratio` stand last: an image of which no written caption is left keeps the web's.
+`replace` and `ratio` stand last: an image of which no written caption is left keeps the web's, and under `ratio` one of
+which none of the web's is left keeps the written ones.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +12,11 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from pipeline.errors import SluiceError
-from pipeline.stage import PIXELS, Batch, Device, Effort, PartStage, Prepare, Promise
+from pipeline.stage import PIXELS, Batch, Column, Device, Effort, PartStage, Prepare, Promise
 from stages.recaption.written import WRITTEN, check_source, table
+
+if TYPE_CHECKING:
+    from models.captioners.server import Server
 
 PROMPT = "Describe the image in one short sentence."
 
@@ -69,27 +72,29 @@ class RecaptionByServer(PartStage):
     """Questions of one worker that are under way at once."""
 
     @model_validator(mode="after")
-    def _can_be_asked(self) -> RecaptionByServer:
+    def _is_not_called_web(self) -> RecaptionByServer:
+        check_source(self.source or self.model)
+        return self
+
+    def check(self, inputs: Sequence[Column]) -> None:
+        """Raise `SluiceError` for an address that cannot be asked, or that this machine's key must not be sent to."""
+        self._server()
+
+    def _server(self) -> Server:
         from models.captioners.server import Server
 
-        check_source(self.source or self.model)
         try:
-            Server(self.server, self.model, self.key_variable)
+            return Server(self.server, self.model, self.key_variable, self.timeout_s, self.tries, self.concurrency)
         except ValueError as error:
             raise SluiceError(str(error)) from None
-        return self
 
     def prepares(self, device: Device) -> Prepare:
         return Within(self.side)
 
     def open(self, device: Device) -> Callable[[Batch], pa.Table]:
         from models.captioners.decoding import Decoding
-        from models.captioners.server import Server
 
-        try:
-            asked = Server(self.server, self.model, self.key_variable, self.timeout_s, self.tries, self.concurrency)
-        except ValueError as error:  # the key is on this machine, and was not where the DAG was read
-            raise SluiceError(str(error)) from None
+        asked = self._server()  # the key may be on this machine, and not where the DAG was checked
         decoding = Decoding(
             candidates=self.candidates,
             top_p=self.top_p,

@@ -20,7 +20,7 @@ from stages.train.train import holds_shards, lineage, named, tars
 @cli.example("sluice recipes")
 @click.command()
 def recipes() -> None:
-    """List the systems that can be trained, each a YAML that another may be copied from."""
+    """List the systems that can be trained: YAMLs in models/recipes, from which your own may be copied."""
     from models.recipe import Recipe, shipped
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -45,7 +45,11 @@ def recipes() -> None:
 @click.option("--recipe", required=True, metavar="RECIPE", help="A YAML file, or a name that `sluice recipes` lists.")
 @click.option("--out", required=True, metavar="FOLDER", help="For checkpoints and the model; on any fsspec store.")
 @click.option("--tiny", is_flag=True, help="Lay the recipe's `tiny` overlay over it: for two CPU cores.")
-@click.option("--samples", type=click.IntRange(min=1), help="Seen in all, instead of what the recipe says.")
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    help="Seen in all, instead of what the recipe says; for fewer than its warmup also --set schedule.warmup=….",
+)
 @click.option("--set", "settings", multiple=True, metavar="KEY.KEY=VALUE", help="Lay a value over the recipe.")
 @click.option("--run", "run_id", help="Train on what an older run left, such as 0003.")
 @click.option("--wandb", metavar="PROJECT", help="Log to Weights & Biases, too.")

@@ -67,7 +67,8 @@ class Train(Job):
     settings: tuple[str, ...] = ()
     """Changes to the recipe, such as `optimizer.learning_rate=1e-3`."""
     samples: int | None = Field(default=None, ge=1)
-    """Seen in all, instead of what the recipe says."""
+    """Seen in all, instead of what the recipe says. Where they are not more than its warmup, `settings` say that, too:
+    `schedule.warmup=…`."""
     seeds: int = Field(default=1, ge=1)
     """How many models are trained, with seeds that follow the DAG's: how far two of them differ by chance alone."""
     pretrained: Weights | None = None

@@ -26,11 +26,12 @@ import pyarrow.parquet as pq
 from infra.miniweb import Folder
 from pipeline import Catalog, Dag, run
 from stages.conversations.templates import turns_of
+from stages.conversations.turns import Kind
 from tests.benchmarks.bench_real_clip import SHARED, split
 from tests.benchmarks.figures import Figure
 
 SAMPLES = 4800
-SHORT = ("colour", "count", "relation", "place", "reading")
+SHORT: tuple[Kind, ...] = ("colour", "count", "relation", "place", "reading")
 """Kinds of questions that are answered in a word or two."""
 TEXT = """
 dag: real_instruct
@@ -109,7 +110,7 @@ def write_questions(folder: Path, entries: list[dict[str, Any]]) -> int:
     with tarfile.open(folder / "test" / "0.tar", "w") as tar:
         for number, entry in enumerate(entries):
             captions = [{"text": text} for text in entry["captions"]]
-            turns = [turn for turn in turns_of(captions, [], Random(entry["path"])) if turn.kind in SHORT]
+            turns = turns_of(captions, [], Random(entry["path"]), SHORT)
             if not turns:
                 continue
             said = [{"question": turn.question, "answers": [turn.answer], "type": turn.kind} for turn in turns]

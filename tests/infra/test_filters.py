@@ -63,6 +63,7 @@ def test_the_command_prints_a_line_for_each_score(
     shown = capsys.readouterr().out
     assert "sharp" in shown
     assert "80%" in shown
+    assert "nothing is compared: no --rival" in shown
     assert filters.main([str(tmp_path / "key.parquet"), root, "--scores", "dull"]) == 2
     assert "no column 'dull'" in capsys.readouterr().err
 
@@ -75,9 +76,37 @@ def test_it_fails_where_the_filter_finds_less_than_its_rival_and_nowhere_else(
     assert filters.main([*given, "blunt", "sharp"]) == 1
     told = "blunt finds 0.0% of the mismatches, a mean over the rates, and sharp 72.0%; train the filter for longer\n"
     assert capsys.readouterr().err == told
-    for scores in (["sharp", "blunt"], ["as_sharp", "sharp"], ["blunt"]):  # better, as good, alone
-        assert filters.main([*given, *scores]) == 0
-    assert capsys.readouterr().err == ""
+    assert filters.main([*given, "as_sharp", "sharp"]) == 0  # as good
+    assert filters.main([*given[:2], "--rival", "blunt", "--scores", "sharp", "blunt"]) == 0  # better
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert "nothing is compared" not in shown.out
+
+
+@pytest.mark.parametrize(
+    ("rival", "scores", "expected"),
+    [
+        ("clip_scor", [], "itc_score, clip_score"),
+        ("clip_score", ["sharp", "blunt"], "blunt"),
+        ("sharp", ["sharp", "blunt"], "blunt"),
+        ("sharp", ["sharp"], "a second one in --scores"),
+    ],
+)
+def test_a_rival_with_which_nothing_would_be_compared_is_told(
+    rival: str, scores: list[str], expected: str, root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pq.write_table(key([Kind.CLEAN] * 15 + [Kind.MISMATCH] * 5), tmp_path / "key.parquet")
+    given = ["--scores", *scores] if scores else []
+    assert filters.main([str(tmp_path / "key.parquet"), root, "--rival", rival, *given]) == 2
+    told = f"--rival {rival!r} is not among the scores behind the first; expected {expected}\n"
+    assert capsys.readouterr().err == told
+
+
+def test_clip_score_is_the_rival_where_nobody_names_another() -> None:
+    assert filters.rival_among(["itm_score", "itc_score", "clip_score"], None) == "clip_score"
+    assert filters.rival_among(["itm_score", "clip_score"], None) == "clip_score"
+    assert filters.rival_among(["clip_score", "itm_score"], None) is None
+    assert filters.rival_among(["itm_score", "clip_score"], "clip_score") == "clip_score"
 
 
 def test_a_web_without_mismatches_cannot_tell(root: str) -> None:

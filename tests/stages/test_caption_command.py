@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def called(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+def called(monkeypatch: pytest.MonkeyPatch, *arguments: str, status: int = 0) -> str:
     sink = io.StringIO()
     monkeypatch.setattr(cli, "out", Console(file=sink, width=160))
     monkeypatch.setattr("click.echo", lambda text: print(text, file=sink))
-    caption.main([*arguments], standalone_mode=False)
+    with pytest.raises(SystemExit) if status else nullcontext() as raised:
+        caption.main([*arguments], standalone_mode=False)
+    assert (raised.value.code if raised else 0) == status
     return sink.getvalue()
 
 
@@ -74,15 +77,46 @@ def test_a_folder_goes_through_a_few_pictures_at_a_time(place: Path, monkeypatch
     monkeypatch.setattr(command, "CHUNK", 2)
     assert called(monkeypatch, *given) == expected
     assert asked == [2, 1]
-    (place / "photos" / "9.png").write_bytes(b"cut off")
-    try:
-        sink: list[str] = []
-        monkeypatch.setattr("click.echo", sink.append)
-        with pytest.raises(SluiceError, match=r"9\.png is no picture"):
-            caption.main([*given], standalone_mode=False)
-        assert "\n".join(sink[:2]) == "\n".join(expected.splitlines()[:2])  # those before it are out
-    finally:
-        (place / "photos" / "9.png").unlink()
+
+
+def test_a_damaged_file_stands_among_the_others_with_its_reason(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "CHUNK", 2)
+    given = ("--filter", str(place / "filter"))
+    expected = called(monkeypatch, str(place / "captioner"), str(place / "photos"), *given, "--json").splitlines()
+    for number, name in enumerate(("0", "2", "5")):
+        (tmp_path / f"{name}.png").write_bytes((place / "photos" / f"{number}.png").read_bytes())
+    for name in ("1", "3", "4"):  # beside another, and a whole chunk
+        (tmp_path / f"{name}.png").write_bytes(b"cut off")
+    called_on = (str(place / "captioner"), str(tmp_path), *given)
+    rows = [json.loads(line) for line in called(monkeypatch, *called_on, "--json", status=1).splitlines()]
+    assert [Path(row["image"]).stem for row in rows] == ["0", "1", "2", "3", "4", "5"]
+    captions = [row["caption"] for row in rows if row["error"] is None]
+    assert captions == [json.loads(line)["caption"] for line in expected]
+    assert all(row["error"].startswith("no picture that can be read (") for row in rows if row["caption"] is None)
+    assert [row["caption"] is None for row in rows] == [False, True, False, True, True, False]
+    shown = called(monkeypatch, *called_on, status=1)
+    assert shown.count("no picture that can be read") == 3
+    assert shown.count("%") >= 3
+
+
+def test_what_was_written_is_shown_where_the_model_fails_later(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Captioner.write
+
+    def failing(self: Any, images: Any, *others: Any) -> Any:
+        if len(images) == 1:
+            raise FloatingPointError("not a number")
+        return write(self, images, *others)
+
+    monkeypatch.setattr(command, "CHUNK", 2)
+    monkeypatch.setattr(Captioner, "write", failing)
+    sink = io.StringIO()
+    monkeypatch.setattr(cli, "out", Console(file=sink, width=160))
+    with pytest.raises(SluiceError, match="not a number"):
+        caption.main([str(place / "captioner"), str(place / "photos")], standalone_mode=False)
+    assert "1.png" in sink.getvalue()
+    assert "2.png" not in sink.getvalue()
 
 
 def test_what_is_no_picture_or_no_captioner_is_told_in_a_line(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

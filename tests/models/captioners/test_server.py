@@ -21,8 +21,10 @@ from PIL import Image
 
 from models.captioners.decoding import Decoding, Written
 from models.captioners.server import Server, ServerError, TooLongError
+from pipeline.dag import Dag
 from pipeline.errors import SluiceError
 from pipeline.stage import Device
+from stages.conversations import ConversationsByServer
 from stages.recaption import RecaptionByServer
 from tests.stages.fake_batch import FakeBatch
 
@@ -217,19 +219,44 @@ def test_the_stage_writes_what_the_server_says_and_null_where_there_is_no_image(
     assert [text.split(",")[0] for text in found[0]["written"]] == ["a blue picture"] * 2
     assert (found[0]["written_source"], found[0]["written_checkpoint"]) == ("a-model", None)
     assert set(found[1].values()) == {None}
+
+
+STAGES = (RecaptionByServer, ConversationsByServer)
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_an_address_that_cannot_be_asked_is_found_by_the_check(kind: Any) -> None:
     with pytest.raises(SluiceError, match="expected http or https"):
-        RecaptionByServer(server="ftp://x", model="m")
+        kind(server="ftp://x", model="m").check([])
+    kind(server="http://127.0.0.1:9/v1", model="m").check([])
 
 
-def test_the_stage_looks_at_the_key_that_it_will_send_and_at_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", STAGES)
+def test_a_key_set_later_does_not_keep_a_finished_runs_dag_from_being_read(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    step = {f"{kind.__module__}.{kind.__name__}": {"server": "http://10.0.0.2/v1", "model": "m"}}
+    urls = {"steps": [{"stages.ingest.UrlTables": {"files": "urls.csv", "url": "url"}}]}
+    dag = Dag.parse(json.dumps({"dag": "a", "nodes": {"urls": urls, "asked": {"from": "urls", "steps": [step]}}}))
+    (stage,) = dag.nodes["asked"].stages
+    with pytest.raises(SluiceError, match=r"\$OPENAI_API_KEY would be sent in the clear"):
+        stage.check([])
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_the_stage_looks_at_the_key_that_it_will_send_and_at_no_other(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     far = "http://models.example.org/v1"
     monkeypatch.setenv("OPENAI_API_KEY", "another server's")
     monkeypatch.delenv("MY_KEY", raising=False)
-    stage = RecaptionByServer(server=far, model="m", key_variable="MY_KEY")  # has no key that could be read on its way
+    stage = kind(server=far, model="m", key_variable="MY_KEY")
+    stage.check([])  # has no key that could be read on its way
     monkeypatch.setenv("MY_KEY", "secret")
-    for ask in (lambda: stage.open(Device()), lambda: RecaptionByServer(server=far, model="m", key_variable="MY_KEY")):
+    for ask, given in ((stage.open, Device()), (stage.check, [])):
         with pytest.raises(SluiceError, match=r"\$MY_KEY would be sent in the clear"):
-            ask()
+            ask(given)
 
 
 VLLM = (

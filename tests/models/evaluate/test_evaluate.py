@@ -235,9 +235,27 @@ def test_the_command_writes_figures_into_the_card_of_a_model_that_was_trained_he
     assert "| retrieval | zeroshot_retrieval | image_retrieval_recall@10 |" in (copied / "README.md").read_text()
 
 
+def test_the_command_takes_a_model_from_any_store_and_leaves_its_card_there(model: Path, folder: Path) -> None:
+    store = fsspec.filesystem("memory")
+    store.put(str(model), "/clip/model", recursive=True)
+    recipe = Recipe.load("clip-vit-b32", tiny=True).model_dump(mode="json")
+    said = {"recipe": recipe, "samples": 5, "curve": [], "device": "cpu"}
+    store.pipe_file("/clip/model/training.json", json.dumps(said).encode())
+    try:
+        arguments = [str(folder / "retrieval"), "--card"]
+        told = CliRunner().invoke(main, ["memory://clip/model", *arguments])
+        assert told.exit_code == 0, told.output
+        assert "| retrieval | zeroshot_retrieval |" in store.cat_file("/clip/model/README.md").decode()
+        refused = CliRunner().invoke(main, ["memory://clip", *arguments])
+        assert "training.json cannot be read" in refused.output
+    finally:
+        store.rm("/clip", recursive=True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["{model}/none", "{sets}"], "expected that of a model, such as the folder `model` of a training"),
         (["{model}", "{model}"], "is no evaluation set and holds none"),
         (["{sets}", "{sets}"], "holds no model that transformers knows"),
         (["{model}", "{sets}", "--task", "flowers"], "'flowers' is not one of"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -242,6 +243,18 @@ def test_towers_come_from_folders_of_their_own(clip: TwoTowers, rows: dict[str, 
     assert joined(rows)["image"].shape == (8, 48)
 
 
+def test_none_is_no_pretrained_tower() -> None:
+    lit = Recipe.load("lit", tiny=True)
+    parameters = lit.model.parameters | {"pretrained": {"vision": None, "text": None}}
+    begun = [small.model(one) for one in (lit, Recipe.load("lit", tiny=True, overrides=[_model(parameters)]))]
+    for one, other in zip(*(towers.state_dict().values() for towers in begun), strict=True):
+        assert torch.equal(one, other)
+
+
+def _model(parameters: dict[str, Any]) -> str:
+    return f"model={json.dumps({'models.towers.two_towers.TwoTowers': parameters})}"
+
+
 def test_what_is_exported_is_whole_where_a_module_was_left_out(tmp_path: Path) -> None:
     towers = small.model(Recipe.load("align", tiny=True))
     assert not [name for name, _ in towers.named_parameters() if "text_model.pooler" in name]
@@ -273,6 +286,21 @@ def _config(**changes: Any) -> dict[str, Any]:
         ({"config": _config(), "pretrained": "folder"}, "config beside pretrained = 'folder', which has its own"),
         ({"pretrained": "/no/folder"}, "pretrained = '/no/folder' cannot be loaded"),
         ({"pretrained": {"image": "folder"}}, "pretrained.image: no such tower; expected vision or text"),
+        (
+            {
+                "config": {"vision_config": {"model_type": "timm_wrapper", "architecture": "resnet18"}},
+                "pretrained": {"vision": "google/vit", "text": "google/bert"},
+            },
+            "vision_config.model_type = 'timm_wrapper' beside pretrained.vision = 'google/vit', which has a config of",
+        ),
+        (
+            {"config": {"model_type": "vision-text-dual-encoder"}, "pretrained": {"vision": None}},
+            "vision-text-dual-encoder has no vision tower; give vision_config a model_type, or pretrained.vision a",
+        ),
+        (
+            {"config": {"model_type": "vision-text-dual-encoder", "vision_config": {"hidden_size": 8}}},
+            "vision_config of vision-text-dual-encoder has no model_type; say one",
+        ),
         ({"config": _config(text_config={"eos_token_id": 2})}, "eos_token_id = 2: transformers' CLIP would pool at"),
         ({"config": {"model_type": "metaclip_2"}, "patches": True}, "patches of 'metaclip_2' are not known"),
     ],

@@ -38,7 +38,8 @@ def tiny(folder: Path, *more: str) -> Result:
     tars = folder / "tars"
     if not tars.exists():
         shards(tars, range(40), 20)
-    settings = [f"--set={one}" for one in ("precision=float32", "batch=16", "checkpoint_every=32", *more)]
+    said = ("precision=float32", "batch=16", "schedule.warmup=16", "checkpoint_every=32", *more)
+    settings = [f"--set={one}" for one in said]
     return call(
         "clip-vit-b32", "--tiny", "--data", f"shards={tars}", "--out", str(folder / "out"), "--samples=96", *settings
     )
@@ -85,7 +86,7 @@ def test_torchrun_trains_on_two_processes_and_names_the_model_once(tmp_path: Pat
     shards(tmp_path / "tars", range(40), 20)
     command = ["clip-vit-b32", "--tiny", "--data", f"shards={tmp_path}/tars", "--out", str(tmp_path / "out")]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "models.train"]
-    settings = ["--samples=96", "--set=batch=16", "--set=parallel.mode=fsdp"]
+    settings = ["--samples=96", "--set=batch=16", "--set=schedule.warmup=16", "--set=parallel.mode=fsdp"]
     told = subprocess.run([*torchrun, *command, *settings], capture_output=True, text=True, timeout=500)
     assert told.returncode == 0, told.stderr
     assert told.stdout.split() == [str(tmp_path / "out" / "model")]
@@ -97,6 +98,10 @@ def test_torchrun_trains_on_two_processes_and_names_the_model_once(tmp_path: Pat
     [
         (["clip-vit-b23", "--data=a=b", "--out=o"], "did you mean 'clip-vit-b32'?"),
         (["clip-vit-b32", "--data=a=b", "--out=o", "--set=batsh=3"], "unknown key 'batsh'; did you mean 'batch'?"),
+        (
+            ["clip-vit-b32", "--data=a=b", "--out=o", "--samples=1000000"],
+            "schedule.warmup = 65536000: as long as all 1,000,000 samples, or longer; set schedule.warmup=…, such as",
+        ),
         (["clip-vit-b32", "--data=tars", "--out=o"], "'tars' is no NAME=FOLDER, such as shards=root/shards"),
         (["clip-vit-b32", "--data=web=tars", "--out=o"], "mixture.shards: nothing says where it lies"),
     ],

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from models.recipe import Schedule
+from models.recipe import Recipe, RecipeError, Schedule
 from models.train.schedule import rate
 
 
@@ -39,3 +39,22 @@ def test_the_rate_does_not_depend_on_how_samples_are_cut_into_steps() -> None:
     for kind in ("cosine", "wsd", "constant"):
         schedule = Schedule(kind=kind, warmup=100)
         assert rates(schedule, batch=20)[5:] == rates(schedule, batch=10)[10::2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            ["samples=1280"],
+            "warmup = 1280: as long as all 1,280 samples, or longer; set schedule.warmup=…, such as 128$",
+        ),
+        (
+            ["phases=[{name: first, share: 0.9}, {name: second, share: 0.1}]"],
+            "warmup = 1280: as long as the 1,280 samples of phase 'second', or longer; set schedule.warmup=…, such as",
+        ),
+    ],
+)
+def test_a_phase_that_would_end_before_its_rate_is_reached_is_refused(settings: list[str], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        Recipe.load("clip-vit-b32", tiny=True, overrides=settings)
+    assert Recipe.load("clip-vit-b32", tiny=True, overrides=[*settings, "schedule.warmup=128"]).schedule.warmup == 128

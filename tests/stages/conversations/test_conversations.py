@@ -12,6 +12,7 @@ from pipeline.errors import SluiceError
 from pipeline.records import Generation
 from pipeline.store import Store
 from stages.conversations import Conversations
+from stages.conversations.turns import Kind, Turn, conversation
 from tests.pools import InlineWork
 from tests.stages.conversations.conftest import CAPTIONS, made, picture, sample, tars, turns, uid, write_pairs
 
@@ -48,6 +49,28 @@ def test_every_sample_has_its_image_and_speaks_as_llava_does(store: Store, pairs
     assert counted in {f"{words} red circles{end}?\nIn a word." for words, end in COUNTING}
     (described,) = (question for question, answer in asked.items() if answer == CAPTIONS[0])
     assert "In a word." not in described
+
+
+def test_of_the_kinds_of_the_shipped_dag_no_colour_is_lost_to_a_question(store: Store) -> None:
+    pairs = write_pairs(store, [[sample(number, "A red star.") for number in range(20)]])
+    rows = turns(store, made(store, Conversations(kinds=("colour", "count", "relation")), pairs))
+    assert [row["kind"] for row in rows].count("colour") == 20
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "brief"),
+    [
+        ("colour", "template", True),
+        ("question", "template", True),
+        ("question", "a-model", False),
+        ("count", "a-model", True),
+        ("reasoning", "template", False),
+        ("description", "template", False),
+    ],
+)
+def test_a_word_is_asked_for_where_the_answer_is_one(kind: Kind, source: str, brief: bool) -> None:
+    asked, _ = conversation([Turn(kind, "What?", "this", None, source)], 0, "In a word.")
+    assert asked["value"] == ("What?\nIn a word." if brief else "What?")
 
 
 def test_where_a_turn_comes_from_stays_with_it(store: Store, pairs: Generation) -> None:

@@ -122,6 +122,36 @@ def test_what_is_no_such_file_is_told_in_a_line(text: str, told: str, store: Sto
 
 
 @pytest.mark.parametrize(
+    ("after", "told"),
+    [("find_resources", "changed while the run began"), ("slices", "changed while the run went on")],
+)
+def test_a_file_that_changes_during_the_run_is_not_read_at_old_places(
+    after: str, told: str, store: Store, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = images.parent / "mix.json"
+    entries = [{"id": str(number), "conversations": TEXT} for number in range(4)]
+    path.write_text(json.dumps(entries))
+
+    def change() -> None:
+        path.write_text(json.dumps([{"id": "new", "conversations": TEXT}, *entries]))
+
+    def map_changed(*given: Any) -> Any:
+        change()
+        return map_all(*given)
+
+    stage = ConversationFiles(file=str(path), rows_per_shard=2)
+    work = InlineWork(store, "chats", stage, [])
+    work.resources = find_resources([stage])
+    map_all = work.map
+    if after == "find_resources":
+        change()
+    else:
+        monkeypatch.setattr(work, "map", map_changed)
+    with pytest.raises(SluiceError, match=f"{path} {told}; run again$"):
+        stage.assemble(work)
+
+
+@pytest.mark.parametrize(
     "said", [{}, {"conversations": "hello"}, {"conversations": [{"from": "cat", "value": "meow"}]}]
 )
 def test_what_is_no_conversation_is_told(said: Any) -> None:

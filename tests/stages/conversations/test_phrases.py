@@ -9,6 +9,7 @@ import pytest
 from stages.conversations.conversations import KINDS
 from stages.conversations.phrases import plural, said_by, singular
 from stages.conversations.templates import turns_of
+from stages.conversations.turns import Kind
 
 
 def things(caption: str) -> list[tuple[str, int | None, str | None, str | None]]:
@@ -72,7 +73,7 @@ def test_one_and_many(one: str, many: str) -> None:
 
 
 def asked(caption: str, seed: int = 0) -> dict[str, str]:
-    found = turns_of([{"caption_id": "c", "text": caption}], [], Random(seed))
+    found = turns_of([{"caption_id": "c", "text": caption}], [], Random(seed), KINDS)
     return {turn.question: turn.answer for turn in found}
 
 
@@ -95,10 +96,25 @@ def test_a_colour_is_not_asked_for_where_two_things_have_the_name() -> None:
 def asked_of(*captions: str) -> dict[str, str]:
     """Questions and answers over several draws."""
     told = [{"caption_id": str(number), "text": caption} for number, caption in enumerate(captions)]
-    found = [turn for seed in range(20) for turn in turns_of(told, [], Random(seed)) if turn.kind != "description"]
+    kinds = [kind for kind in KINDS if kind != "description"]
+    found = [turn for seed in range(20) for turn in turns_of(told, [], Random(seed), kinds)]
     answers = {turn.question: turn.answer for turn in found}
     assert all(answers[turn.question] == turn.answer for turn in found), "one answer to a question"
     return answers
+
+
+def test_a_colour_gives_way_to_a_question_only_where_that_is_asked_too() -> None:
+    told = [{"caption_id": "c", "text": "a red star"}]
+
+    def kinds(*wanted: Kind) -> list[set[str]]:
+        return [{turn.kind for turn in turns_of(told, [], Random(seed), wanted)} for seed in range(20)]
+
+    assert kinds("colour", "count") == [{"colour", "count"}] * 20
+    assert kinds("question", "count") == [{"question", "count"}] * 20
+    either = kinds("colour", "question")
+    assert {"colour"} in either
+    assert {"question"} in either
+    assert {"colour", "question"} not in either
 
 
 def test_what_has_a_colour_is_asked_where_one_thing_has_it() -> None:
@@ -136,7 +152,7 @@ def test_before_how_many_is_asked_nothing_tells_one_from_several() -> None:
     """But for the number, a caption of one thing and one of several give the same words up to there."""
 
     def before(caption: str, seed: int) -> list[tuple[str, str]]:
-        found = turns_of([{"caption_id": "c", "text": caption}], [], Random(seed))
+        found = turns_of([{"caption_id": "c", "text": caption}], [], Random(seed), KINDS)
         found.sort(key=lambda turn: KINDS.index(turn.kind))
         kinds = [turn.kind for turn in found]
         return [(turn.question, turn.answer) for turn in found[: kinds.index("count")]]

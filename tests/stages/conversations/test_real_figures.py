@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from random import Random
 
+from stages.conversations.conversations import KINDS
 from stages.conversations.filters import judged
 from stages.conversations.templates import turns_of
 
@@ -18,7 +19,7 @@ def test_every_figure_gets_a_description_and_many_a_question(shared_data: Path) 
     for line in lines:
         entry = json.loads(line)
         captions = [{"caption_id": str(place), "text": text} for place, text in enumerate(entry["captions"])]
-        turns = turns_of(captions, [], Random(entry["file"]))
+        turns = turns_of(captions, [], Random(entry["file"]), KINDS)
         verdicts = list(judged(turns, entry["captions"], [], grounded=0.6, longest=2000))
         kept = [turn for turn, verdict in zip(turns, verdicts, strict=True) if verdict == "kept"]
         assert "ungrounded" not in verdicts, "rules say nothing that no caption says"

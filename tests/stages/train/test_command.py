@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file
 
 from models.recipe import Recipe, shipped
 from pipeline.cli import main
@@ -40,11 +42,18 @@ def test_a_training_that_has_ended_makes_a_model_of_its_best_checkpoint(root: st
     call = ("train", root, "--node", "shards", "--recipe", recipe, "--out", str(out), "--samples", "32")
     more = ("--set", "checkpoint_every=8", "--set", "keep=9")
     assert sluice(*call, *more).exit_code == 0
-    marks = [json.loads(path.read_text()) for path in out.glob("checkpoints/*/complete.json")]
+    marks = {path: json.loads(path.read_text()) for path in out.glob("checkpoints/*/complete.json")}
+    assert sorted(mark["samples"] for mark in marks.values()) == [8, 16, 24, 32]
+    last = load_file(out / "model" / "model.safetensors")
+    for path, mark in marks.items():
+        if mark["samples"] == 16:
+            mark["facts"]["loss"] = 0.001
+            path.write_text(json.dumps(mark))
     assert sluice(*call, *more, "--set", "export=best").exit_code == 0
     said = json.loads((out / "model" / "training.json").read_text())
-    assert said["exported"] == min(marks, key=lambda mark: mark["facts"]["loss"])["samples"]
-    assert len(marks) == 4
+    assert (said["samples"], said["exported"]) == (32, 16)
+    best = load_file(out / "model" / "model.safetensors")
+    assert any(not torch.equal(best[name], value) for name, value in last.items())
 
 
 @pytest.mark.parametrize(
