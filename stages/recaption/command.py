@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 from rich.table import Table
@@ -58,16 +59,21 @@ def caption(
     """Write captions of your own images by CHECKPOINT: a folder, or a model of the hub, that transformers loads.
 
     An IMAGE is a file, or a folder of them (JPEG, PNG, WebP, GIF). The same file gets the same captions, whatever else
-    is asked beside it; --seed draws others. With --json captions come out while others are being written.
+    is asked beside it; --seed draws others. With --json captions come out while others are being written. Exits with 1
+    where a file is no picture: it stands among the others, with the reason.
     """
     files = [file for place in images for file in _files(place)]
     chunks = _chunks(files)
-    coming = chain([next(chunks)], chunks)
+    first = next(chunks)
+    if len(first) == len(files) and all(one.picture is None for one in first):
+        raise SluiceError(f"{first[0].file} is {first[0].error}; give a JPEG, PNG, WebP or GIF")
+    coming = chain([first], chunks)
     from models.captioners.captioner import Captioner
     from models.captioners.decoding import Decoding  # torch and transformers: seconds, paid once the images are there
     from stages.kit.encoders import model_folder
 
     rows: list[dict[str, Any]] = []
+    damaged = 0
     try:
         decoding = Decoding(
             method="beam" if beam else "nucleus", candidates=candidates, beams=max(3, candidates), seed=seed
@@ -75,18 +81,24 @@ def caption(
         with model_folder(checkpoint) as folder:
             captioner = Captioner.load(folder, device, "float32")
         judge = None if matcher is None else _judge(matcher, device)
-        for some, pictures, uids in coming:
-            prompts = None if prompt is None else [prompt] * len(some)
-            written = captioner.write(pictures, uids, decoding, prompts)
-            for row in _rows(some, written, _fits(judge, pictures, written)):
+        for some in coming:
+            pictures = [one.picture for one in some if one.picture is not None]
+            uids = [one.uid for one in some if one.picture is not None]
+            damaged += len(some) - len(pictures)
+            prompts = None if prompt is None else [prompt] * len(pictures)
+            written = captioner.write(pictures, uids, decoding, prompts) if pictures else []
+            for row in _rows(some, written, _fits(judge, pictures, written) if pictures else []):
                 if as_json:
                     click.echo(json.dumps(row, ensure_ascii=False))
                 else:
                     rows.append(row)
     except (ValueError, FloatingPointError) as error:
         raise SluiceError(str(error)) from None
-    if not as_json:
-        cli.out.print(_table(rows, matcher is not None))
+    finally:  # what was written is shown whatever came after it
+        if rows:
+            cli.out.print(_table(rows, matcher is not None))
+    if damaged:
+        sys.exit(1)
 
 
 def _files(place: Path) -> Iterator[Path]:
@@ -100,24 +112,30 @@ def _files(place: Path) -> Iterator[Path]:
     yield from found
 
 
-def _decoded(file: Path) -> tuple[np.ndarray, str]:
-    """The picture, and what its draws follow from. Raises `SluiceError` for what is none."""
+class _Opened(NamedTuple):
+    """A file, and its picture or why there is none."""
+
+    file: Path
+    picture: np.ndarray | None
+    uid: str
+    """What its draws follow from."""
+    error: str | None
+
+
+def _decoded(file: Path) -> _Opened:
     from pipeline.rows import decode
 
-    data = file.read_bytes()
     try:
-        return decode(data), blake2b(data, digest_size=16).hexdigest()
+        data = file.read_bytes()
+        return _Opened(file, decode(data), blake2b(data, digest_size=16).hexdigest(), None)
     except Exception as error:  # Pillow raises many kinds
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise SluiceError(f"{file} is no picture that can be read ({reason}); give a JPEG, PNG, WebP or GIF") from None
+        reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+        return _Opened(file, None, "", f"no picture that can be read ({reason})")
 
 
-def _chunks(files: Sequence[Path]) -> Iterator[tuple[Sequence[Path], list[np.ndarray], list[str]]]:
-    """Some files, their pictures, and what the draws for each follow from. Raises `SluiceError`."""
+def _chunks(files: Sequence[Path]) -> Iterator[list[_Opened]]:
     for start in range(0, len(files), CHUNK):
-        some = files[start : start + CHUNK]
-        decoded = [_decoded(file) for file in some]
-        yield some, [picture for picture, _ in decoded], [uid for _, uid in decoded]
+        yield [_decoded(file) for file in files[start : start + CHUNK]]
 
 
 def _judge(matcher: str, device: str) -> Matcher:
@@ -143,15 +161,22 @@ def _fits(
 
 
 def _rows(
-    files: Sequence[Path], written: Sequence[Sequence[Written]], fits: Sequence[Sequence[float | None]]
+    opened: Sequence[_Opened], written: Sequence[Sequence[Written]], fits: Sequence[Sequence[float | None]]
 ) -> Iterator[dict[str, Any]]:
-    for file, captions, own in zip(files, written, fits, strict=True):
-        for one, fit in zip(captions, own, strict=True):
+    """`written` and `fits` are of the files that are pictures; the others have one row each."""
+    found = zip(written, fits, strict=True)
+    for one in opened:
+        if one.picture is None:
+            empty = dict.fromkeys(("caption", "token_probability", "fits"))
+            yield {"image": str(one.file), **empty, "error": one.error}
+            continue
+        for said, fit in zip(*next(found), strict=True):
             yield {
-                "image": str(file),
-                "caption": one.text,
-                "token_probability": None if one.score is None else round(math.exp(one.score), 3),
+                "image": str(one.file),
+                "caption": said.text,
+                "token_probability": None if said.score is None else round(math.exp(said.score), 3),
                 "fits": None if fit is None else round(fit, 3),
+                "error": None,
             }
 
 
@@ -167,9 +192,13 @@ def _table(rows: Sequence[dict[str, Any]], judged: bool) -> Table:
         name = Text("") if row["image"] == before else plain(Path(row["image"]).name, 40)
         before = row["image"]
         chance = "" if row["token_probability"] is None else f"{row['token_probability']:.0%}"
-        cells = [name, plain(row["caption"], 400) if row["caption"] else Text("(nothing)", "dim"), Text(chance, "dim")]
+        said = plain(row["caption"], 400) if row["caption"] else Text("(nothing)", "dim")
+        if row["error"] is not None:
+            said = plain(row["error"], 400)
+            said.stylize("red")
+        cells = [name, said, Text(chance, "dim")]
         if judged:
             fits = row["fits"]
-            cells.append(Text(f"{fits:.0%}", "green" if fits >= 0.5 else "red"))
+            cells.append(Text("") if fits is None else Text(f"{fits:.0%}", "green" if fits >= 0.5 else "red"))
         table.add_row(*cells)
     return table
