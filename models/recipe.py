@@ -174,6 +174,11 @@ class Data(Part):
     mixture: dict[str, float] = {"shards": 1}
     """Sets of shards by name, and the share of the samples that each gives; the command says where they lie."""
 
+    @property
+    def flip_of_crops(self) -> float:
+        """Chance of a mirrored view."""
+        return self.images.flip if self.crops.flip is None else self.crops.flip
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         images = self.images
