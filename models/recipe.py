@@ -174,6 +174,11 @@ class Data(Part):
     mixture: dict[str, float] = {"shards": 1}
     """Sets of shards by name, and the share of the samples that each gives; the command says where they lie."""
 
+    @property
+    def flip_of_crops(self) -> float:
+        """Chance of a mirrored view."""
+        return self.images.flip if self.crops.flip is None else self.crops.flip
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         images = self.images
@@ -243,7 +248,8 @@ class Guard(Part):
 
 class Parallel(Part):
     """How the work is laid over processes; none of it changes what is computed, but for towers with batch statistics
-    (ALIGN, CLIP's ResNets): those are of the rows that a process works on at once."""
+    (ALIGN, CLIP's ResNets, some of timm's): those are of the rows that a process works on at once, and the running ones
+    that are kept are the first process's."""
 
     mode: Literal["ddp", "fsdp"] = "ddp"
     micro_batch: int | None = Field(default=None, ge=1)
@@ -277,8 +283,9 @@ class Recipe(Part):
     checkpoint_every: int | None = Field(default=None, ge=1)
     """Samples; by default a tenth of all."""
     keep: int = Field(default=2, ge=1)
-    """Newest checkpoints that stay, beside the best: of those of the newest one's phase the one with the lowest loss, a
-    mean since the checkpoint before. Losses of two phases are not compared, for their data and patches differ."""
+    """Newest checkpoints that stay, beside the best: of those of the newest one's phase that were due the one with the
+    lowest loss, a mean since the one before that was. Losses of two phases are not compared, for their data and patches
+    differ."""
     export: Literal["last", "best"] = "last"
     """Which weights become the model: those after the last step, or those of the best checkpoint. The commands write
     the model of a training that has ended again, without a step, where they are called with the other; a node of a DAG

@@ -37,6 +37,9 @@ AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """Statuses that another try may change."""
 TOO_LONG = re.compile(r"context[ _](?:length|size|window)|prompt is too long", re.IGNORECASE)
 """In what servers say with 400 or 413 of a question that the model has no places for."""
+ASKED_TOO_MUCH = re.compile(r"max_(?:completion_|new_)?tokens|in (?:the|your) completion", re.IGNORECASE)
+"""In what they say then where the places for the answer are counted, too."""
+PLACES = re.compile(r"context (?:length|size|window)\D{0,20}?(\d+)", re.IGNORECASE)
 REMEMBERED = 10_000
 """Answers that are kept: where one image of a batch fails, the engine tries the others again."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -144,13 +147,13 @@ class Server:
         body = json.dumps(question).encode()
         known = blake2b(body, digest_size=16).digest()
         if known not in self._answers:
-            found = self._tried(body)
+            found = self._tried(body, decoding.most_tokens)
             if len(self._answers) >= REMEMBERED:
                 self._answers.clear()
             self._answers[known] = found
         return self._answers[known]
 
-    def _tried(self, body: bytes) -> str:
+    def _tried(self, body: bytes, most_tokens: int) -> str:
         wait = self.wait_s
         for left in reversed(range(self.tries)):
             try:
@@ -159,6 +162,8 @@ class Server:
                 said, after = _shown(error), error.headers.get("Retry-After", "")
                 trouble = f"{self.address} answers {error.code}{f' ({said})' if said else ''}"
                 if error.code in (400, 413) and TOO_LONG.search(said):
+                    if _asks_too_much(said, most_tokens):
+                        raise ServerError(f"{trouble}; most_tokens = {most_tokens}: lower most_tokens") from None
                     raise TooLongError(trouble) from None
                 if error.code not in AGAIN:
                     raise ServerError(f"{trouble}; look at server, model and ${self.key_variable}") from None
@@ -193,6 +198,13 @@ def _unless_too_long(asked: Future[str]) -> str | None:
         return asked.result()
     except TooLongError:
         return None
+
+
+def _asks_too_much(said: str, most_tokens: int) -> bool:
+    """Whether the answer is to blame where it and the question are too long together: it wants more than half of the
+    places, or the server does not say how many there are."""
+    places = PLACES.search(said)
+    return bool(ASKED_TOO_MUCH.search(said)) and (places is None or 2 * most_tokens > int(places[1]))
 
 
 def _shown(error: urllib.error.HTTPError) -> str:

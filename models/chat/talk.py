@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from models.data.chat_parts import take_parts, wants_special_tokens
 from models.data.images import opened
+from models.data.index import DataError
 
 PATIENCE_S = 0.2
 """How often it is looked whether the model still writes."""
@@ -57,7 +58,10 @@ class Talk:
             raise TalkError(f"{folder} holds no model that talks: {told}") from None
         if getattr(processor, "chat_template", None) is None:
             raise TalkError(f"{folder} has no chat template; take a model that was tuned on conversations")
-        take_parts(processor)
+        try:
+            take_parts(processor)
+        except DataError as error:
+            raise TalkError(f"{folder}: {error}") from None
         return cls(model.to(device), processor, pictures)
 
     @property

@@ -110,7 +110,7 @@ class ChatTemplate:
 
     def _settle(self) -> None:
         """Find out whether texts are given as they are or in lists of parts, by a conversation of two rounds."""
-        probe = [
+        rounds = [
             Turn("user", (None, "\nwhat is this?")),
             Turn("assistant", ("a red circle.",)),
             Turn("user", ("and that?",)),
@@ -119,15 +119,15 @@ class ChatTemplate:
         told = ""
         for self.listed in (False, True):
             try:
-                text = "".join(self._segments(probe)[0])
+                text = "".join(self._segments(rounds)[0])
                 always = self._backend.encode("", add_special_tokens=True).ids
                 bos = self._tokenizer.bos_token
                 self._first = [] if bos and text.startswith(str(bos)) else always
                 if self._backend.encode("a", add_special_tokens=True).ids[: len(always)] != always:
                     raise TemplateMismatch("its tokenizer puts tokens behind a text, where an answer should come")
-                if text != (whole := self._written(probe)):
+                if text != (whole := self._written(rounds)):
                     raise TemplateMismatch(f"it changes what turns say: {_difference(whole, text)}")
-                encoded = self.encode(probe, [1])
+                encoded = self.encode(rounds, [1])
             except TemplateMismatch as mismatch:
                 told = told or str(mismatch)
             else:

@@ -12,6 +12,8 @@ from typing import Any
 import models.without_torchvision  # isort: skip  # noqa: F401
 from jinja2 import TemplateError
 
+from models.data.index import DataError
+
 PROBE = "what is this?"
 JOINED = (
     "{%- set joined = namespace(messages=[]) -%}"
@@ -53,14 +55,20 @@ def probe(image: str | None = None) -> Any:
 
 
 def take_parts(processor: Any) -> None:
-    """Let the processor's template take parts, where it writes them wrongly or refuses them, and strings well."""
+    """Let the processor's template take parts, where it writes them wrongly or refuses them, and strings well.
+
+    Raises `DataError` where it leaves images out without a word.
+    """
     in_parts = rendered(processor, probe())
-    if in_parts is not None and PROBE in in_parts and "'type'" not in in_parts:  # some print a list as Python would
+    well = in_parts is not None and PROBE in in_parts and "'type'" not in in_parts  # some print a list as Python would
+    if well and in_parts != rendered(processor, probe()[1:]):
         return
     image = str(getattr(processor, "image_token", "<image>"))
     in_words = rendered(processor, probe(image))
     if in_words is not None and f"{image}\n{PROBE}" in in_words:
         processor.chat_template = joining(processor.chat_template, image)
+    elif well:
+        raise DataError(f"the chat template leaves images out; let it write {image!r} for a part of type 'image'")
 
 
 def wants_special_tokens(tokenizer: Any, text: str) -> bool:

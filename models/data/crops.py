@@ -45,7 +45,7 @@ class ManyCrops(Collate[None]):
     """uint8 `pixel_values` (n, 2, 3, side, side) and, where there are any, `small_pixel_values` (n, count, 3, …)."""
 
     def __init__(self, data: Data) -> None:
-        self._images, self._crops = data.images, data.crops
+        self._images, self._crops, self._flip = data.images, data.crops, data.flip_of_crops
         self._side = side_of_whole(data)
 
     def room(self) -> dict[str, tuple[int, ...]]:
@@ -54,11 +54,10 @@ class ManyCrops(Collate[None]):
 
     def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> None:
         whole_hwc = whole(sample, self._side)
-        flip = self._images.flip if self._crops.flip is None else self._crops.flip
         for number, change in enumerate((FIRST, SECOND)):
             room["pixel_values"][at, number] = view(whole_hwc, self._images, self._images.flip, change, dice)
         for number in range(self._crops.count):
-            room["small_pixel_values"][at, number] = view(whole_hwc, self._crops, flip, SMALL, dice)
+            room["small_pixel_values"][at, number] = view(whole_hwc, self._crops, self._flip, SMALL, dice)
 
     def batch(self, rows: Sequence[None]) -> Batch:
         return {}

@@ -72,16 +72,27 @@ def captions_of(sample: Sample, longest: int = LONGEST) -> list[str]:
     """All of them: the texts of `captions` in the JSON, as sluice's shards have it, else the txt, else the JSON's
     `caption`, as img2dataset's have it. `longest`: characters of each. Raises `Damaged` where there is none."""
     said = document_of(sample)
-    listed = said.get("captions")
-    found = [one.get("text") for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    found = [one.get("text") for one in listed_in(said)]
     if not found and "txt" in sample.members:
         found = [sample.members["txt"].decode("utf-8", "replace")]
-    given = (text for text in found or [said.get("caption")] if isinstance(text, str) and text.strip())
-    # JSON can say half a surrogate pair, which no tokenizer takes; and what is cut to a context needs no book before.
-    texts = [text[:longest].encode("utf-8", "replace").decode("utf-8") for text in given]
+    texts = [text for one in found or [said.get("caption")] if (text := cleaned(one, longest)) is not None]
     if not texts:
         raise Damaged("no caption", sample.key, "expected a txt, or captions in the json")
     return texts
+
+
+def listed_in(said: Mapping[str, object]) -> list[dict[str, object]]:
+    """The `captions` of a sample's JSON, each with what is said of it; those that are none are left out."""
+    listed = said.get("captions")
+    return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+
+
+def cleaned(text: object, longest: int = LONGEST) -> str | None:
+    """A caption as a tokenizer takes it, of at most so many characters; None where there are no words in it."""
+    if not isinstance(text, str) or not text.strip():
+        return None
+    # JSON can say half a surrogate pair, which no tokenizer takes; and what is cut to a context needs no book before.
+    return text[:longest].encode("utf-8", "replace").decode("utf-8")
 
 
 def document_of(sample: Sample) -> dict[str, object]:

@@ -6,9 +6,9 @@ The JSON of a sample has the teacher's rows as `stages.shard.WebDataset` writes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from models.data.images import image_of, training_pixels
 from models.data.loader import Collate
-from models.data.pairs import LONGEST, Pair, Pairs, document_of, image_id
+from models.data.pairs import Pair, Pairs, cleaned, document_of, image_id, listed_in
 from models.data.shards import Damaged, Sample
 from models.recipe import Data
 from models.trainable import Batch
@@ -39,19 +39,21 @@ class PairsAndTeacher(Collate[Taught]):
         return self._pairs.room()
 
     def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Taught:
-        said = document_of(sample)
-        listed = said.get("captions")
-        found = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
-        captions = [one for one in found if isinstance(one.get("text"), str) and one["text"].strip()]
+        said, names = document_of(sample), self._teacher
+        captions = [(text, one) for one in listed_in(said) if (text := cleaned(one.get("text"))) is not None]
         if not captions:
             raise Damaged(
                 "no caption", sample.key, "expected captions in the json, each with its text and the teacher's row"
             )
-        chosen = dice.choice(captions)
-        text_d = self._row(chosen, self._teacher.text, sample.key)
-        image_d = self._row(said, self._teacher.image, sample.key)
+        rows = [(text, row) for text, one in captions if (row := self._row(one, names.text)) is not None]
+        image_d = self._row(said, names.image)
+        if image_d is None or not rows:
+            name = names.image if image_d is None else names.text
+            raise Damaged(
+                "no teacher", sample.key, f"expected {name} in the json: {names.width} numbers (`data.teacher`)"
+            )
+        text, text_d = dice.choice(rows)
         room["pixel_values"][at] = training_pixels(sample, self._data.images, dice)
-        text = chosen["text"][:LONGEST].encode("utf-8", "replace").decode("utf-8")
         return Taught(Pair([text], image_id(image_of(sample))), image_d, text_d)
 
     def batch(self, rows: Sequence[Taught]) -> Batch:
@@ -59,13 +61,13 @@ class PairsAndTeacher(Collate[Taught]):
         stacked = {name: torch.stack(each) for name, each in taught.items()}
         return {**self._pairs.batch([row.pair for row in rows]), **stacked}
 
-    def _row(self, said: dict[str, Any], name: str, key: str) -> torch.Tensor:
-        width = self._teacher.width
+    def _row(self, said: Mapping[str, object], name: str) -> torch.Tensor | None:
+        """(width,), of length one; None where there is none."""
         try:
             values = np.asarray(said.get(name), dtype=np.float32)
         except (TypeError, ValueError, OverflowError):
-            values = np.zeros(0, np.float32)
+            return None
         length = float(np.linalg.norm(values))
-        if values.shape != (width,) or not 0 < length < np.inf:
-            raise Damaged("no teacher", key, f"expected {name} in the json: {width} numbers (`data.teacher`)")
+        if values.shape != (self._teacher.width,) or not 0 < length < np.inf:
+            return None
         return torch.from_numpy(values / length)

@@ -77,8 +77,17 @@ def _head(recipe: Mapping[str, Any], config: Mapping[str, Any], metrics: Sequenc
 
 
 def _summary(recipe: Mapping[str, Any], training: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    seen = f"{training['samples']:,} {use_of(config).samples} seen in batches of {recipe['batch']:,}"
-    return f"{_inert(recipe['about'])}, {seen}, trained by the recipe `{_inert(recipe['name'])}` (recipe.yaml)."
+    seen, exported, samples = training["samples"], _exported(training), use_of(config).samples
+    trained = f"{seen:,} {samples} seen"
+    if exported != seen:
+        trained = f"weights after {exported:,} of {seen:,} {samples} (the best checkpoint), seen"
+    trained = f"{trained} in batches of {recipe['batch']:,}"
+    return f"{_inert(recipe['about'])}, {trained}, trained by the recipe `{_inert(recipe['name'])}` (recipe.yaml)."
+
+
+def _exported(training: Mapping[str, Any]) -> int:
+    """Samples that the weights have seen; fewer than the training has where the best checkpoint was taken."""
+    return int(training.get("exported", training["samples"]))
 
 
 def _data(lineage: Mapping[str, Any], training: Mapping[str, Any]) -> str:
@@ -123,7 +132,9 @@ def _figures(metrics: Sequence[Metric]) -> str:
 
 def _training(recipe: Mapping[str, Any], training: Mapping[str, Any]) -> str:
     """What a reader asks first; recipe.yaml has the rest."""
-    curve, code = training.get("curve") or [{}], training.get("code", {})
+    curve, code = training.get("curve", []), training.get("code", {})
+    last = next((row for row in reversed(curve) if row["samples"] <= _exported(training)), {})
+    when = "at the end" if _exported(training) == training["samples"] else "when these weights were kept"
     rate, machine = training.get("samples_per_second"), f"{training.get('processes', 1)} × {training.get('device')}"
     rows = [
         ("objectives", ", ".join(f"{term['objective']['path']} × {term['weight']:g}" for term in recipe["objectives"])),
@@ -131,7 +142,7 @@ def _training(recipe: Mapping[str, Any], training: Mapping[str, Any]) -> str:
         ("weight decay", f"{recipe['optimizer']['weight_decay']:g}"),
         ("precision", recipe["precision"]),
         ("seed", str(recipe["seed"])),
-        ("loss at the end", f"{curve[-1]['loss']:.4g}" if "loss" in curve[-1] else ""),
+        (f"loss {when}", f"{last['loss']:.4g}" if "loss" in last else ""),
         ("speed", f"{rate:,.0f} samples/s on {machine}" if rate else ""),
         ("code", ", ".join(f"{name} {version}" for name, version in code.items())),
     ]

@@ -6,6 +6,7 @@ InfoNCE()(model(batch), model.scalars())     # on every process, with its own ro
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional
@@ -13,6 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from models.objectives.ranks import gathered, rank, ring
 from models.trainable import Features, Loss, Objective, Scalars
+
+Costs = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""() of logits (m, n) and targets (m,): summed over rows, each of which has one of all others' rows for its own."""
 
 
 class InfoNCE(Objective):
@@ -41,34 +45,38 @@ class InfoNCE(Objective):
     def forward(self, features: Features, scalars: Scalars) -> Loss:
         left_md, right_md = rows_of(features, self.left), rows_of(features, self.right)
         with torch.autocast(left_md.device.type, enabled=False):
-            scale = scalar(scalars, "logit_scale").exp() if self.temperature is None else 1 / self.temperature
-            target_m = torch.arange(len(left_md), device=left_md.device) + rank() * len(left_md)
-            total = left_md.new_zeros(())
-            for rows_md, others_md in ((left_md, right_md), (right_md, left_md)):
-                total = total + self.costs(scale * rows_md @ gathered(others_md).T, target_m)
-        return Loss(total / 2, left_md.new_tensor(len(left_md)))
+            return both_ways(left_md, right_md, scale_of(scalars, self.temperature), self._costs)
 
-    def costs(self, logits_mn: torch.Tensor, target_m: torch.Tensor) -> torch.Tensor:
-        """(): summed over rows, each of which has one of all others' rows for its own."""
+    def _costs(self, logits_mn: torch.Tensor, target_m: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(logits_mn, target_m, reduction="sum", label_smoothing=self.smoothing)
 
 
-class HardNegativeNCE(InfoNCE):
+class HardNegativeNCE(Objective):
     """InfoNCE in which others weigh the more, the more alike they are (DiHT, Radenovic et al. 2023, section 3.3).
 
     −log of e^s_ii over α e^s_ii + Σ_j≠i w_ij e^s_ij, with w_ij = (N − 1) e^(β s_ij) / Σ_k≠i e^(β s_ik), in both
     directions. At α = 1 and β = 0 it is InfoNCE.
     """
 
+    joint = True
+
     def __init__(self, alpha: float = 1.0, beta: float = 0.25, temperature: float | None = None) -> None:
         """`alpha`: weight of a row's own among all, above 0 and at most 1. `beta`: 0 or more. `temperature`: as of
         `InfoNCE`. Raises `ValueError`."""
-        super().__init__(temperature=temperature)
+        super().__init__()
         if not 0 < alpha <= 1 or beta < 0:
             raise ValueError(f"alpha = {alpha:g}, beta = {beta:g}: expected 0 < alpha <= 1 and beta >= 0")
-        self.alpha, self.beta = alpha, beta
+        self.alpha, self.beta, self.temperature = alpha, beta, temperature
 
-    def costs(self, logits_mn: torch.Tensor, target_m: torch.Tensor) -> torch.Tensor:
+    def needs(self) -> frozenset[str]:
+        return frozenset({"logit_scale"} if self.temperature is None else ())
+
+    def forward(self, features: Features, scalars: Scalars) -> Loss:
+        images_md, texts_md = rows_of(features, "image"), rows_of(features, "text")
+        with torch.autocast(images_md.device.type, enabled=False):
+            return both_ways(images_md, texts_md, scale_of(scalars, self.temperature), self._costs)
+
+    def _costs(self, logits_mn: torch.Tensor, target_m: torch.Tensor) -> torch.Tensor:
         own_m = logits_mn.gather(1, target_m[:, None])[:, 0]
         others = logits_mn.shape[1] - 1
         counted_m = own_m + math.log(self.alpha)
@@ -119,6 +127,20 @@ def _unlikely(
     if own:
         signs_mm.fill_diagonal_(1)
     return -functional.logsigmoid(signs_mm[..., None] * logits_mmk).sum()
+
+
+def both_ways(left_md: torch.Tensor, right_md: torch.Tensor, scale: torch.Tensor | float, costs: Costs) -> Loss:
+    """½ (left among all right + right among all left), of unit rows whose cosines are multiplied by `scale`."""
+    target_m = torch.arange(len(left_md), device=left_md.device) + rank() * len(left_md)
+    total = left_md.new_zeros(())
+    for rows_md, others_md in ((left_md, right_md), (right_md, left_md)):
+        total = total + costs(scale * rows_md @ gathered(others_md).T, target_m)
+    return Loss(total / 2, left_md.new_tensor(len(left_md)))
+
+
+def scale_of(scalars: Scalars, temperature: float | None) -> torch.Tensor | float:
+    """What cosines are multiplied by: the model's own, or by a fixed temperature. Raises `ValueError` as `scalar`."""
+    return scalar(scalars, "logit_scale").exp() if temperature is None else 1 / temperature
 
 
 def scalar(scalars: Scalars, name: str) -> torch.Tensor:

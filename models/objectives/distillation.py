@@ -23,6 +23,9 @@ class SimilarityDistillation(Objective):
         super().__init__()
         self.temperature = temperature
 
+    def needs(self) -> frozenset[str]:
+        return frozenset({"logit_scale"})
+
     def forward(self, features: Features, scalars: Scalars) -> Loss:
         pairs = [[rows_of(features, f"{whose}{name}") for name in ("image", "text")] for whose in ("", "teacher_")]
         (images_md, texts_md), (seen_me, read_me) = pairs

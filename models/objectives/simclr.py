@@ -15,7 +15,8 @@ class SimCLR(Objective):
     """NT-Xent over the two views of all images of all processes (the paper's equation 1), behind a head of its own.
 
     −log of exp(cosine / τ) of a view with the other one of its image, over the sum with all views but itself; a mean
-    over all views. The head stays behind when the tower is exported.
+    over all views. The head stays behind when the tower is exported. It is run once for each view, and so normalises
+    each by its own batch, as the head of SLIP's authors does; that of SimCLR's normalises both views together.
     """
 
     joint = True
@@ -41,7 +42,7 @@ class SimCLR(Objective):
             raise ValueError(f"views of width {views.shape[2]}; the objective has {self._width}: set `width` of it")
         with torch.autocast(views.device.type, enabled=False):
             m = len(views)
-            rows_m2d = functional.normalize(self.head(views.flatten(0, 1)).view(m, 2, -1), dim=-1)
+            rows_m2d = functional.normalize(torch.stack([self.head(views[:, one]) for one in (0, 1)], dim=1), dim=-1)
             all_n2d = gathered(rows_m2d)
             target_m = torch.arange(m, device=views.device) + rank() * m
             own_mn = functional.one_hot(target_m, len(all_n2d)).bool()

@@ -27,6 +27,7 @@ class Halving(Generic[T]):
             if (done := self._tried(start, end)) is not None:
                 yield done
                 start = end
+                del done  # before the next is made: it may be half of what there is room for
             elif end - start == 1:
                 raise MemoryError("out of memory with a batch of one row; take a smaller model or a device with more")
             else:

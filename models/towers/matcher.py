@@ -85,6 +85,7 @@ class Matcher:
                 told = [texts[row] for row in own]
                 found[own], room = self._scored(seen_nsd, unit_nd, told, image_of[own] - first, room)
             first += len(seen_nsd)
+            del seen_nsd, unit_nd  # before the next ones are made
         if not np.isfinite(found).all():
             raise FloatingPointError(f"{self._model.dtype} cannot hold this model's numbers; take bfloat16 or float32")
         return found

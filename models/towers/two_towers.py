@@ -102,6 +102,8 @@ class TwoTowers(Trainable):
                 features |= {"patches": self._projected(seen.last_hidden_state), "position": batch["position"]}
         if "view_pixel_values" in batch:
             views_nvchw = batch["view_pixel_values"]
+            if self._patches is not None:
+                self._patches.positions_n = _of_views(batch.get("position"), views_nvchw.shape[1])
             pooled = self.model.vision_model(pixel_values=views_nvchw.flatten(0, 1)).pooler_output
             features["views"] = pooled.unflatten(0, views_nvchw.shape[:2])
         if "input_ids" in batch:
@@ -205,6 +207,13 @@ class TwoTowers(Trainable):
     def _put(self, name: str, module: nn.Module | None) -> None:
         parent, _, own = name.rpartition(".")
         setattr(self.model.get_submodule(parent), own, module)
+
+
+def _of_views(positions_n: torch.Tensor | None, views: int) -> torch.Tensor | None:
+    """(n · views,): a place of its own for every view, so that each loses other patches."""
+    if positions_n is None:
+        return None
+    return (positions_n[:, None] * views + torch.arange(views, device=positions_n.device)).flatten()
 
 
 def _unit(outputs: Any) -> torch.Tensor:

@@ -1,10 +1,11 @@
 """The gradient of one step: of the whole batch at once, or in micro-batches with the same result.
 
 Losses are divided by how many rows or tokens there were in all micro-batches of all processes, so nothing depends on
-how the batch was cut. With one separable objective, gradients of sums are added up. Otherwise features are cached
-(GradCache, Gao et al. 2021): encode all without a graph, take the loss and its gradient by the features, then encode
-again, piece by piece, to carry it into the towers. The gradient of what objectives read beside features, such as
-`logit_scale`, is complete by then: the second pass does not touch it.
+how the batch was cut, but for towers with batch statistics: those are of the rows of one piece. With one separable
+objective, gradients of sums are added up. Otherwise features are cached (GradCache, Gao et al. 2021): encode all with
+no graph, take the loss and its gradient by the features, then encode again, piece by piece, to carry it into the
+towers. The gradient of what objectives read beside features, such as `logit_scale`, is complete by then: the second
+pass does not touch it.
 
 What a piece takes on the device it takes while it is worked on: the batch stays where the loader put it, as small as
 it came, and every pass moves and normalises a piece anew, which gives the same numbers.

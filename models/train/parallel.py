@@ -80,6 +80,13 @@ class Place:
         dist.all_gather_object(everyone, counts, group=self.side_group)
         return sum(everyone, Counter())
 
+    @torch.no_grad()
+    def agree(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Make them those of the first process, on all."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
     def spread(self, model: nn.Module, mode: Mode) -> None:
         """Lay a model over the processes: a copy on each (`ddp`), or a shard (`fsdp`).
 
@@ -87,9 +94,7 @@ class Place:
         """
         if self.world == 1:
             return
-        with torch.no_grad():
-            for tensor in [*model.parameters(), *model.buffers()]:  # seeds are equal, libraries and machines may differ
-                dist.broadcast(tensor, 0)
+        self.agree([*model.parameters(), *model.buffers()])  # seeds are equal, libraries and machines may differ
         name = "shard" if mode == "fsdp" else "replicate"
         mesh: DeviceMesh = init_device_mesh(self.device.type, (self.world,), mesh_dim_names=(name,))
         wrap = partial(fully_shard if mode == "fsdp" else replicate, mesh=mesh, ignored_params=set(loose(model)))

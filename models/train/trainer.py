@@ -262,6 +262,9 @@ class Trainer:
             "skipped": self.place.added(self.skipped),
             "seconds": self.seconds,
         }
+        # Running batch statistics are each process's own. Those of the first never depend on the others', so these are
+        # what a training without this checkpoint comes to, too.
+        self.place.agree(one for one in state.buffers(self.system).values() if one.is_floating_point())
         self._checkpoints.save(self.samples, state.tensors(self.system, self.optimizer, self.average), facts)
 
     def _tell(self) -> None:

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from models.captioners.decoding import Decoding, Written
-from models.captioners.server import Server, ServerError
+from models.captioners.server import Server, ServerError, TooLongError
 from pipeline.dag import Dag
 from pipeline.errors import SluiceError
 from pipeline.stage import Device
@@ -37,7 +37,8 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220)}
 class Asked:
     """What the server was asked, and how it is to fail first."""
 
-    faults: list[int | str] = field(default_factory=list)
+    faults: list[int | str | bytes] = field(default_factory=list)
+    """Statuses, answers, ways to break off, and what is said with 400."""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
     address: str = ""
@@ -71,6 +72,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Asked]:
                 self._say(200, json.dumps(said).encode())
             elif fault in BROKEN:
                 self._break_off(fault)
+            elif isinstance(fault, bytes):
+                self._say(400, fault)
             elif isinstance(fault, int):
                 self._say(fault, b'{"error": {"message": "not now"}}', {"Retry-After": "0"})
             else:
@@ -84,7 +87,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Asked]:
             self.end_headers()
             self.wfile.write(data)
 
-        def _break_off(self, how: int | str) -> None:
+        def _break_off(self, how: int | str | bytes) -> None:
             """In the middle of a chunk, short of the length it told, in what a failure says, or by a reset."""
             if how == "reset":
                 linger = struct.pack("ii", 1, 0)  # close sends RST
@@ -254,3 +257,22 @@ def test_the_stage_looks_at_the_key_that_it_will_send_and_at_no_other(
     for ask, given in ((stage.open, Device()), (stage.check, [])):
         with pytest.raises(SluiceError, match=r"\$MY_KEY would be sent in the clear"):
             ask(given)
+
+
+VLLM = (
+    "'max_tokens' or 'max_completion_tokens' is too large: {}. This model's maximum context length is 4096 tokens and "
+    "your request has {} input tokens ({} > 4096 - {})."
+)
+
+
+@pytest.mark.parametrize("said", [VLLM.format(5000, 20, 5000, 20), "max_tokens: more than the context window has"])
+def test_an_answer_that_no_model_has_places_for_is_none_of_the_text_s_faults(said: str, asked: Asked) -> None:
+    asked.faults = [said.encode()]
+    with pytest.raises(ServerError, match=r"answers 400 .*; most_tokens = 5000: lower most_tokens$") as raised:
+        server(asked).answer(["short"], ["a"], Decoding(most_tokens=5000))
+    assert not isinstance(raised.value, TooLongError)
+
+
+def test_a_text_that_leaves_no_places_for_a_short_answer_is_too_long(asked: Asked) -> None:
+    asked.faults = [VLLM.format(128, 4000, 128, 4000).encode()]
+    assert server(asked).answer(["long"], ["a"], Decoding(most_tokens=128)) == [None]

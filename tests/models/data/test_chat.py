@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import models.without_torchvision  # isort: skip  # noqa: F401
 from transformers import AutoTokenizer
 
 from models.data.chat import IMAGE, ChatTemplate, TemplateMismatch, Turn, ready_to_chat
+from models.data.chat_parts import PROBE, probe, rendered, take_parts
 from models.data.index import DataError
 from models.data.tokenizer import CAPTION, WRITTEN_ON, trained
 
@@ -225,3 +227,25 @@ def test_a_turn_in_parts_becomes_what_was_learnt(name: str | None) -> None:
     prompt = written(tokenizer, [{"role": "user", "content": parts}], add_generation_prompt=True)
     assert ChatTemplate(tokenizer).encode(ROUNDS[:2], [1]).ids[: len(prompt)].tolist() == prompt
     assert ready_to_chat(tokenizer).chat_template.count("namespace(messages=[])") <= 1
+
+
+SILENT = {
+    "lists alone": BEGIN + "{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}" + END,
+    "strings, too": BEGIN
+    + "{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
+    + "{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}{% endif %}"
+    + END,
+}
+
+
+def test_a_template_that_leaves_images_out_is_told_or_given_strings() -> None:
+    tokenizer = copy.deepcopy(saved("chatml"))
+    tokenizer.chat_template = SILENT["lists alone"]
+    with pytest.raises(DataError, match="leaves images out; let it write '<image>' for a part of type 'image'"):
+        take_parts(tokenizer)
+    tokenizer.chat_template = SILENT["strings, too"]
+    take_parts(tokenizer)
+    assert rendered(tokenizer, probe()) == f"<image>\n{PROBE}<|assistant|>"
+    seen = tokenizer.chat_template = TEMPLATES["parts"]
+    take_parts(tokenizer)
+    assert tokenizer.chat_template == seen

@@ -48,6 +48,14 @@ def test_rows_that_are_none_are_counted(rows: Any) -> None:
         row(SAID | {"image_embedding": rows})
 
 
+def test_a_caption_without_a_row_is_not_drawn_where_another_has_one() -> None:
+    captions = [{"text": "a dog"}, CAPTIONS[0], {"text": "red", "text_embedding": [1]}]
+    for seed in range(10):
+        assert row(SAID | {"captions": captions}, seed)[0] == ["a cat"]
+    with pytest.raises(Damaged, match="expected text_embedding in the json: 3 numbers"):
+        row(SAID | {"captions": captions[:1]})
+
+
 def test_captions_must_be_in_the_json() -> None:
     with pytest.raises(Damaged, match="no caption"):
         row({"image_embedding": [0, 0, 1], "captions": [{"text": " "}, "a cat"]})

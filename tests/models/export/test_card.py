@@ -82,6 +82,13 @@ def test_what_is_not_known_is_not_made_up(tmp_path: Path) -> None:
     assert head.eval_results is None
 
 
+def test_of_the_best_checkpoint_it_tells_what_that_one_saw_and_lost(tmp_path: Path) -> None:
+    said = card.text(exported(tmp_path, exported=9600))
+    assert "weights after 9,600 of 12,800 image-text pairs (the best checkpoint), seen in batches of" in said
+    assert "| loss when these weights were kept | 3 |" in said.splitlines()
+    assert "loss at the end" not in said
+
+
 def test_words_of_others_are_text(folder: Path) -> None:
     assert "| a\\|&lt;b> | 2,100 | 1 | 2,099 |" in card.text(folder).splitlines()
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from inspect import isabstract
+from pkgutil import iter_modules
 
 import pytest
 import torch
 from torch.nn import functional
 
+import models.objectives
+from models.objectives.classes import ClassOf, NextSentence
 from models.objectives.contrastive import HardNegativeNCE, InfoNCE, Sigmoid
+from models.objectives.matching import Matching
 from models.objectives.momentum import MomentumContrast
-from models.objectives.text_conditioned import TextConditioned
 from models.trainable import Objective
 from tests.models.objectives import sharded
 
@@ -175,15 +182,40 @@ class Read(dict[str, torch.Tensor]):
         return super().__getitem__(name)
 
 
-@pytest.mark.parametrize(
-    "objective",
-    [InfoNCE(), InfoNCE(temperature=0.1), Sigmoid(), MomentumContrast(width=8, queue=4), TextConditioned(8, heads=2)],
-    ids=lambda objective: type(objective).__name__,
-)
-def test_what_an_objective_says_that_it_needs_is_what_it_reads(objective: Objective) -> None:
-    rows = functional.normalize(torch.randn(3, 8), dim=-1)
-    features = dict.fromkeys(("image", "text", "image_m", "text_m"), rows)
-    features |= {"patches": torch.randn(3, 5, 8), "position": torch.arange(3)}
+ALL: dict[str, Callable[[], Objective]] = {
+    **sharded.CASES,
+    "MomentumContrast": partial(MomentumContrast, width=8, queue=4),
+    "Matching": Matching,
+    "ClassOf": ClassOf,
+    "NextSentence": NextSentence,
+}
+
+
+def test_no_objective_is_forgotten_here() -> None:
+    modules = [import_module(f"models.objectives.{found.name}") for found in iter_modules(models.objectives.__path__)]
+    known = {
+        thing
+        for module in modules
+        for thing in vars(module).values()
+        if isinstance(thing, type) and issubclass(thing, Objective) and not isabstract(thing)
+    }
+    assert {type(make()) for make in ALL.values()} == known
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_what_an_objective_says_that_it_needs_is_what_it_reads(case: str) -> None:
+    objective, labels = ALL[case](), torch.zeros(3, 5, dtype=torch.int64)
+    features = {name: _rows(3, 8) for name in ("image", "text", "other", "image_m", "text_m")}
+    features |= {"teacher_image": _rows(3, 4), "teacher_text": _rows(3, 4), "patches": _rows(3, 5, 8)}
+    features |= {"views": _rows(3, 2, 8), "student": _rows(3, 4, 8), "teacher": _rows(3, 2, 8)}
+    features |= {
+        "position": torch.arange(3),
+        "labels": labels,
+        "masked_labels": labels,
+        "masked_logits": _rows(3, 5, 8),
+    }
+    features |= {"match": _rows(3, 4, 2), "match_labels": labels[:, :4], "next_logits": _rows(3, 2)}
+    features |= {"next_labels": labels[:, 0], "logits": _rows(3, 8) if case == "CaptionTokens" else _rows(3, 5, 8)}
     scalars = Read(logit_scale=torch.tensor(1.0), logit_bias=torch.tensor(-1.0))
     objective(features, scalars)
     assert objective.needs() == scalars.names

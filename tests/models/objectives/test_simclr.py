@@ -25,10 +25,18 @@ def test_the_loss_is_a_mean_over_all_views_of_what_the_paper_writes() -> None:
     torch.manual_seed(0)
     objective, seen = SimCLR(8, 16, 4, temperature=0.5), views()
     total, count = objective({"views": seen}, {})
-    rows = functional.normalize(objective.head(seen.transpose(0, 1).flatten(0, 1)), dim=-1).tolist()  # all first views
+    heads = [objective.head(seen[:, one]) for one in (0, 1)]  # each normalised by its own view's batch
+    rows = functional.normalize(torch.cat(heads), dim=-1).tolist()
     alike = [[math.exp(sum(a * b for a, b in zip(one, other, strict=True)) / 0.5) for other in rows] for one in rows]
     lost = [-math.log(alike[i][(i + 6) % 12] / sum(alike[i][k] for k in range(12) if k != i)) for i in range(12)]
     assert float(total.detach() / count) == pytest.approx(sum(lost) / 12, rel=1e-5)
+
+
+def test_views_are_normalised_apart() -> None:
+    """So that one which is brighter than the other, in all of its rows, is none the less like it."""
+    objective, seen = SimCLR(8, 16, 4), views()
+    shifted = torch.stack([seen[:, 0], seen[:, 1] + 3], dim=1)
+    torch.testing.assert_close(objective({"views": shifted}, {}), objective({"views": seen}, {}), atol=1e-4, rtol=1e-4)
 
 
 def test_the_order_of_the_views_says_nothing() -> None:

@@ -1,5 +1,7 @@
 """A shortage of memory costs speed and no row."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -61,3 +63,18 @@ def test_memory_that_the_machine_really_refuses_is_noticed() -> None:
 def test_another_error_is_not_taken_for_a_shortage() -> None:
     with pytest.raises(RuntimeError, match="shape mismatch"):
         list(Halving(4, Scarce(0, RuntimeError("shape mismatch")))(4))
+
+
+def test_a_batch_that_nobody_holds_is_gone_before_the_next_is_made() -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def work(start: int, end: int) -> torch.Tensor:
+        assert all(one() is None for one in made)
+        rows = torch.zeros(end - start)
+        made.append(weakref.ref(rows))
+        return rows
+
+    for batch in Halving(2, work)(6):
+        assert len(batch) == 2
+        del batch
+    assert len(made) == 3

@@ -191,6 +191,18 @@ def test_dropping_patches_needs_the_rows_places(flip: TwoTowers, rows: dict[str,
         _seen(flip, {"pixel_values": rows["pixel_values"]})
 
 
+def test_every_view_of_an_image_loses_patches_of_its_own() -> None:
+    slip = Recipe.load("slip", tiny=True)
+    towers, seen = small.model(slip).train(), small.batch(slip)
+    seen["view_pixel_values"] = seen["pixel_values"][:1, None].expand(small.ROWS, 2, -1, -1, -1)
+    towers.patch_dropout = 0.5
+    with torch.no_grad():
+        found = towers.encode(seen)["views"]
+        halves = [towers.encode({key: rows[part] for key, rows in seen.items()}) for part in (slice(3), slice(3, 8))]
+    assert len(torch.unique(found.flatten(0, 1), dim=0)) == 2 * small.ROWS
+    torch.testing.assert_close(torch.cat([half["views"] for half in halves]), found)
+
+
 def test_a_tower_without_patches_says_so() -> None:
     with pytest.raises(ValueError, match="has no patches to drop; take a ViT, or patch_dropout 0"):
         small.model(Recipe.load("clip-rn50", tiny=True)).patch_dropout = 0.5

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 
 from models.objectives.contrastive import InfoNCE
 from models.recipe import Phase
@@ -93,6 +94,19 @@ def run_all(rank: int, world: int, folder: Path) -> dict[Any, Any]:
         dist.barrier()
         found[mode, "resumed"] = training(folder / f"{mode}-on", mode)
         found[mode, "stopped"] = training(folder / f"{mode}-stopped", mode, stop_at=120)
+    return found
+
+
+def with_statistics(rank: int, world: int, folder: Path) -> dict[str, Tensors]:
+    """Weights and running statistics after a training, and after one that was stopped where a checkpoint was due, and
+    where none was."""
+    made = recipe(model="tests.models.train.toy.WithStatistics")
+    found = {}
+    for name, stops in (("unbroken", ()), ("broken", (60, 108))):
+        for at in (*stops, 240):
+            source = ToySource(BATCH, Place.here())
+            train(made, {}, f"{folder}/{name}", source=source, stop=lambda at=at, seen=source.seen: seen[-1] >= at)
+        found[name] = load_file(folder / name / "model" / "model.safetensors")
     return found
 
 

@@ -82,6 +82,18 @@ def test_the_best_is_of_the_newest_one_s_phase(tmp_path: Path) -> None:
     assert left == [(1, [1]), (2, [2]), (3, [3]), (4, [4]), (4, [4, 5])]
 
 
+def test_the_best_is_one_that_was_due_where_there_is_one(tmp_path: Path) -> None:
+    """The loss of an interruption is a mean over few steps: a lucky one is not the better for it."""
+    found, best = Checkpoints(str(tmp_path), Place.here(), 9), []
+    for count, (due, loss) in enumerate([(False, 0.5), (False, 0.7), (True, 3.0), (False, 0.1), (True, 2.0)], 1):
+        found.save(count, tensors(count), {"loss": loss, "phase": 0, "due": due})
+        found.wait()
+        one = found.best()
+        assert one is not None
+        best.append(one.samples)
+    assert best == [1, 2, 3, 3, 5]
+
+
 def test_of_two_trainings_in_a_folder_the_older_stops(out: str) -> None:
     older = Checkpoints(out, Place.here(), 2)
     older.start(anew=False)

@@ -108,6 +108,13 @@ def test_what_two_processes_began_one_finishes_with_the_same_samples(
     assert far(weights(trained.model), alone) < 1e-5
 
 
+def test_running_statistics_are_the_first_processs_however_often_a_training_was_stopped(tmp_path: Path) -> None:
+    found = gloo.together(processes.with_statistics, 2, tmp_path)
+    assert {"normed.running_mean", "normed.running_var"} < found["unbroken"].keys()
+    for name, value in found["unbroken"].items():
+        assert torch.equal(found["broken"][name], value), name
+
+
 def test_a_batch_that_does_not_divide_over_the_processes_is_refused() -> None:
     with pytest.raises(RecipeError, match="batch = 12 does not divide over 5 processes; take as many as divide it"):
         Place(0, 5, CPU).share_of(12)

@@ -240,3 +240,35 @@ def test_the_best_checkpoint_can_be_what_is_exported(tmp_path: Path, unbroken: A
     assert left(tmp_path)[1] == unbroken[1], "the curve is that of the whole training"
     run(tmp_path, keep=9)
     assert left(tmp_path) == unbroken
+
+
+@pytest.mark.parametrize("interrupted", ["stopped", "kept by the clock"])
+def test_which_checkpoint_is_the_best_does_not_depend_on_interruptions(
+    interrupted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"checkpoint_every": 84, "keep": 99, "export": "best"}
+    run(tmp_path / "unbroken", **settings)
+    out = tmp_path / "interrupted"
+    if interrupted == "stopped":
+        for steps in (3, 3, 3):  # not where a checkpoint is due
+            source, left_to_do = ToySource(12, Place.here()), iter(range(steps))
+            made = recipe(**SETTINGS | settings)
+            train(made, {}, str(out), source=source, stop=lambda left=left_to_do: next(left, None) is None)
+    else:
+        monkeypatch.setattr("models.train.trainer.KEPT_EVERY_S", 0.0)
+    run(out, **settings)
+    due, others = _losses(out)
+    assert due == _losses(tmp_path / "unbroken")[0]
+    assert len(others) >= 3
+    assert left(out)[0] == left(tmp_path / "unbroken")[0]
+    told = [json.loads((one / "model" / "training.json").read_text()) for one in (out, tmp_path / "unbroken")]
+    assert told[0]["exported"] == told[1]["exported"]
+
+
+def _losses(out: Path) -> tuple[dict[int, float], dict[int, float]]:
+    """By samples, of the checkpoints that were due, and of the others."""
+    said = [json.loads(path.read_text()) for path in out.glob("checkpoints/*/complete.json")]
+    both = (
+        {one["samples"]: one["facts"]["loss"] for one in said if one["facts"]["due"] is due} for due in (True, False)
+    )
+    return next(both), next(both)

@@ -74,6 +74,17 @@ class Toy(Trainable):
         (folder / "config.json").write_text(json.dumps({"model_type": "toy"}))
 
 
+class WithStatistics(Toy):
+    """Its image tower normalises by the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normed = nn.BatchNorm1d(WIDTH)
+
+    def encode(self, batch: Batch) -> Features:
+        return super().encode({**batch, "x": self.normed(batch["x"])})
+
+
 class Plain(Toy):
     """It has no patches that could be dropped."""
 
