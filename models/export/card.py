@@ -133,7 +133,7 @@ def _figures(metrics: Sequence[Metric]) -> str:
 def _training(recipe: Mapping[str, Any], training: Mapping[str, Any]) -> str:
     """What a reader asks first; recipe.yaml has the rest."""
     curve, code = training.get("curve", []), training.get("code", {})
-    last = next((row for row in reversed(curve) if row["samples"] <= _exported(training)), {})
+    last: Mapping[str, Any] = next((row for row in reversed(curve) if row["samples"] <= _exported(training)), {})
     when = "at the end" if _exported(training) == training["samples"] else "when these weights were kept"
     rate, machine = training.get("samples_per_second"), f"{training.get('processes', 1)} × {training.get('device')}"
     rows = [

@@ -20,6 +20,8 @@ from typing import Any
 import models.without_torchvision  # isort: skip  # noqa: F401
 from transformers.utils.import_utils import is_timm_available
 
+from models.recipe import Images
+
 KIND = "timm_wrapper"
 HUB, FOLDER = ("hf_hub:", "hf-hub:"), "local-dir:"
 """How timm says where weights lie."""
@@ -73,6 +75,12 @@ def width_of(model: Any) -> int:
     return int(getattr(model, "head_hidden_size", None) or model.num_features)
 
 
+def is_vit(model: Any) -> bool:
+    """Whether a model's last tokens are a few of its own, then patches, which `fc_norm` takes to where they are pooled;
+    CaiT, too, has a class token, and neither."""
+    return all(hasattr(model, name) for name in ("cls_token", "num_prefix_tokens", "fc_norm"))
+
+
 def begin(wrapper: Any) -> None:
     """Give a new model timm's own initialisation: transformers draws all weights from one normal distribution."""
     config = wrapper.config
@@ -82,7 +90,7 @@ def begin(wrapper: Any) -> None:
 
 
 def loaded(place: str, model_args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config and the weights, by the wrapper's names, of what `own` names. Raises `ValueError`."""
+    """The wrapper's config and the weights, by timm's names, of what `own` names. Raises `ValueError`."""
     model = created(place, True, model_args)
     said = {name: model.pretrained_cfg[name] for name in TOLD if name in model.pretrained_cfg}
     arguments = {**_saved_arguments(place), **model_args}
@@ -107,3 +115,15 @@ def trained_on(config: Mapping[str, Any]) -> dict[str, Any]:
     side = (config.get("model_args") or {}).get("img_size") or said["input_size"][-1]
     side = side if isinstance(side, int) else side[-1]
     return {"side": side, "mean": tuple(said["mean"]), "deviation": tuple(said["std"])}
+
+
+def tell_images(images: Images, folder: Path) -> None:
+    """Into the config of an exported model that has a tower of timm's: the images that this training has shown it, in
+    the place of those that its weights had seen before. `trained_on` reads them."""
+    path = folder / "config.json"
+    said = json.loads(path.read_text(encoding="utf-8"))
+    tower = said.get("vision_config", said)
+    if tower.get("model_type") == KIND:
+        seen = {"input_size": [3, images.side, images.side], "mean": list(images.mean), "std": list(images.deviation)}
+        tower["pretrained_cfg"] = {**(tower.get("pretrained_cfg") or {}), **seen}
+        path.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -69,7 +69,7 @@ class TwoTowers(Trainable):
         self._scale_limit, self._gives_patches = scale_limit, patches
         vision = self.model.config.vision_config
         self._is_timm: bool = vision.model_type == timm.KIND
-        known = hasattr(self.model.vision_model.timm_model, "cls_token") if self._is_timm else self.kind in PATCHES
+        known = timm.is_vit(self.model.vision_model.timm_model) if self._is_timm else self.kind in PATCHES
         if patches and not known:
             named = getattr(vision, "architecture", self.kind)
             raise ValueError(f"patches of {named!r} are not known; take {' or '.join(PATCHES)}, or a ViT of timm's")

@@ -13,6 +13,7 @@ from typing import Any
 import models.without_torchvision  # isort: skip  # noqa: F401
 from transformers import AutoModelForImageClassification
 
+from models.towers import timm
 from models.towers.single import built
 from models.trainable import Batch, Features, Trainable
 
@@ -37,6 +38,12 @@ class VisionClassifier(Trainable):
         self._classes = int(self.model.config.num_labels)
         if self._classes != len(names):
             raise ValueError(f"pretrained = {pretrained!r} knows {self._classes} classes; the recipe has {len(names)}")
+
+    @property
+    def images(self) -> dict[str, Any]:
+        """As of `TwoTowers`."""
+        config = self.model.config
+        return timm.trained_on(config.to_dict()) if config.model_type == timm.KIND else {}
 
     def encode(self, batch: Batch) -> Features:
         labels_n = batch["classes"]

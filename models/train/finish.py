@@ -18,6 +18,7 @@ from models.data.images import save_preprocessor
 from models.data.kinds import KINDS
 from models.export import card
 from models.recipe import Recipe
+from models.towers import timm
 from models.trainable import Objective, Trainable
 
 LAST = "training.json"
@@ -41,6 +42,7 @@ def export(
             tokenizer.save_pretrained(local)
         if KINDS[recipe.data.kind].images:
             save_preprocessor(recipe.data.images, local)
+            timm.tell_images(recipe.data.images, local)
         (local / "recipe.yaml").write_text(as_yaml(recipe), encoding="utf-8")
         (local / LAST).write_text(json.dumps(said, indent=1))
         card.write(local)

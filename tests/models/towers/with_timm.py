@@ -108,7 +108,7 @@ def test_a_new_tower_begins_as_timm_has_it(name: str) -> None:
 
 
 def test_a_tower_with_weights_gives_timms_own_rows_and_stays_locked(folder: Path, tmp_path: Path) -> None:
-    settings = ["data.images={side: 96, mean: [0.5, 0.5, 0.5], deviation: [0.5, 0.5, 0.5]}"]
+    settings = ["data.images={side: 96, mean: [0.5, 0.5, 0.5], deviation: [0.25, 0.25, 0.25]}"]
     settings += ["phases=[{name: locked, rates: {vision_model: 0, '.*': 1}}]"]
     said = begun(folder, *settings)
     own = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
@@ -123,7 +123,8 @@ def test_a_tower_with_weights_gives_timms_own_rows_and_stays_locked(folder: Path
             pooled = towers.model.vision_model(pixel_values=pixels).pooler_output
             torch.testing.assert_close(pooled, own(pixels), atol=1e-6, rtol=0)
     assert str(folder) not in Path(model, "config.json").read_text()
-    assert again.images == {"side": 96, "mean": (0.5, 0.5, 0.5), "deviation": (0.5, 0.5, 0.5)}
+    assert small.model(said).images["deviation"] == (0.5, 0.5, 0.5)
+    assert again.images == {"side": 96, "mean": (0.5, 0.5, 0.5), "deviation": (0.25, 0.25, 0.25)}
 
 
 def test_weights_fit_another_size(folder: Path) -> None:
@@ -139,6 +140,22 @@ def test_images_must_be_said_where_the_weights_have_seen_others(folder: Path, tm
         train(said, {"shards": str(tmp_path)}, f"{tmp_path}/out")
 
 
+def test_a_classifier_goes_on_with_the_images_that_it_was_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "0.tar").write_bytes(tar_of([("0.jpg", picture(0, 96, 96)), ("0.cls", b"1")]))
+    shards, model = {"shards": str(tmp_path)}, "model={models.towers.vit.VisionClassifier: {classes: 2, %s}}"
+    begin = model % "config: {model_type: timm_wrapper, architecture: resnet18}"
+    images = "data={kind: labels, images: {side: 64, mean: [0.1, 0.2, 0.3], deviation: [0.2, 0.2, 0.2]}}"
+    settings = ["objectives=[models.objectives.classes.ClassOf]", "samples=8", "batch=4"]
+    overrides = [begin, images, *settings]
+    text = "{about: classes, optimizer: {learning_rate: 1e-3}, precision: float32}"
+    made = train(Recipe.parse(text, "timm", overrides=overrides), shards, f"{tmp_path}/out").model
+    assert made is not None
+    assert VisionClassifier(pretrained=made, classes=2).images["mean"] == (0.1, 0.2, 0.3)
+    again = [model % f"pretrained: '{made}'", "data={kind: labels, images: {side: 64}}", *settings]
+    with pytest.raises(RecipeError, match=r"data.images.mean: the pretrained tower has seen \(0.1, 0.2, 0.3\); say so"):
+        train(Recipe.parse(text, "timm", overrides=again), shards, f"{tmp_path}/again")
+
+
 def test_patches_are_the_tokens_of_a_vit() -> None:
     said = recipe("vit_tiny_patch16_224", VIT)
     config = said.model.parameters["config"]
@@ -146,6 +163,8 @@ def test_patches_are_the_tokens_of_a_vit() -> None:
     assert towers(small.batch(said))["patches"].shape == (small.ROWS, 16, 32)
     with pytest.raises(ValueError, match="patches of 'resnet18' are not known; take clip or siglip, or a ViT"):
         TwoTowers(recipe("resnet18", {}).model.parameters["config"], patches=True)
+    with pytest.raises(ValueError, match="patches of 'cait_xxs24_224' are not known"):  # which has a class token, too
+        TwoTowers(recipe("cait_xxs24_224", {"img_size": 64, "depth": 1}).model.parameters["config"], patches=True)
     with pytest.raises(ValueError, match="patch_dropout of timm's towers is not known"):
         towers.patch_dropout = 0.5
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -105,9 +106,13 @@ def with_statistics(rank: int, world: int, folder: Path) -> dict[str, Tensors]:
     for name, stops in (("unbroken", ()), ("broken", (60, 108))):
         for at in (*stops, 240):
             source = ToySource(BATCH, Place.here())
-            train(made, {}, f"{folder}/{name}", source=source, stop=lambda at=at, seen=source.seen: seen[-1] >= at)
+            train(made, {}, f"{folder}/{name}", source=source, stop=partial(_reached, source, at))
         found[name] = load_file(folder / name / "model" / "model.safetensors")
     return found
+
+
+def _reached(source: ToySource, samples: int) -> bool:
+    return source.seen[-1] >= samples
 
 
 def together(world: int, folder: Path) -> dict[Any, Any]:

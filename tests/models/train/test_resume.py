@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +255,7 @@ def test_which_checkpoint_is_the_best_does_not_depend_on_interruptions(
         for steps in (3, 3, 3):  # not where a checkpoint is due
             source, left_to_do = ToySource(12, Place.here()), iter(range(steps))
             made = recipe(**SETTINGS | settings)
-            train(made, {}, str(out), source=source, stop=lambda left=left_to_do: next(left, None) is None)
+            train(made, {}, str(out), source=source, stop=partial(_no_more, left_to_do))
     else:
         monkeypatch.setattr("models.train.trainer.KEPT_EVERY_S", 0.0)
     run(out, **settings)
@@ -263,6 +265,10 @@ def test_which_checkpoint_is_the_best_does_not_depend_on_interruptions(
     assert left(out)[0] == left(tmp_path / "unbroken")[0]
     told = [json.loads((one / "model" / "training.json").read_text()) for one in (out, tmp_path / "unbroken")]
     assert told[0]["exported"] == told[1]["exported"]
+
+
+def _no_more(steps: Iterator[int]) -> bool:
+    return next(steps, None) is None
 
 
 def _losses(out: Path) -> tuple[dict[int, float], dict[int, float]]:
