@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
+import numpy as np
 import torch
 
 import models.without_torchvision  # isort: skip  # noqa: F401
@@ -33,7 +34,7 @@ class Finite(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> Any:
         """`scores`: (rows, vocabulary); minus infinity for what is forbidden, but never for all of a row."""
-        if bool(scores.logsumexp(1).isfinite().all()):
+        if bool(scores.amax(1).isfinite().all()):  # NaN is the largest of numbers here
             return scores
         remedy = WIDER.get(self._dtype, "fetch or train its weights again")
         raise FloatingPointError(f"{self._model}: {self._dtype} cannot hold this model's numbers; {remedy}")
@@ -81,15 +82,36 @@ def nucleus(logits_rv: torch.Tensor, top_p: float, uniform_r: torch.Tensor) -> t
     count = min(LIKELY, logits_rv.shape[1])
     probs_rk, tokens_rk = probs_rv.topk(count, dim=1)
     if count < logits_rv.shape[1] and bool((probs_rk.sum(1) < top_p).any()):
-        probs_rk, tokens_rk = probs_rv.sort(dim=1, descending=True, stable=True)
+        return _fallen_on(probs_rv.double().masked_fill_(~_fewest(probs_rv, top_p), 0), uniform_r)
     probs_rk = probs_rk.double()
     before_rk = probs_rk.cumsum(1) - probs_rk
     probs_rk = probs_rk.masked_fill(before_rk >= top_p, 0)
     tokens_rk, order_rk = tokens_rk.sort(dim=1)
-    sums_rk = probs_rk.gather(1, order_rk).cumsum(1)
-    wanted_r1 = (uniform_r.to(sums_rk.device) * sums_rk[:, -1]).unsqueeze(1)
-    place_r1 = torch.searchsorted(sums_rk, wanted_r1, right=True).clamp_(max=sums_rk.shape[1] - 1)
-    return tokens_rk.gather(1, place_r1).squeeze(1)
+    return tokens_rk.gather(1, _fallen_on(probs_rk.gather(1, order_rk), uniform_r)[:, None]).squeeze(1)
+
+
+def _fewest(probs_rv: torch.Tensor, top_p: float) -> torch.Tensor:
+    """bool (rows, vocabulary): the fewest tokens with that probability; of equal ones the first.
+
+    Values are sorted without their places, which numpy does ten times as fast on a processor as torch sorts with them.
+    """
+    if probs_rv.device.type == "cpu":
+        sorted_rv = torch.from_numpy(np.sort(probs_rv.numpy(), axis=1)).flip(1).double()
+    else:
+        sorted_rv = probs_rv.sort(dim=1, descending=True).values.double()
+    count_r1 = (sorted_rv.cumsum(1) - sorted_rv < top_p).sum(1, keepdim=True)
+    least_r1 = sorted_rv.gather(1, count_r1 - 1).to(probs_rv.dtype)
+    above_rv, equal_rv = probs_rv > least_r1, probs_rv == least_r1
+    return above_rv | (equal_rv & (equal_rv.cumsum(1) <= count_r1 - above_rv.sum(1, keepdim=True)))
+
+
+def _fallen_on(probs_rk: torch.Tensor, uniform_r: torch.Tensor) -> torch.Tensor:
+    """int64 (rows,): the place that a number in [0, 1) falls on, of places as wide as the probabilities, float64."""
+    sums_rk = probs_rk.cumsum(1)
+    total_r1 = sums_rk[:, -1:]
+    wanted_r1 = uniform_r.to(sums_rk.device)[:, None] * total_r1
+    wanted_r1 = torch.minimum(wanted_r1, total_r1.nextafter(torch.zeros_like(total_r1)))  # which rounding may reach
+    return torch.searchsorted(sums_rk, wanted_r1, right=True).squeeze(1)
 
 
 def _stream(seed: int, uid: str, candidate: int) -> int:
