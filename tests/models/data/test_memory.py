@@ -2,13 +2,21 @@
 
 import gc
 
+import numpy as np
+import pytest
 import torch
 
 from models.data.memory import Recycled
 
 
-def test_memory_is_taken_again_when_the_last_view_is_gone() -> None:
-    memory = Recycled()
+def test_memory_is_taken_again_when_the_last_view_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, fresh, empty = Recycled(), list[int](), np.empty
+
+    def counted(size: int, dtype: type[np.uint8]) -> np.ndarray:
+        fresh.append(size)
+        return empty(size, dtype)
+
+    monkeypatch.setattr("models.data.memory.np.empty", counted)
     first = memory.empty(2, 3, 4)
     place, view = first.data_ptr(), first[1, 0]
     first.fill_(7)
@@ -20,6 +28,7 @@ def test_memory_is_taken_again_when_the_last_view_is_gone() -> None:
     assert view.tolist() == [7] * 4
     del view
     assert memory.empty(2, 3, 4).data_ptr() == place
+    assert fresh == [24, 24], "an allocator may give the same place again, too"
     assert memory.empty(2, 3, 5).data_ptr() != place, "of another size"
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import models.without_torchvision  # isort: skip  # noqa: F401
 from models.data.images import training_pixels
 from models.data.order import dice
-from models.data.pairs import captions_of, drawn, open_pairs, order_of
+from models.data.pairs import TAIL, captions_of, drawn, image_id, open_pairs, order_of
 from models.data.shards import Damaged, DataError, Sample, Samples
 from models.recipe import Recipe
 from tests.models.data.tars_made import pair, picture, shards, tar_of
@@ -238,3 +238,9 @@ def test_half_an_emoji_and_a_whole_book_are_captions_like_others(tmp_path: Path)
     assert len(found[1]) == 20_000
     loader, _ = open_pairs(recipe_of(), {"shards": str(tmp_path / "set")}, 0, 1, 0)
     assert next(iter(loader))["input_ids"].shape == (8, 12)
+
+
+def test_images_are_told_apart_by_their_size_where_their_ends_agree() -> None:
+    end = bytes(range(256)) * (TAIL // 256)
+    assert image_id(end) == image_id(bytes(end))
+    assert len({image_id(end), image_id(b"\0" + end), image_id(b"\0\0" + end)}) == 3

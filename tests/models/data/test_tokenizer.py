@@ -96,3 +96,12 @@ def test_a_tokenizer_that_cannot_pad_is_refused() -> None:
     bare.pad_token = None
     with pytest.raises(ValueError, match="has no pad token; give it one and save it again"):
         Encoder(bare, 8)
+
+
+def test_what_is_padded_is_the_tokenizers_own_padding() -> None:
+    """Of many it is the end of a text, as CLIP's."""
+    like_clip = trained(LINES, vocabulary=290, context=8)
+    like_clip.pad_token = like_clip.eos_token
+    ids, mask = Encoder(like_clip, 30)(["two red dogs"])
+    assert like_clip.pad_token_id != 0
+    assert set(ids[0][mask[0] == 0].tolist()) == {like_clip.pad_token_id}
