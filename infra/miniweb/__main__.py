@@ -40,6 +40,7 @@ def main(arguments: Sequence[str]) -> int:
         key=key,
         processes=options.processes,
         cached_mb=options.cached_mb,
+        boxes=options.boxes,
     )
     try:
         with web:
@@ -70,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--mix", choices=MIXES, default="web", help="how much of what is planted (default web)")
     parser.add_argument("--sides", choices=SIDES, default="small", help="how large the images are (default small)")
     parser.add_argument("--scenes", choices=CROWDS, default="any", help="how much is in an image (default any)")
+    parser.add_argument(
+        "--boxes", action="store_true", help="a column with a box around every thing, as detectors find"
+    )
     parser.add_argument("--port", type=_port, default=18080, help="port on 127.0.0.1, 0 for a free one (default 18080)")
     parser.add_argument("--key", type=Path, help=f"the file of the answers (default DIR/../key/{KEY})")
     parser.add_argument("--evaluation", type=Path, metavar="EVALUATION", help="where to write the evaluation set too")

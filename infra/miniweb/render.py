@@ -7,7 +7,9 @@ mixed into the few colours before anything is painted, blur is painting small an
 import io
 import math
 import random
+from collections.abc import Iterator
 from functools import cache, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -97,7 +99,8 @@ def paint(scene: Scene) -> Image.Image:
     paints = {name: _lit(PAINTS[name], scene, dice) for name in PAINTS}
     image = _background(scene, paints[scene.colour], (width, height), dice)
     for group in scene.groups:
-        _paint(image, scene, group, paints[group.colour])
+        for thing in things(scene, group, image.size):
+            _stamp(image, group, paints[group.colour], thing)
     if scene.blur > 1:
         image = image.resize((scene.width, scene.height), Image.Resampling.BILINEAR)
     return _noisy(image, scene.noise, dice) if scene.noise else image
@@ -147,25 +150,33 @@ def _mask(pattern: str, size: tuple[int, int], dice: random.Random) -> Image.Ima
     return small.resize(size, Image.Resampling.NEAREST)
 
 
-def _paint(image: Image.Image, scene: Scene, group: Group, colour: RGB) -> None:
-    """All things of a group into their cell, each a little off its place."""
+class Thing(NamedTuple):
+    """Where one is drawn: its centre and its radius, in px."""
+
+    x: float
+    y: float
+    radius: float
+
+
+def things(scene: Scene, group: Group, size: tuple[int, int]) -> Iterator[Thing]:
+    """All of a group in their cell, each a little off its place, in a picture of that width and height."""
     dice = random.Random(f"places/{scene.grain}/{group.cell}")
     across, column, row = (2, group.column // 2, group.row // 2) if scene.near else (3, group.column, group.row)
-    side = min(image.size)
+    side = min(size)
     share = ALONE if group.size == "large" and group.count == 1 else RADII[group.size]
     radius = share * 3 / across * side * dice.uniform(0.9, 1.1)
-    cell_x, cell_y = image.width / across, image.height / across
+    cell_x, cell_y = size[0] / across, size[1] / across
     rows = ROWS[group.count]
     for down, many in enumerate(rows):
         for right in range(many):
             x = (column + (right + 0.5) / many) * cell_x + dice.uniform(-0.01, 0.01) * side
             y = (row + (down + 0.5) / len(rows)) * cell_y + dice.uniform(-0.01, 0.01) * side
-            _stamp(image, group, colour, (x, y), radius)
+            yield Thing(x, y, radius)
 
 
-def _stamp(image: Image.Image, group: Group, colour: RGB, centre: tuple[float, float], radius: float) -> None:
+def _stamp(image: Image.Image, group: Group, colour: RGB, thing: Thing) -> None:
     """One thing: its outline filled with its texture."""
-    x, y = centre
+    x, y, radius = thing
     points = [(x + radius * dx, y + radius * dy) for dx, dy in OUTLINES[group.shape]]
     brush = ImageDraw.Draw(image)
     if group.texture == "plain":

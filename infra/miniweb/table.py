@@ -11,13 +11,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from infra.miniweb.boxes import BOX, boxes_of
 from infra.miniweb.plan import Page, Plan
 
 TABLE = "urls.parquet"
 KEY = "key.parquet"
 SCHEMA = pa.schema([("url", pa.string()), ("alt", pa.string()), ("page_id", pa.int64()), ("seen_sha256", pa.string())])
 """What a pipeline reads: one row per page, in order, as a crawler would have found them. Few have a `seen_sha256`: what
-the image's bytes were when the table was made."""
+the image's bytes were when the table was made. Where asked for, `boxes` follows, of which the key knows as well."""
+BOXES = pa.field("boxes", pa.list_(BOX))
 GROUP = pa.struct(
     [
         ("count", pa.int32()),
@@ -47,6 +49,7 @@ KEY_SCHEMA = pa.schema(
         ("true_caption", pa.string()),
         ("groups", pa.list_(GROUP)),  # what the image shows, or would show, in reading order
         ("relations", pa.list_(RELATION)),  # between groups, by their places in the list
+        BOXES,
         ("pattern", pa.string()),
         ("background", pa.string()),
         ("width", pa.int32()),  # px, as painted: before an alteration resizes or crops
@@ -83,6 +86,7 @@ def key_row(page: Page, base: str) -> dict[str, Any]:
         "true_caption": page.true_caption,
         "groups": [{name: getattr(group, name) for name in GROUP_NAMES} for group in scene.groups],
         "relations": [{"subject": a, "relation": relation, "object": b} for a, relation, b in scene.relations()],
+        "boxes": boxes_of(page),
         "pattern": scene.pattern,
         "background": scene.colour,
         **{name: getattr(scene, name) for name in ("width", "height", "light", "warmth", "blur", "noise", "quality")},
@@ -111,19 +115,27 @@ def _group(plan: Plan, base: str, start: int) -> pa.Table:
     return pa.Table.from_pylist([key_row(plan[number], base) for number in numbers], schema=KEY_SCHEMA)
 
 
-def urls(group: pa.Table) -> pa.Table:
-    """The part of the key that is told to everyone."""
-    return group.select(["url", "caption", "page_id", "seen_sha256"]).rename_columns(SCHEMA.names).cast(SCHEMA)
+def urls(group: pa.Table, boxes: bool = False) -> pa.Table:
+    """The part of the key that is told to everyone; `boxes`: with what a detector found."""
+    told = group.select(["url", "caption", "page_id", "seen_sha256"]).rename_columns(SCHEMA.names).cast(SCHEMA)
+    return told.append_column(BOXES, group.column("boxes")) if boxes else told
 
 
-def write(plan: Plan, base: str, table: Path | None, key: Path | None, workers: Executor | None = None) -> None:
+def write(
+    plan: Plan,
+    base: str,
+    table: Path | None,
+    key: Path | None,
+    workers: Executor | None = None,
+    boxes: bool = False,
+) -> None:
     """Write the table and the key, either or both; each appears under its name when it is whole."""
     with ExitStack() as files:
-        told = None if table is None else files.enter_context(_writer(table, SCHEMA))
+        told = files.enter_context(_writer(table, SCHEMA.append(BOXES) if boxes else SCHEMA)) if table else None
         kept = None if key is None else files.enter_context(_writer(key, KEY_SCHEMA))
         for group in rows(plan, base, workers):
             if told is not None:
-                told.write_table(urls(group))
+                told.write_table(urls(group, boxes))
             if kept is not None:
                 kept.write_table(group)
 

@@ -68,7 +68,7 @@ class Miniweb(Web):
     paths.
     `key` names the file of the answers; it must not lie where a pipeline reads. Images are rendered in threads, or in
     so many `processes`, which take half a second to start and work out long tables too. `cached_mb` (2^20 bytes) of
-    images are kept for later requests.
+    images are kept for later requests. `boxes`: urls.parquet has a column with what a detector would find.
     """
 
     def __init__(
@@ -85,11 +85,13 @@ class Miniweb(Web):
         key: str | os.PathLike[str] | None = None,
         processes: int = 0,
         cached_mb: int = 64,
+        boxes: bool = False,
     ) -> None:
         super().__init__(self._reply, port)
         self.pages = Plan(pages, seed, mix, sides, evaluation, scenes)
         self.folder = None if folder is None else Path(folder)
         self.key = None if key is None else Path(key)
+        self._boxes = boxes
         self._processes = processes
         self._renderers: Executor | None = None
         self._files: OrderedDict[int, Body] = OrderedDict()
@@ -100,7 +102,7 @@ class Miniweb(Web):
     @cached_property
     def table(self) -> pa.Table:
         """url, alt, page_id, in memory: what urls.parquet holds."""
-        return pa.concat_tables([table.urls(group) for group in table.rows(self.pages, self.base)])
+        return pa.concat_tables([table.urls(group, self._boxes) for group in table.rows(self.pages, self.base)])
 
     @cached_property
     def answers(self) -> pa.Table:
@@ -113,7 +115,7 @@ class Miniweb(Web):
             place = None if self.folder is None else self.folder / table.TABLE
             if place is not None or self.key is not None:
                 spread = self._processes and len(self.pages) > table.ROWS
-                table.write(self.pages, self.base, place, self.key, self._pool() if spread else None)
+                table.write(self.pages, self.base, place, self.key, self._pool() if spread else None, self._boxes)
         except BaseException:
             self.__exit__(None, None, None)
             raise

@@ -6,7 +6,6 @@ dice, so that the same sample gets the same questions wherever it lies.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -35,7 +34,7 @@ DESCRIBE = (
     "Write a caption for this image.",
 )
 NEAR = 0.05
-"""Shares of a side by which the centres of two boxes must differ for one to be left of the other, or above it."""
+"""Share of a side by which the centres of boxes must differ, at least, for one to be left of another, or above it."""
 
 
 def turns_of(
@@ -122,18 +121,24 @@ def _reasoned(things: Sequence[Thing], dice: Random) -> Iterator[Asked]:
 
 
 def _of_boxes(boxes: Sequence[Mapping[str, Any]], dice: Random) -> Iterator[Asked]:
-    counts = Counter(str(box["label"]).lower() for box in boxes)
-    for label, count in counts.items():
-        yield "count", f"How many {plural(label)} are there?", in_words(count)
-    single = [box for box in boxes if counts[str(box["label"]).lower()] == 1]
-    for one, other in pairwise(single):
-        names = [singular(str(box["label"]).lower()) for box in (one, other)]
-        (x, y), (across, down) = _centre(one["box"]), _centre(other["box"])
-        for distance, before in ((across - x, "to the left of"), (down - y, "above")):
-            if abs(distance) > NEAR:
-                true = before if distance > 0 else RELATIONS[before]
-                words, answer = (true, "yes") if dice.random() < 0.5 else (RELATIONS[true], "no")
-                yield "relation", f"Is the {names[0]} {words} the {names[1]}?", answer
+    """How many there are of each label, and how all of one label lie to all of the next."""
+    centres: dict[str, list[tuple[float, float]]] = {}
+    for box in boxes:
+        centres.setdefault(str(box["label"]).lower(), []).append(_centre(box["box"]))
+    for label, some in centres.items():
+        yield "count", f"How many {plural(label)} are there?", in_words(len(some))
+    for (one, here), (other, there) in pairwise(centres.items()):
+        names = [singular(label) if len(some) == 1 else plural(label) for label, some in ((one, here), (other, there))]
+        for axis, before in enumerate(("to the left of", "above")):
+            mine, theirs = ([centre[axis] for centre in some] for some in (here, there))
+            if max(mine) + NEAR < min(theirs):
+                true = before
+            elif max(theirs) + NEAR < min(mine):
+                true = RELATIONS[before]
+            else:
+                continue
+            words, answer = (true, "yes") if dice.random() < 0.5 else (RELATIONS[true], "no")
+            yield "relation", f"{'Is' if len(here) == 1 else 'Are'} the {names[0]} {words} the {names[1]}?", answer
 
 
 def _centre(box: Sequence[float]) -> tuple[float, float]:

@@ -98,7 +98,8 @@ class Part:
             schema = file.schema_arrow
             places = self._places(file, grain)
             for name in covered(schema):
-                wanted = name not in PLUMBING and _is_plain(schema.field(name).type)
+                kind = schema.field(name).type
+                wanted = name not in PLUMBING and (_is_plain(kind) or _are_findings(kind))
                 if chosen is not None:
                     wanted = name in chosen or f"{node}.{name}" in chosen
                 if wanted and name not in (*KEYS["caption"].names, CAPTIONS.name):  # of that name the list is
@@ -162,6 +163,14 @@ def _key(table: pa.Table, grain: str) -> pa.Array:
 
 def _is_plain(kind: pa.DataType) -> bool:
     return bool(pa.types.is_primitive(kind) or pa.types.is_string(kind))
+
+
+def _are_findings(kind: pa.DataType) -> bool:
+    """Whether it is a list of things found in an image, such as boxes with their labels, and no embedding."""
+    if not pa.types.is_list(kind) or not pa.types.is_struct(kind.value_type):
+        return False
+    inner = (field.type.value_type if pa.types.is_list(field.type) else field.type for field in kind.value_type)
+    return all(map(_is_plain, inner))
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:

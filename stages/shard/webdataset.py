@@ -67,7 +67,7 @@ class WebDataset(Job):
 
     promise: ClassVar[Promise] = "pure"
     seeded: ClassVar[bool] = True
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     samples_per_shard: int = Field(default=10_000, ge=1)
     """Every shard but the last holds so many."""
@@ -76,7 +76,8 @@ class WebDataset(Job):
     best_by: str | None = None
     """The caption column whose highest value makes a caption the `txt`; by default the first kept one is."""
     json_columns: tuple[str, ...] | None = None
-    """Columns in the JSON, each `column` or `node.column`; by default all but lists, embeddings and plumbing."""
+    """Columns in the JSON, each `column` or `node.column`; by default all but embeddings, other lists of
+    plain values, and plumbing: lists of `boxes` with their labels are among them."""
     text: str = "caption"
     """The caption column whose words are written, such as `masked_caption`; where that is null, the caption is left."""
     blur: str | None = None

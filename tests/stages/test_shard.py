@@ -217,6 +217,19 @@ def test_the_best_caption_is_the_text_and_scores_stand_in_the_json(world: World)
     assert document["captions"][0]["embedding"] == [1.0]
 
 
+def test_boxes_with_their_labels_stand_in_the_json_and_other_lists_do_not(world: World) -> None:
+    pool = world.pool({"000-00000": range(1)})
+    found = [{"label": "dog", "box": [0.25, 0.5, 0.75, 1.0]}]
+    box = pa.struct([("label", pa.string()), ("box", pa.list_(pa.float64()))])
+    columns = {"boxes": pa.array([found], pa.list_(box)), "image_embedding": pa.array([[1.0]], pa.list_(pa.float32()))}
+    images = pa.table({"uid": [identity("http://a/0")], **columns})
+    detector = write_node(world.store, "detector", {"000-00000": {"image": images}})
+    ((_, members),) = world.shards(pool, detector, kept_where(world, pool)).samples()
+    document = json.loads(members["json"])
+    assert document["boxes"] == found
+    assert "image_embedding" not in document
+
+
 def test_captions_that_another_node_wrote_are_found_by_their_key(world: World) -> None:
     pool = world.pool({"000-00000": range(2)})
     uid, text = identity("http://a/1"), "a better one"

@@ -152,6 +152,24 @@ def test_boxes_are_asked_about_too(store: Store) -> None:
     assert {row["verdict"] for row in rows} == {"kept"}
 
 
+def test_of_several_boxes_of_a_label_all_stand_so_or_nothing_is_asked(store: Store) -> None:
+    """Three stars over two hearts, one of them to the right of a heart and two to the left."""
+    places = {"red star": [(0.1, 0.1), (0.2, 0.1), (0.8, 0.1)], "blue heart": [(0.5, 0.6), (0.6, 0.6)]}
+    boxes = [
+        {"label": label, "box": [x - 0.05, y - 0.05, x + 0.05, y + 0.05]} for label in places for x, y in places[label]
+    ]
+    rows = turns(store, made(store, Conversations(), write_pairs(store, [[sample(0, boxes=boxes)]])))
+    assert {(row["question"], row["answer"]) for row in rows if row["kind"] == "count"} == {
+        ("How many red stars are there?", "three"),
+        ("How many blue hearts are there?", "two"),
+    }
+    (relation,) = (row for row in rows if row["kind"] == "relation")
+    assert (relation["question"], relation["answer"]) in {
+        ("Are the red stars above the blue hearts?", "yes"),
+        ("Are the red stars below the blue hearts?", "no"),
+    }
+
+
 def test_of_pairs_of_which_nothing_was_kept_the_remedy_is_told(store: Store) -> None:
     with pytest.raises(SluiceError, match=r"no turn was kept .* lower `grounded`"):
         made(store, Conversations(), write_pairs(store, [[sample(0)]]))
