@@ -76,7 +76,7 @@ def count(scene: Scene, dice: random.Random) -> Question:
 
 
 def relation(scene: Scene, dice: random.Random) -> Question | None:
-    """Left or right, above or below: yes as often as no."""
+    """Left or right, above or below, each from either end: no word is right more often than another."""
     scene = simplified(scene)
     scene = replace(scene, groups=tuple(replace(group, count=1) for group in scene.groups))
     found = list(scene.relations())
@@ -84,6 +84,8 @@ def relation(scene: Scene, dice: random.Random) -> Question | None:
         return None
     one, words, other = dice.choice(found)
     wrong = OPPOSITES[f"is {words}"].removeprefix("is ")
+    if dice.random() < 0.5:
+        one, words, other, wrong = other, wrong, one, words
     true = dice.random() < 0.5
     names = [f"the {scene.groups[place].colour} {scene.groups[place].shape}" for place in (one, other)]
     text = f"Is {names[0]} {words if true else wrong} {names[1]}?"

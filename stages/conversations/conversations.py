@@ -162,7 +162,7 @@ class Conversations(Writing):
     """Questions and answers by rules, without any model: colours, numbers, relations, places, what can be read, which
     are more, and a description; from captions in English, and from `boxes` where a sample's JSON has them."""
 
-    revision: ClassVar[int] = 4
+    revision: ClassVar[int] = 5
     promise: ClassVar[Promise] = "pure"
 
     def open(self, device: Device) -> Writer:

@@ -127,7 +127,8 @@ def _of_boxes(boxes: Sequence[Mapping[str, Any]], dice: Random) -> Iterator[Aske
         centres.setdefault(str(box["label"]).lower(), []).append(_centre(box["box"]))
     for label, some in centres.items():
         yield "count", f"How many {plural(label)} are there?", in_words(len(some))
-    for (one, here), (other, there) in pairwise(centres.items()):
+    for pair in pairwise(centres.items()):  # from either end, for lists of boxes often begin at the top left
+        (one, here), (other, there) = pair if dice.random() < 0.5 else pair[::-1]
         names = [singular(label) if len(some) == 1 else plural(label) for label, some in ((one, here), (other, there))]
         for axis, before in enumerate(("to the left of", "above")):
             mine, theirs = ([centre[axis] for centre in some] for some in (here, there))

@@ -148,6 +148,8 @@ def test_boxes_are_asked_about_too(store: Store) -> None:
     assert (relation["question"], relation["answer"]) in {
         ("Is the dog to the left of the cat?", "yes"),
         ("Is the dog to the right of the cat?", "no"),
+        ("Is the cat to the right of the dog?", "yes"),
+        ("Is the cat to the left of the dog?", "no"),
     }
     assert {row["verdict"] for row in rows} == {"kept"}
 
@@ -167,7 +169,18 @@ def test_of_several_boxes_of_a_label_all_stand_so_or_nothing_is_asked(store: Sto
     assert (relation["question"], relation["answer"]) in {
         ("Are the red stars above the blue hearts?", "yes"),
         ("Are the red stars below the blue hearts?", "no"),
+        ("Are the blue hearts below the red stars?", "yes"),
+        ("Are the blue hearts above the red stars?", "no"),
     }
+
+
+def test_no_word_of_a_relation_gives_the_answer_away_where_boxes_are_in_reading_order(store: Store) -> None:
+    boxes = [{"label": "star", "box": [0.1, 0.1, 0.2, 0.2]}, {"label": "heart", "box": [0.7, 0.7, 0.8, 0.8]}]
+    pairs = write_pairs(store, [[sample(number, boxes=boxes) for number in range(100)]])
+    rows = [row for row in turns(store, made(store, Conversations(), pairs)) if row["kind"] == "relation"]
+    for words in ("to the left of", "to the right of", "above", "below"):
+        answers = [row["answer"] for row in rows if f" {words} the " in row["question"]]
+        assert 0.3 < answers.count("yes") / len(answers) < 0.7, words
 
 
 def test_of_pairs_of_which_nothing_was_kept_the_remedy_is_told(store: Store) -> None:
