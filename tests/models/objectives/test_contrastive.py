@@ -191,15 +191,23 @@ ALL: dict[str, Callable[[], Objective]] = {
 }
 
 
-def test_no_objective_is_forgotten_here() -> None:
+def _known() -> set[type[Objective]]:
+    """All that can be made."""
     modules = [import_module(f"models.objectives.{found.name}") for found in iter_modules(models.objectives.__path__)]
-    known = {
+    return {
         thing
         for module in modules
         for thing in vars(module).values()
         if isinstance(thing, type) and issubclass(thing, Objective) and not isabstract(thing)
     }
-    assert {type(make()) for make in ALL.values()} == known
+
+
+def test_no_objective_is_forgotten_here() -> None:
+    assert {type(make()) for make in ALL.values()} == _known()
+
+
+def test_no_objective_is_another_one_changed() -> None:
+    assert not [known for known in _known() if _known() & set(known.__mro__[1:])]
 
 
 @pytest.mark.parametrize("case", ALL)
