@@ -17,6 +17,9 @@ class ClassOf(Objective):
         super().__init__()
         self._logits, self._labels, self._smoothing = logits, labels, smoothing
 
+    def reads(self) -> frozenset[str]:
+        return frozenset({self._logits, self._labels})
+
     def forward(self, features: Features, scalars: Scalars) -> Loss:
         return of_classes(features, self._logits, self._labels, self._smoothing)
 
@@ -24,12 +27,18 @@ class ClassOf(Objective):
 class MaskedTokens(Objective):
     """MLM: the tokens that were hidden, of `masked_logits` and `masked_labels` (Devlin et al. 2019, section 3.1)."""
 
+    def reads(self) -> frozenset[str]:
+        return frozenset({"masked_logits", "masked_labels"})
+
     def forward(self, features: Features, scalars: Scalars) -> Loss:
         return of_classes(features, "masked_logits", "masked_labels")
 
 
 class NextSentence(Objective):
     """NSP: whether the second text goes on with the first, of `next_logits` and `next_labels` (the same section)."""
+
+    def reads(self) -> frozenset[str]:
+        return frozenset({"next_logits", "next_labels"})
 
     def forward(self, features: Features, scalars: Scalars) -> Loss:
         return of_classes(features, "next_logits", "next_labels")

@@ -62,6 +62,11 @@ def test_a_training_that_has_ended_makes_a_model_of_its_best_checkpoint(root: st
         (["--node", "shard"], "--node 'shard' made no shards; did you mean 'shards'"),
         (["--node", "shards", "--set", "optimizer.rate=1"], "unknown key 'optimizer.rate'"),
         (["--node", "shards", "--tiny"], "has no `tiny` overlay"),
+        (
+            ["--node", "shards", "--set", "objectives=[models.objectives.language.NextToken]"],
+            "error: objectives: models.objectives.language.NextToken needs labels, logits, and "
+            "models.towers.two_towers.TwoTowers gives image, text; take another model or objective\n",
+        ),
     ],
 )
 def test_what_cannot_be_is_told_in_a_line(
@@ -70,7 +75,7 @@ def test_what_cannot_be_is_told_in_a_line(
     done = sluice("train", root, "--recipe", recipe, "--out", str(tmp_path / "out"), *arguments)
     assert done.exit_code == 2
     assert expected in done.output
-    assert not (tmp_path / "out" / "model").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_recipe_that_is_shipped_is_listed_and_holds_together_at_both_sizes() -> None:
