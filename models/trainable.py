@@ -66,8 +66,14 @@ class Objective(nn.Module, ABC):
 
     joint: ClassVar[bool] = False
     """Whether it compares the rows of the whole global batch, so that it must see all features at once."""
+    remedy: ClassVar[str] = ""
+    """What a recipe may set so that a model gives what is read here, where not all of its class do, nor of all data."""
     done: float = 0.0
     """As of `Trainable`."""
+
+    def reads(self) -> frozenset[str]:
+        """The names of the features that it reads; a model that does not give one is refused before the training."""
+        return frozenset()
 
     def needs(self) -> frozenset[str]:
         """The names of the scalars that it reads; a model without one of them is refused before the training."""

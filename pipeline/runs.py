@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pipeline.errors import SluiceError, did_you_mean
 from pipeline.leases import no_run
@@ -40,6 +40,39 @@ def generations_of(store: Store, run: Run) -> dict[str, Generation]:
             )
         found[node] = generation
     return found
+
+
+def with_shards(store: Store, run: Run, nodes: Sequence[str]) -> dict[str, Generation]:
+    """Every node's generation, of a run in which all of `nodes` made shards.
+
+    Raises `SluiceError` for one that made none, with the run that did where there is one, and as `generations_of`.
+    """
+    generations = generations_of(store, run)
+    known = [name for name, generation in generations.items() if holds_shards(generation)]
+    for node in nodes:
+        if node not in known:
+            others = [other for other in store.runs() if other.id != run.id and _made_shards(store, other, [node])]
+            if not others:
+                raise SluiceError(f"--node {node!r} made no shards{did_you_mean(node, known)}")
+            whole = next((other for other in others if _made_shards(store, other, nodes)), None)
+            told = f": --run {whole.id}" if whole else f", but none made those of all: {', '.join(nodes)}"
+            raise SluiceError(
+                f"--node {node!r} made no shards in run {run.id}; run {(whole or others[0]).id} did{told}"
+            )
+    return generations
+
+
+def holds_shards(generation: Generation) -> bool:
+    return any(record.file("shard") is not None for record in generation.records)
+
+
+def _made_shards(store: Store, run: Run, nodes: Sequence[str]) -> bool:
+    """Whether all of the nodes did, and nothing that the run left was collected."""
+    if not set(nodes) <= run.generations.keys():
+        return False
+    generations = {name: store.generation(name, number) for name, number in run.generations.items()}
+    made = {name for name, found in generations.items() if found is not None and holds_shards(found)}
+    return set(nodes) <= made and None not in generations.values()
 
 
 def ancestors(node: str, generations: Mapping[str, Generation]) -> set[str]:

@@ -30,8 +30,11 @@ class CaptionTokens(Objective):
         self.register_buffer("frequencies", torch.zeros(tokens, dtype=torch.int64))
         self._coming: torch.Tensor | None = None
 
+    def reads(self) -> frozenset[str]:
+        return frozenset({"logits", "labels"})
+
     def forward(self, features: Features, scalars: Scalars) -> Loss:
-        for name in ("logits", "labels"):
+        for name in sorted(self.reads()):
             if name not in features:
                 raise ValueError(f"no features {name!r}; this model gives {', '.join(sorted(features))}")
         logits_nv, labels_nl = features["logits"], features["labels"]

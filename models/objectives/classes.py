@@ -17,26 +17,40 @@ class ClassOf(Objective):
         super().__init__()
         self._logits, self._labels, self._smoothing = logits, labels, smoothing
 
+    def reads(self) -> frozenset[str]:
+        return frozenset({self._logits, self._labels})
+
     def forward(self, features: Features, scalars: Scalars) -> Loss:
-        for name in (self._logits, self._labels):
-            if name not in features:
-                raise ValueError(f"no features {name!r}; this model gives {', '.join(sorted(features))}")
-        logits_rc, labels_r = features[self._logits].flatten(0, -2), features[self._labels].flatten()
-        total = functional.cross_entropy(
-            logits_rc, labels_r, ignore_index=NOT_LEARNT, reduction="sum", label_smoothing=self._smoothing
-        )
-        return Loss(total, (labels_r != NOT_LEARNT).sum())
+        return of_classes(features, self._logits, self._labels, self._smoothing)
 
 
-class MaskedTokens(ClassOf):
+class MaskedTokens(Objective):
     """MLM: the tokens that were hidden, of `masked_logits` and `masked_labels` (Devlin et al. 2019, section 3.1)."""
 
-    def __init__(self) -> None:
-        super().__init__("masked_logits", "masked_labels")
+    def reads(self) -> frozenset[str]:
+        return frozenset({"masked_logits", "masked_labels"})
+
+    def forward(self, features: Features, scalars: Scalars) -> Loss:
+        return of_classes(features, "masked_logits", "masked_labels")
 
 
-class NextSentence(ClassOf):
+class NextSentence(Objective):
     """NSP: whether the second text goes on with the first, of `next_logits` and `next_labels` (the same section)."""
 
-    def __init__(self) -> None:
-        super().__init__("next_logits", "next_labels")
+    def reads(self) -> frozenset[str]:
+        return frozenset({"next_logits", "next_labels"})
+
+    def forward(self, features: Features, scalars: Scalars) -> Loss:
+        return of_classes(features, "next_logits", "next_labels")
+
+
+def of_classes(features: Features, logits: str, labels: str, smoothing: float = 0) -> Loss:
+    """The loss of `ClassOf`. Raises `ValueError` where there are no features of these names."""
+    for name in (logits, labels):
+        if name not in features:
+            raise ValueError(f"no features {name!r}; this model gives {', '.join(sorted(features))}")
+    logits_rc, labels_r = features[logits].flatten(0, -2), features[labels].flatten()
+    total = functional.cross_entropy(
+        logits_rc, labels_r, ignore_index=NOT_LEARNT, reduction="sum", label_smoothing=smoothing
+    )
+    return Loss(total, (labels_r != NOT_LEARNT).sum())

@@ -39,6 +39,9 @@ class InfoNCE(Objective):
         self.left, self.right = left, right
         self.temperature, self.smoothing = temperature, smoothing
 
+    def reads(self) -> frozenset[str]:
+        return frozenset({self.left, self.right})
+
     def needs(self) -> frozenset[str]:
         return frozenset({"logit_scale"} if self.temperature is None else ())
 
@@ -67,6 +70,9 @@ class HardNegativeNCE(Objective):
         if not 0 < alpha <= 1 or beta < 0:
             raise ValueError(f"alpha = {alpha:g}, beta = {beta:g}: expected 0 < alpha <= 1 and beta >= 0")
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
+
+    def reads(self) -> frozenset[str]:
+        return frozenset({"image", "text"})
 
     def needs(self) -> frozenset[str]:
         return frozenset({"logit_scale"} if self.temperature is None else ())
@@ -99,6 +105,9 @@ class Sigmoid(Objective):
     """
 
     joint = True
+
+    def reads(self) -> frozenset[str]:
+        return frozenset({"image", "text"})
 
     def needs(self) -> frozenset[str]:
         return frozenset({"logit_scale", "logit_bias"})

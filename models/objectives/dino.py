@@ -34,6 +34,9 @@ class SelfDistillation(Objective):
         self._sum: torch.Tensor | None = None
         self._rows = 0
 
+    def reads(self) -> frozenset[str]:
+        return frozenset({"student", "teacher"})
+
     def forward(self, features: Features, scalars: Scalars) -> Loss:
         student_nvk, teacher_nqk = features["student"], features["teacher"]
         if teacher_nqk.shape[-1] != len(self.centre):

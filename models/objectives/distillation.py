@@ -17,11 +17,15 @@ class SimilarityDistillation(Objective):
     """
 
     joint = True
+    remedy = "data.kind = pairs_and_teacher"
 
     def __init__(self, temperature: float = 0.01) -> None:
         """`temperature`: the teacher's; a CLIP's is 0.01."""
         super().__init__()
         self.temperature = temperature
+
+    def reads(self) -> frozenset[str]:
+        return frozenset({"image", "text", "teacher_image", "teacher_text"})
 
     def needs(self) -> frozenset[str]:
         return frozenset({"logit_scale"})

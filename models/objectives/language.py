@@ -22,6 +22,9 @@ class NextToken(Objective):
         super().__init__()
         self._smoothing, self._z = smoothing, z
 
+    def reads(self) -> frozenset[str]:
+        return frozenset({"logits", "labels"})
+
     def forward(self, features: Features, scalars: Scalars) -> Loss:
         logits_tv, labels_t = features["logits"].flatten(0, -2), features["labels"].flatten()
         learnt = labels_t != NOT_LEARNT

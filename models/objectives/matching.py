@@ -14,6 +14,9 @@ class Matching(Objective):
     A mean over the pairs, but for those labelled -100. Which wrong pairs are asked of, the model has decided.
     """
 
+    def reads(self) -> frozenset[str]:
+        return frozenset({"match", "match_labels"})
+
     def forward(self, features: Features, scalars: Scalars) -> Loss:
         if "match" not in features:
             raise ValueError(f"no features 'match'; this model gives {', '.join(sorted(features))}")

@@ -23,6 +23,7 @@ class MomentumContrast(Objective):
     """
 
     joint = True
+    remedy = "`momentum` of the model"
 
     def __init__(self, width: int = 256, queue: int = 57_600, alpha: float = 0.4, ramp: int = 0) -> None:
         """`width`: of the features. `ramp`: samples over which α grows from 0. Raises `ValueError` for an α over 1."""
@@ -37,6 +38,9 @@ class MomentumContrast(Objective):
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # rows, of which the queue has the newest
         self._alpha, self._ramp = alpha, ramp
         self._coming: dict[str, torch.Tensor] = {}
+
+    def reads(self) -> frozenset[str]:
+        return frozenset({"image", "text", "image_m", "text_m"})
 
     def needs(self) -> frozenset[str]:
         return frozenset({"logit_scale"})
@@ -88,9 +92,8 @@ class MomentumContrast(Objective):
             self.seen += len(self._coming["image"])
         self._coming = {}
 
-    @staticmethod
-    def _rows(features: Features) -> Features:
-        for name in ("image", "text", "image_m", "text_m"):
+    def _rows(self, features: Features) -> Features:
+        for name in sorted(self.reads()):
             if name not in features:
                 given = ", ".join(sorted(features))
                 raise ValueError(f"no features {name!r}; this model gives {given}; its `momentum` makes a slow copy")

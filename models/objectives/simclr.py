@@ -20,6 +20,7 @@ class SimCLR(Objective):
     """
 
     joint = True
+    remedy = "data.kind = pairs_and_views, data.crops.count = 2"
 
     def __init__(self, width: int, hidden: int = 4096, out: int = 256, temperature: float = 0.1) -> None:
         """`width`: of what the image tower pools, before any projection. `hidden`, `out`: widths within the head."""
@@ -31,13 +32,14 @@ class SimCLR(Objective):
             nn.Linear(hidden, out),
         )  # fmt: skip
 
+    def reads(self) -> frozenset[str]:
+        return frozenset({"views"})
+
     def forward(self, features: Features, scalars: Scalars) -> Loss:
         views = features.get("views")
         if views is None or views.shape[1] != 2:
             found = "none" if views is None else str(views.shape[1])
-            raise ValueError(
-                f"views of an image: {found}; expected 2: data.kind = pairs_and_views, data.crops.count = 2"
-            )
+            raise ValueError(f"views of an image: {found}; expected 2: {self.remedy}")
         if views.shape[2] != self._width:
             raise ValueError(f"views of width {views.shape[2]}; the objective has {self._width}: set `width` of it")
         with torch.autocast(views.device.type, enabled=False):

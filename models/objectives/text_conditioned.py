@@ -19,7 +19,7 @@ from models.objectives.ranks import rank, ring, world
 from models.splitmix import mixed
 from models.trainable import Features, Loss, Objective, Scalars
 
-NEEDED = ("image", "text", "patches", "position")
+NEEDED = ("text", "patches", "position")
 
 
 class Pool(nn.Module):
@@ -46,11 +46,15 @@ class TextConditioned(Objective):
     """
 
     joint = True
+    remedy = "`patches: true` of the model"
 
     def __init__(self, width: int, heads: int = 8) -> None:
         """`width`: of the embeddings; a multiple of `heads`."""
         super().__init__()
         self.pool = Pool(width, heads)
+
+    def reads(self) -> frozenset[str]:
+        return frozenset(NEEDED)
 
     def needs(self) -> frozenset[str]:
         return frozenset({"logit_scale", "logit_bias"})
@@ -59,7 +63,7 @@ class TextConditioned(Objective):
         for name in NEEDED:
             if name not in features:
                 raise ValueError(f"no features {name!r}; the model needs `patches: true`, and the batch `position`")
-        texts, patches_mpd, positions_m = (features[name] for name in NEEDED[1:])
+        texts, patches_mpd, positions_m = (features[name] for name in NEEDED)
         texts_mkd = texts if texts.ndim == 3 else texts[:, None]
         with torch.autocast(patches_mpd.device.type, enabled=False):
             given = (scalar(scalars, "logit_scale").exp(), scalar(scalars, "logit_bias"), patches_mpd)

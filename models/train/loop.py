@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -212,19 +212,36 @@ def _fits(recipe: Recipe, model: Trainable, objectives: Sequence[Objective]) -> 
             )
 
 
+def _gives(recipe: Recipe, objectives: Sequence[Objective], given: Set[str]) -> None:
+    """Raise `RecipeError` where an objective reads features that are not among those given."""
+    there = ", ".join(sorted(given)) or "no features"
+    for term, objective in zip(recipe.objectives, objectives, strict=True):
+        if missing := sorted(objective.reads() - given):
+            remedy = f"set {objective.remedy}, or " if objective.remedy else ""
+            raise RecipeError(
+                f"objectives: {term.objective.path} needs {', '.join(missing)}, and {recipe.model.path} gives "
+                f"{there}; {remedy}take another model or objective"
+            )
+
+
 def _count(recipe: Recipe, system: System, source: Source) -> list[flops.Work]:
-    """Operations of a sample in each phase."""
+    """Operations of a sample in each phase. Raises `RecipeError` as `_gives`.
+
+    Which features a model gives follows from its parameters and the data, too: it is seen on the rows that are counted.
+    """
     trained = {name: own for name, own in system.model.named_parameters() if own.requires_grad}
     with closing(source.open(0)) as loader:
         whole = next(iter(loader))
     two = whole[flops.TILES].sum(1).argsort(descending=True)[:2] if flops.TILES in whole else slice(2)
     first = {name: column[two].to(system.place.device) for name, column in whole.items()}
     batch = source.ready(first)
-    works = []
-    for phase in recipe.phases:
-        optimizer.enter(system.model, trained, phase)
-        optimizer.drop_patches(system.model, phase)
-        works.append(flops.measure(system.model, batch))
+    works, given = [], set[str]()
+    with system.model.register_forward_hook(lambda model, batch, features: given.update(features)):
+        for phase in recipe.phases:
+            optimizer.enter(system.model, trained, phase)
+            optimizer.drop_patches(system.model, phase)
+            works.append(flops.measure(system.model, batch))
+            _gives(recipe, system.objectives, given)
     for parameter in trained.values():
         parameter.requires_grad_(True)
     return works

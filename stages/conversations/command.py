@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from pipeline import cli
-from pipeline.errors import SluiceError, did_you_mean
+from pipeline.errors import SluiceError
 from pipeline.records import Record
-from pipeline.runs import generations_of, run_of
+from pipeline.runs import run_of, with_shards
 from pipeline.store import Store
 from stages.conversations.conversations import SHARD
 from stages.conversations.turns import as_llava, as_sharegpt
@@ -37,17 +37,14 @@ def conversations(root: str, node: str, out: Path, form: str, images: Path | Non
     The names of images in it are those that they have below --images.
     """
     store = Store(root)
-    generations = generations_of(store, run_of(store, run_id))
-    known = [name for name, one in generations.items() if any(record.file(SHARD) for record in one.records)]
-    if node not in known:
-        raise SluiceError(f"--node {node!r} made no shards{did_you_mean(node, known)}")
+    records = with_shards(store, run_of(store, run_id), [node])[node].records
     count = 0
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
     try:
         with partial.open("w", encoding="utf-8") as sink:
             sink.write("[")
-            for document, pictures in _samples(store, [r for r in generations[node].records if r.file(SHARD)]):
+            for document, pictures in _samples(store, [record for record in records if record.file(SHARD)]):
                 for name, data in pictures.items() if images is not None else ():
                     assert images is not None
                     images.mkdir(parents=True, exist_ok=True)

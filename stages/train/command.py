@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import click
 from rich.table import Table
 
 from pipeline import cli
-from pipeline.errors import SluiceError, did_you_mean
-from pipeline.records import Generation
-from pipeline.runs import generations_of, run_of
+from pipeline.errors import SluiceError
+from pipeline.runs import run_of, with_shards
 from pipeline.store import Store
-from stages.train.train import holds_shards, lineage, named, tars
+from stages.train.train import lineage, named, tars
 
 
 @cli.example("sluice recipes")
@@ -73,8 +72,8 @@ def train(
     phase, of a training that has ended as well. On many GPUs: a DAG (stages.train.Train), or torchrun -m models.train.
     """
     store = Store(root)
-    generations = generations_of(store, run_of(store, run_id))
-    shards = _shards(generations, nodes)
+    generations = with_shards(store, run_of(store, run_id), nodes)
+    shards = {node: generations[node] for node in nodes}
     selections = {name: generations[name] for one in shards.values() for name in one.inputs if name in generations}
 
     from models.data.shards import DataError, Unreachable
@@ -105,12 +104,3 @@ def train(
         raise click.exceptions.Exit(130)
     said = f"the model is in {trained.model}. Next:\n  sluice evaluate {trained.model} SETS"
     cli.out.print(said, highlight=False, markup=False, soft_wrap=True)
-
-
-def _shards(generations: Mapping[str, Generation], nodes: Sequence[str]) -> dict[str, Generation]:
-    """Raises `SluiceError` for a node that made no shards."""
-    known = [name for name, generation in generations.items() if holds_shards(generation)]
-    for node in nodes:
-        if node not in known:
-            raise SluiceError(f"--node {node!r} made no shards{did_you_mean(node, known)}")
-    return {node: generations[node] for node in nodes}

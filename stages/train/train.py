@@ -24,6 +24,7 @@ from pipeline.attempt import Attempt
 from pipeline.dag import Workers
 from pipeline.errors import SluiceError
 from pipeline.records import ABOUT, Generation, Record
+from pipeline.runs import holds_shards
 from pipeline.stage import OBSERVED, Column, Effort, Job, NodeRef, Promise, ResourceMark, Task, Weights, Work
 from pipeline.store import Store
 from pipeline.worker import progress_path
@@ -145,10 +146,6 @@ class Train(Job):
         except RecipeError as error:
             raise SluiceError(str(error)) from None
         return recipe.model_dump(mode="json")
-
-
-def holds_shards(generation: Generation) -> bool:
-    return any(record.file(SHARD) is not None for record in generation.records)
 
 
 def mixed(recipe: Mapping[str, Any]) -> set[str]:

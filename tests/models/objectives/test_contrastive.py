@@ -8,6 +8,7 @@ from functools import partial
 from importlib import import_module
 from inspect import isabstract
 from pkgutil import iter_modules
+from typing import Any
 
 import pytest
 import torch
@@ -181,6 +182,10 @@ class Read(dict[str, torch.Tensor]):
         self.names.add(name)
         return super().__getitem__(name)
 
+    def get(self, name: str, default: Any = None) -> Any:
+        self.names.add(name)
+        return super().get(name, default)
+
 
 ALL: dict[str, Callable[[], Objective]] = {
     **sharded.CASES,
@@ -191,31 +196,40 @@ ALL: dict[str, Callable[[], Objective]] = {
 }
 
 
-def test_no_objective_is_forgotten_here() -> None:
+def _known() -> set[type[Objective]]:
+    """All that can be made."""
     modules = [import_module(f"models.objectives.{found.name}") for found in iter_modules(models.objectives.__path__)]
-    known = {
+    return {
         thing
         for module in modules
         for thing in vars(module).values()
         if isinstance(thing, type) and issubclass(thing, Objective) and not isabstract(thing)
     }
-    assert {type(make()) for make in ALL.values()} == known
+
+
+def test_no_objective_is_forgotten_here() -> None:
+    assert {type(make()) for make in ALL.values()} == _known()
+
+
+def test_no_objective_is_another_one_changed() -> None:
+    assert not [known for known in _known() if _known() & set(known.__mro__[1:])]
 
 
 @pytest.mark.parametrize("case", ALL)
-def test_what_an_objective_says_that_it_needs_is_what_it_reads(case: str) -> None:
+def test_what_an_objective_says_that_it_reads_and_needs_is_what_it_does(case: str) -> None:
     objective, labels = ALL[case](), torch.zeros(3, 5, dtype=torch.int64)
-    features = {name: _rows(3, 8) for name in ("image", "text", "other", "image_m", "text_m")}
-    features |= {"teacher_image": _rows(3, 4), "teacher_text": _rows(3, 4), "patches": _rows(3, 5, 8)}
-    features |= {"views": _rows(3, 2, 8), "student": _rows(3, 4, 8), "teacher": _rows(3, 2, 8)}
-    features |= {
+    given = {name: _rows(3, 8) for name in ("image", "text", "other", "image_m", "text_m")}
+    given |= {"teacher_image": _rows(3, 4), "teacher_text": _rows(3, 4), "patches": _rows(3, 5, 8)}
+    given |= {"views": _rows(3, 2, 8), "student": _rows(3, 4, 8), "teacher": _rows(3, 2, 8)}
+    given |= {
         "position": torch.arange(3),
         "labels": labels,
         "masked_labels": labels,
         "masked_logits": _rows(3, 5, 8),
     }
-    features |= {"match": _rows(3, 4, 2), "match_labels": labels[:, :4], "next_logits": _rows(3, 2)}
-    features |= {"next_labels": labels[:, 0], "logits": _rows(3, 8) if case == "CaptionTokens" else _rows(3, 5, 8)}
-    scalars = Read(logit_scale=torch.tensor(1.0), logit_bias=torch.tensor(-1.0))
+    given |= {"match": _rows(3, 4, 2), "match_labels": labels[:, :4], "next_logits": _rows(3, 2)}
+    given |= {"next_labels": labels[:, 0], "logits": _rows(3, 8) if case == "CaptionTokens" else _rows(3, 5, 8)}
+    features, scalars = Read(**given), Read(logit_scale=torch.tensor(1.0), logit_bias=torch.tensor(-1.0))
     objective(features, scalars)
+    assert objective.reads() == features.names
     assert objective.needs() == scalars.names

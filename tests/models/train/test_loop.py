@@ -228,5 +228,29 @@ def test_an_objective_that_needs_a_scalar_which_the_model_lacks_is_refused_befor
     remedy = "give models.towers.two_towers.TwoTowers a `bias` to begin with, or take another objective"
     assert str(error.value) == told + remedy
     towers["parameters"]["bias"] = -10.0
-    with pytest.raises(ValueError, match="no features 'image'"):  # for the toy's rows have no pixels
+    with pytest.raises(RecipeError, match=f"{sigmoid} needs image, and"):  # for the toy's rows have no pixels
         run(tmp_path, model=towers, objectives=[sigmoid], data=data)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "remedy"),
+    [
+        ("classes.MaskedTokens", "masked_labels, masked_logits", ""),
+        ("language.NextToken", "logits", ""),
+        ("distillation.SimilarityDistillation", "teacher_image, teacher_text", "data.kind = pairs_and_teacher"),
+        ("momentum.MomentumContrast", "image_m, text_m", "`momentum` of the model"),
+    ],
+)
+def test_an_objective_that_reads_a_feature_which_the_model_does_not_give_is_refused_before_the_training(
+    tmp_path: Path, name: str, missing: str, remedy: str
+) -> None:
+    source = ToySource(12, Place.here())
+    made = recipe(objectives=["models.objectives.contrastive.InfoNCE", f"models.objectives.{name}"])
+    with pytest.raises(RecipeError) as error:
+        train(made, {}, str(tmp_path), source=source)
+    assert str(error.value) == (
+        f"objectives: models.objectives.{name} needs {missing}, and tests.models.train.toy.Toy gives image, labels, "
+        f"text, tokens; {f'set {remedy}, or ' if remedy else ''}take another model or objective"
+    )
+    assert not list(tmp_path.iterdir())
+    assert (source.seen, source.closed) == ([0], 1)  # one batch, of which two rows are counted

@@ -93,6 +93,15 @@ def test_torchrun_trains_on_two_processes_and_names_the_model_once(tmp_path: Pat
     assert json.loads((tmp_path / "out" / "model" / "training.json").read_text())["processes"] == 2
 
 
+def test_an_objective_that_does_not_fit_the_model_is_one_line_and_leaves_the_folder_alone(tmp_path: Path) -> None:
+    matching = "models.objectives.matching.Matching"
+    told = tiny(tmp_path, f"objectives=[{matching}]")
+    assert told.exit_code == 2
+    message = f"error: objectives: {matching} needs match, match_labels, and models.towers.two_towers.TwoTowers gives "
+    assert told.stderr == f"{message}image, text; take another model or objective\n"
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -188,12 +188,13 @@ def test_pairs_are_no_conversations(store: Store, tmp_path: Path) -> None:
     with pytest.raises(SluiceError, match="holds pairs and no conversation"):
         exported(store, tmp_path / "x.json")
     assert not list(tmp_path.glob("*x.json*"))
+    given = [str(store.root), "--out", str(tmp_path / "x.json"), "--node"]
     with pytest.raises(SluiceError, match="did you mean 'chats'"):
-        CliRunner().invoke(
-            conversations,
-            [str(store.root), "--node", "chat", "--out", str(tmp_path / "x.json")],
-            catch_exceptions=False,
-        )
+        CliRunner().invoke(conversations, [*given, "chat"], catch_exceptions=False)
+    write_pairs(store, [[sample(1, "a dog")]], node="others")
+    write_run(store, ["others"])
+    with pytest.raises(SluiceError, match="--node 'chats' made no shards in run 0002; run 0001 did: --run 0001"):
+        CliRunner().invoke(conversations, [*given, "chats"], catch_exceptions=False)
 
 
 @pytest.mark.parametrize("lines", [False, True])

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 
 from models.recipe import Recipe, shipped
 from pipeline.cli import main
-from pipeline.records import Generation
+from pipeline.records import Generation, Run
 from pipeline.store import Store
 from tests.pools import write_run
+from tests.stages.train.conftest import write_shards
 
 
 def sluice(*arguments: str) -> Result:
@@ -56,12 +57,44 @@ def test_a_training_that_has_ended_makes_a_model_of_its_best_checkpoint(root: st
     assert any(not torch.equal(best[name], value) for name, value in last.items())
 
 
+def test_shards_that_only_another_run_made_are_told_with_that_run(store: Store, recipe: str, tmp_path: Path) -> None:
+    for node in ("shards", "books", "web"):
+        write_shards(store, node, 20)
+    for nodes in (["books"], ["books", "web"], ["books"], ["shards", "kept"], ["shards"]):
+        if "kept" in nodes:  # a run that left what is not there any more
+            store.add_run(Run(id="", dag="demo", text="", generations={"books": 1, "shards": 1, "kept": 9}))
+        else:
+            write_run(store, nodes)
+
+    def told(*arguments: str) -> str:
+        done = sluice("train", store.root, "--recipe", recipe, "--out", str(tmp_path / "out"), *arguments)
+        assert (done.exit_code, done.output.count("\n")) == (2, 1)
+        return done.output.strip()
+
+    def refused(node: str, run: str = "0005") -> str:
+        return f"error: --node {node!r} made no shards in run {run}; "
+
+    assert told("--node", "books") == refused("books") + "run 0003 did: --run 0003"
+    assert told("--node", "shards", "--run", "1") == refused("shards", "0001") + "run 0005 did: --run 0005"
+    assert told("--node", "web", "--node", "books") == refused("web") + "run 0002 did: --run 0002"
+    apart = refused("books") + "run 0003 did, but none made those of all: shards, books"
+    assert told("--node", "shards", "--node", "books") == apart
+    assert told("--node", "book") == "error: --node 'book' made no shards; there are: shards"
+    books = ("--recipe", recipe, "--samples", "8", "--node", "books")
+    assert sluice("train", store.root, "--out", str(tmp_path / "out"), *books, "--run", "0003").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["--node", "shard"], "--node 'shard' made no shards; did you mean 'shards'"),
         (["--node", "shards", "--set", "optimizer.rate=1"], "unknown key 'optimizer.rate'"),
         (["--node", "shards", "--tiny"], "has no `tiny` overlay"),
+        (
+            ["--node", "shards", "--set", "objectives=[models.objectives.language.NextToken]"],
+            "error: objectives: models.objectives.language.NextToken needs labels, logits, and "
+            "models.towers.two_towers.TwoTowers gives image, text; take another model or objective\n",
+        ),
     ],
 )
 def test_what_cannot_be_is_told_in_a_line(
@@ -70,7 +103,7 @@ def test_what_cannot_be_is_told_in_a_line(
     done = sluice("train", root, "--recipe", recipe, "--out", str(tmp_path / "out"), *arguments)
     assert done.exit_code == 2
     assert expected in done.output
-    assert not (tmp_path / "out" / "model").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_recipe_that_is_shipped_is_listed_and_holds_together_at_both_sizes() -> None:
