@@ -36,8 +36,9 @@ proof: .venv/installed
 compared = {held_out: $(1)/evaluation/images, asked: $(1)/sets}
 
 # BLIP's loop: captions written, filtered and trained on anew, beside the same without; one seed, then three, and longer.
-# The authors' models see their pairs twenty times. Raw pairs replicated gain nothing then, and only then: at the demo's
-# five epochs they do, at the proof's 14 and 22 they should not. Captioner and filter begin with the first of three.
+# The authors' models see their pairs twenty times, and raw pairs replicated gain nothing. The proof's see them 14 and 22
+# times; at the demo's five and seven, anything still gains by being seen more often. Captioner and filter begin with the
+# first of three.
 BLIP_SHORTER_ARMS := neither_clip filtered_clip captioned_clip both_clip
 BLIP_LONGER_ARMS := replicated_clip longer_clip
 BLIP_LONGER := $(BLIP_SHORTER_ARMS:%=%.samples=28800) $(BLIP_LONGER_ARMS:%=%.samples=43200) blip.samples=24000 both_blip.samples=24000

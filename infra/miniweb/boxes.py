@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from infra.miniweb.kinds import Family, Kind
 from infra.miniweb.plan import Page
-from infra.miniweb.render import OUTLINES, things
+from infra.miniweb.render import LINES, OUTLINES, things
 from infra.miniweb.scenes import Scene
 
 BOX = pa.struct([("label", pa.string()), ("box", pa.list_(pa.float64()))])
@@ -28,12 +28,13 @@ def boxes(scene: Scene) -> list[dict[str, Any]]:
     sides = (scene.width, scene.height)
     found = []
     for group in scene.groups:
-        outline = OUTLINES[group.shape]
+        outline, beyond = OUTLINES[group.shape], LINES[group.texture] / 2
         for thing in things(scene, group, sides):
             corners = [
-                (centre + thing.radius * most(point[axis] for point in outline)) / sides[axis]
-                for most in (min, max)
+                (centre + thing.radius * (most(point[axis] for point in outline) + sign * beyond)) / sides[axis]
+                for most, sign in ((min, -1), (max, 1))
                 for axis, centre in enumerate((thing.x, thing.y))
             ]
-            found.append({"label": f"{group.colour} {group.shape}", "box": [round(edge, 4) for edge in corners]})
+            box = [round(min(max(edge, 0.0), 1.0), 4) for edge in corners]
+            found.append({"label": f"{group.colour} {group.shape}", "box": box})
     return found

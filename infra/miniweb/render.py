@@ -41,6 +41,8 @@ RADII = {"small": 0.041, "large": 0.066}
 ALONE = 0.135
 ROWS = {1: (1,), 2: (2,), 3: (2, 1), 4: (2, 2), 5: (3, 2), 6: (3, 3)}
 """How the things of a group stand in their cell: so many in each row."""
+LINES = {"plain": 0.0, "hollow": 0.22, "striped": 0.08, "dotted": 0.08}
+"""Width of the line around a thing, in shares of its radius, by texture."""
 TILE = 512
 
 
@@ -183,14 +185,16 @@ def _stamp(image: Image.Image, group: Group, colour: RGB, thing: Thing) -> None:
         brush.polygon(points, fill=colour)
         return
     if group.texture == "hollow":
-        brush.line([*points, points[0], points[1]], fill=colour, width=max(1, round(radius * 0.22)), joint="curve")
+        brush.line(
+            [*points, points[0], points[1]], fill=colour, width=max(1, round(radius * LINES["hollow"])), joint="curve"
+        )
         return
     left, top = math.floor(x - radius), math.floor(y - radius)
     side = math.ceil(2 * radius) + 2
     mask = Image.new("L", (side, side))
     ImageDraw.Draw(mask).polygon([(px - left, py - top) for px, py in points], fill=255)
     image.paste(colour, (left, top), ImageChops.multiply(mask, _texture(group.texture, side)))
-    brush.line([*points, points[0]], fill=colour, width=max(1, round(radius * 0.08)))
+    brush.line([*points, points[0]], fill=colour, width=max(1, round(radius * LINES[group.texture])))
 
 
 @lru_cache(64)

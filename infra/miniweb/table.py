@@ -18,7 +18,7 @@ TABLE = "urls.parquet"
 KEY = "key.parquet"
 SCHEMA = pa.schema([("url", pa.string()), ("alt", pa.string()), ("page_id", pa.int64()), ("seen_sha256", pa.string())])
 """What a pipeline reads: one row per page, in order, as a crawler would have found them. Few have a `seen_sha256`: what
-the image's bytes were when the table was made. Where asked for, `boxes` follows, of which the key knows as well."""
+the image's bytes were when the table was made. Where asked for, `boxes` follows."""
 BOXES = pa.field("boxes", pa.list_(BOX))
 GROUP = pa.struct(
     [
@@ -49,7 +49,6 @@ KEY_SCHEMA = pa.schema(
         ("true_caption", pa.string()),
         ("groups", pa.list_(GROUP)),  # what the image shows, or would show, in reading order
         ("relations", pa.list_(RELATION)),  # between groups, by their places in the list
-        BOXES,
         ("pattern", pa.string()),
         ("background", pa.string()),
         ("width", pa.int32()),  # px, as painted: before an alteration resizes or crops
@@ -86,7 +85,6 @@ def key_row(page: Page, base: str) -> dict[str, Any]:
         "true_caption": page.true_caption,
         "groups": [{name: getattr(group, name) for name in GROUP_NAMES} for group in scene.groups],
         "relations": [{"subject": a, "relation": relation, "object": b} for a, relation, b in scene.relations()],
-        "boxes": boxes_of(page),
         "pattern": scene.pattern,
         "background": scene.colour,
         **{name: getattr(scene, name) for name in ("width", "height", "light", "warmth", "blur", "noise", "quality")},
@@ -96,29 +94,30 @@ def key_row(page: Page, base: str) -> dict[str, Any]:
 GROUP_NAMES = tuple(field.name for field in GROUP)
 
 
-def rows(plan: Plan, base: str, workers: Executor | None = None) -> Iterator[pa.Table]:
-    """Key and table in one, a row group at a time, worked out by `workers` if there are any."""
+def rows(plan: Plan, base: str, workers: Executor | None = None, boxes: bool = False) -> Iterator[pa.Table]:
+    """Key and table in one, a row group at a time, worked out by `workers` if there are any; `boxes`: with these."""
     starts = range(0, len(plan), ROWS)
     if workers is None:
-        yield from (_group(plan, base, start) for start in starts)
+        yield from (_group(plan, base, start, boxes) for start in starts)
         return
     waiting = deque[Future[pa.Table]]()
     for start in starts:
-        waiting.append(workers.submit(_group, plan, base, start))
+        waiting.append(workers.submit(_group, plan, base, start, boxes))
         if len(waiting) > AHEAD:
             yield waiting.popleft().result()
     yield from (group.result() for group in waiting)
 
 
-def _group(plan: Plan, base: str, start: int) -> pa.Table:
-    numbers = range(start, min(start + ROWS, len(plan)))
-    return pa.Table.from_pylist([key_row(plan[number], base) for number in numbers], schema=KEY_SCHEMA)
+def _group(plan: Plan, base: str, start: int, boxes: bool) -> pa.Table:
+    pages = [plan[number] for number in range(start, min(start + ROWS, len(plan)))]
+    key = pa.Table.from_pylist([key_row(page, base) for page in pages], schema=KEY_SCHEMA)
+    return key.append_column(BOXES, pa.array(map(boxes_of, pages), BOXES.type)) if boxes else key
 
 
-def urls(group: pa.Table, boxes: bool = False) -> pa.Table:
-    """The part of the key that is told to everyone; `boxes`: with what a detector found."""
+def urls(group: pa.Table) -> pa.Table:
+    """The part of the key that is told to everyone, and the boxes, where there are any."""
     told = group.select(["url", "caption", "page_id", "seen_sha256"]).rename_columns(SCHEMA.names).cast(SCHEMA)
-    return told.append_column(BOXES, group.column("boxes")) if boxes else told
+    return told.append_column(BOXES, group.column("boxes")) if "boxes" in group.column_names else told
 
 
 def write(
@@ -133,11 +132,11 @@ def write(
     with ExitStack() as files:
         told = files.enter_context(_writer(table, SCHEMA.append(BOXES) if boxes else SCHEMA)) if table else None
         kept = None if key is None else files.enter_context(_writer(key, KEY_SCHEMA))
-        for group in rows(plan, base, workers):
+        for group in rows(plan, base, workers, boxes):
             if told is not None:
-                told.write_table(urls(group, boxes))
+                told.write_table(urls(group))
             if kept is not None:
-                kept.write_table(group)
+                kept.write_table(group.select(KEY_SCHEMA.names))
 
 
 @contextmanager

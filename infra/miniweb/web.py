@@ -101,8 +101,9 @@ class Miniweb(Web):
 
     @cached_property
     def table(self) -> pa.Table:
-        """url, alt, page_id, in memory: what urls.parquet holds."""
-        return pa.concat_tables([table.urls(group, self._boxes) for group in table.rows(self.pages, self.base)])
+        """In memory what urls.parquet holds."""
+        groups = table.rows(self.pages, self.base, boxes=self._boxes)
+        return pa.concat_tables([table.urls(group) for group in groups])
 
     @cached_property
     def answers(self) -> pa.Table:

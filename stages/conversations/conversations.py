@@ -221,14 +221,25 @@ def captions_of(said: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def boxes_of(said: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What a detector or an annotator found: `boxes`, a list of `label` and `box` (left, top, right, bottom, in shares
-    of the sides); anything else of that name is passed over."""
+    of the sides), or the same as text, as a table without lists has it. Anything else of that name is passed over; so
+    is a label of which one box is none, such as one in pixels, for nobody knows then how many there are."""
     listed = said.get("boxes")
+    if isinstance(listed, str):
+        try:
+            listed = json.loads(listed)
+        except (ValueError, RecursionError):
+            listed = None
     found = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
-    return [one for one in found if isinstance(one.get("label"), str) and _is_box(one.get("box"))]
+    labelled = [one for one in found if isinstance(one.get("label"), str) and one["label"].strip()]
+    broken = {one["label"].lower() for one in labelled if not _is_box(one.get("box"))}
+    return [one for one in labelled if one["label"].lower() not in broken]
 
 
 def _is_box(box: Any) -> bool:
-    return isinstance(box, list) and len(box) == 4 and all(isinstance(edge, int | float) for edge in box)
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(edge, int | float) for edge in box):
+        return False
+    left, top, right, bottom = box
+    return bool(0 <= left < right <= 1 and 0 <= top < bottom <= 1)
 
 
 def write_sizes(task: Task, attempt: Attempt) -> None:

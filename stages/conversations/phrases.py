@@ -46,6 +46,7 @@ PLURALS = {
     "dishes": "dish", "benches": "bench", "leaves": "leaf", "knives": "knife", "wolves": "wolf",
 }  # fmt: skip
 SINGULARS = {one: many for many, one in PLURALS.items()}
+ALWAYS_SEVERAL = frozenset(("scissors", "trousers", "jeans", "shorts", "pants", "tongs", "pliers", "binoculars"))
 UNSEEN = frozenset((
     "picture", "drawing", "image", "photo", "photograph", "illustration", "painting", "view", "figure", "diagram",
     "scene", "screenshot", "top", "bottom", "left", "right", "middle", "centre", "center", "corner", "side",
@@ -211,7 +212,9 @@ def in_words(count: int) -> str:
 
 def singular(noun: str) -> str:
     first, space, last = noun.rpartition(" ")
-    if last in PLURALS:
+    if last in ALWAYS_SEVERAL:
+        one = last
+    elif last in PLURALS:
         one = PLURALS[last]
     elif last.endswith("ies") and len(last) > 4:
         one = f"{last[:-3]}y"
@@ -224,7 +227,9 @@ def singular(noun: str) -> str:
 
 def plural(noun: str) -> str:
     first, space, last = noun.rpartition(" ")
-    if last in SINGULARS:
+    if last in ALWAYS_SEVERAL:
+        many = last
+    elif last in SINGULARS:
         many = SINGULARS[last]
     elif last.endswith(("s", "x", "ch", "sh")):
         many = f"{last}es"

@@ -34,7 +34,7 @@ DESCRIBE = (
     "Write a caption for this image.",
 )
 NEAR = 0.05
-"""Share of a side by which the centres of boxes must differ, at least, for one to be left of another, or above it."""
+"""Share of a side: centres of boxes that differ by more are left and right of each other, or above and below."""
 
 
 def turns_of(
@@ -44,13 +44,15 @@ def turns_of(
     kinds: Collection[Kind],
 ) -> list[Turn]:
     """All of these kinds that can be asked of a sample: of each of its captions (`caption_id`, `text`) and of its boxes
-    (`label`, `box` as left, top, right, bottom). What one caption leaves open or another denies is not asked."""
+    (`label`, `box` as left, top, right, bottom). What one caption leaves open or another denies is not asked. How many
+    there are of what has boxes, and how it lies to what has some too, the boxes say and no caption."""
     found: list[Turn] = []
     said = [said_by(caption["text"]) for caption in captions]
     known = Known(said)
+    boxed = frozenset(singular(str(box["label"]).lower()) for box in boxes)
     for caption, own in zip(captions, said, strict=True):
         identity, text = caption.get("caption_id"), caption["text"]
-        told = [("description", dice.choice(DESCRIBE), sentence(text)), *_asked(own, known, dice, kinds)]
+        told = [("description", dice.choice(DESCRIBE), sentence(text)), *_asked(own, known, dice, kinds, boxed)]
         found += [Turn(kind, question, answer, identity, TEMPLATE) for kind, question, answer in told]
     found += [Turn(kind, question, answer, None, TEMPLATE) for kind, question, answer in _of_boxes(boxes, dice)]
     return [turn for turn in found if turn.kind in kinds]
@@ -59,17 +61,25 @@ def turns_of(
 Asked = tuple[Kind, str, str]
 
 
-def _asked(said: Said, known: Known, dice: Random, kinds: Collection[Kind]) -> Iterator[Asked]:
-    """Kind, question and answer; also of kinds that are not wanted."""
+def _asked(said: Said, known: Known, dice: Random, kinds: Collection[Kind], boxed: Collection[str]) -> Iterator[Asked]:
+    """Kind, question and answer; also of kinds that are not wanted. `boxed`: labels of boxes, in the singular."""
     for thing in said.things:
-        yield from _of_thing(thing, known, dice, kinds)
+        asked = _of_thing(thing, known, dice, kinds)
+        yield from (one for one in asked if one[0] != "count" or not _has_boxes(thing, boxed))
     for relation in said.relations:
+        if _has_boxes(relation.one, boxed) and _has_boxes(relation.other, boxed):
+            continue
         if known.meant(relation.one) and known.meant(relation.other) and known.undenied(relation):
             yield from _of_relation(relation, known, dice)
     for text in said.readings:
         question = dice.choice(("What is written in the image?", "What does the text say?", "What can be read here?"))
         yield "reading", question, text
     yield from _reasoned([thing for thing in said.things if known.meant(thing)], dice)
+
+
+def _has_boxes(thing: Thing, boxed: Collection[str]) -> bool:
+    """Whether a label names it: `red star` does a star, and a red one."""
+    return any(label == thing.name or label.endswith(f" {thing.name}") for label in boxed)
 
 
 def _of_thing(thing: Thing, known: Known, dice: Random, kinds: Collection[Kind]) -> Iterator[Asked]:
@@ -96,15 +106,18 @@ def _of_thing(thing: Thing, known: Known, dice: Random, kinds: Collection[Kind])
 
 
 def _of_relation(relation: Relation, known: Known, dice: Random) -> Iterator[Asked]:
-    """One way it holds, the other it does not: neither word is right more often."""
-    one, other = relation.one, relation.other
-    are = "Are" if one.several else "Is"
-    words, answer = (relation.words, "yes") if dice.random() < 0.5 else (RELATIONS[relation.words], "no")
-    yield "relation", f"{are} the {one.shown} {words} the {other.shown}?", answer
+    """Yes or no from either end, for captions say `in front of` more often than `behind`; one way it holds, the other
+    it does not: no word is right more often than another. And in the caption's own words, where."""
+    one, true, other = relation.one, relation.words, relation.other
+    if dice.random() < 0.5:
+        one, true, other = other, RELATIONS[true], one
+    words, answer = (true, "yes") if dice.random() < 0.5 else (RELATIONS[true], "no")
+    yield "relation", f"{'Are' if one.several else 'Is'} the {one.shown} {words} the {other.shown}?", answer
     if len(known.relations(one, other)) == 1:  # of two that hold, either would be right
+        one, other = relation.one, relation.other
         yield (
             "relation",
-            f"Where {are.lower()} the {one.shown}, seen from the {other.shown}?",
+            f"Where {'are' if one.several else 'is'} the {one.shown}, seen from the {other.shown}?",
             relation.words.removesuffix(" than"),
         )
 
@@ -126,10 +139,13 @@ def _of_boxes(boxes: Sequence[Mapping[str, Any]], dice: Random) -> Iterator[Aske
     for box in boxes:
         centres.setdefault(str(box["label"]).lower(), []).append(_centre(box["box"]))
     for label, some in centres.items():
-        yield "count", f"How many {plural(label)} are there?", in_words(len(some))
+        yield "count", f"How many {plural(singular(label))} are there?", in_words(len(some))
     for pair in pairwise(centres.items()):  # from either end, for lists of boxes often begin at the top left
         (one, here), (other, there) = pair if dice.random() < 0.5 else pair[::-1]
-        names = [singular(label) if len(some) == 1 else plural(label) for label, some in ((one, here), (other, there))]
+        names = [
+            singular(label) if len(some) == 1 else plural(singular(label))
+            for label, some in ((one, here), (other, there))
+        ]
         for axis, before in enumerate(("to the left of", "above")):
             mine, theirs = ([centre[axis] for centre in some] for some in (here, there))
             if max(mine) + NEAR < min(theirs):

@@ -8,6 +8,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,8 @@ class Part:
         return [(node, file) for (node, kind), file in self._files.items() if kind == grain]
 
     def columns(self, grain: str, chosen: Sequence[str] | None) -> dict[str, list[Any]]:
-        """Name in the JSON -> values, row by row of the images or pairs: those that were chosen, else all plain ones.
+        """Name in the JSON -> values, row by row of the images or pairs: those that were chosen, else plain ones, and
+        of lists of boxes `label` and `box`.
 
         Of two nodes' columns of one name, the later one is called `node.name`.
         """
@@ -99,12 +101,14 @@ class Part:
             places = self._places(file, grain)
             for name in covered(schema):
                 kind = schema.field(name).type
-                wanted = name not in PLUMBING and (_is_plain(kind) or _are_findings(kind))
+                boxes = chosen is None and _are_boxes(kind)
+                wanted = name not in PLUMBING and (_is_plain(kind) or boxes)
                 if chosen is not None:
                     wanted = name in chosen or f"{node}.{name}" in chosen
                 if wanted and name not in (*KEYS["caption"].names, CAPTIONS.name):  # of that name the list is
                     shown = name if name not in found else f"{node}.{name}"
-                    found[shown] = _values(file.read([name]).column(0).take(places))
+                    values = _values(file.read([name]).column(0).take(places).combine_chunks())
+                    found[shown] = [_labelled(row) for row in values] if boxes else values
         return found
 
     def texts(self, name: str) -> tuple[list[str | None], list[str | None]]:
@@ -165,20 +169,39 @@ def _is_plain(kind: pa.DataType) -> bool:
     return bool(pa.types.is_primitive(kind) or pa.types.is_string(kind))
 
 
-def _are_findings(kind: pa.DataType) -> bool:
-    """Whether it is a list of things found in an image, such as boxes with their labels, and no embedding."""
-    if not pa.types.is_list(kind) or not pa.types.is_struct(kind.value_type):
+def _are_boxes(kind: pa.DataType) -> bool:
+    """Whether it is a list of structs with a `label` and a `box` of numbers, whatever else these have."""
+    if not _is_list(kind) or not pa.types.is_struct(kind.value_type):
         return False
-    inner = (field.type.value_type if pa.types.is_list(field.type) else field.type for field in kind.value_type)
-    return all(map(_is_plain, inner))
+    inner = {field.name: field.type for field in kind.value_type}
+    box = inner.get("box", pa.null())
+    return inner.get("label") == pa.string() and _is_list(box) and pa.types.is_floating(box.value_type)
 
 
-def _values(column: pa.ChunkedArray) -> list[Any]:
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _labelled(boxes: list[dict[str, Any] | None] | None) -> list[dict[str, Any] | None] | None:
+    return boxes and [one and {"label": one["label"], "box": one["box"]} for one in boxes]
+
+
+def _values(column: pa.Array) -> list[Any]:
     """Values as JSON has them: the shortest float that is the same, null for NaN and infinity, text for times.
 
     Unsigned 64 bits, which are hashes, are 16 hex digits: the integers of most readers end at 2^63.
     """
     kind = column.type
+    if _is_list(kind):
+        inner = iter(_values(column.flatten()))
+        return [
+            None if size is None else list(islice(inner, size)) for size in pc.list_value_length(column).to_pylist()
+        ]
+    if pa.types.is_struct(kind):
+        members = zip(*(_values(member) for member in column.flatten()), strict=True) if kind.num_fields else ()
+        there = column.is_valid().to_pylist()
+        rows = [dict(zip((field.name for field in kind), row, strict=True)) for row in members] or [{}] * len(column)
+        return [row if valid else None for row, valid in zip(rows, there, strict=True)]
     if pa.types.is_float16(kind) or pa.types.is_float32(kind):
         return [None if text is None else _finite(float(text)) for text in column.cast(pa.string()).to_pylist()]
     if pa.types.is_uint64(kind):
@@ -189,10 +212,6 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
 
 
 def _finite(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -76,8 +76,8 @@ class WebDataset(Job):
     best_by: str | None = None
     """The caption column whose highest value makes a caption the `txt`; by default the first kept one is."""
     json_columns: tuple[str, ...] | None = None
-    """Columns in the JSON, each `column` or `node.column`; by default all but embeddings, other lists of
-    plain values, and plumbing: lists of `boxes` with their labels are among them."""
+    """Columns in the JSON, each `column` or `node.column`; by default texts, numbers and times, and of
+    lists of boxes `label` and `box`; no embeddings, and no plumbing."""
     text: str = "caption"
     """The caption column whose words are written, such as `masked_caption`; where that is null, the caption is left."""
     blur: str | None = None

@@ -44,7 +44,7 @@ def test_workers_write_the_same_files(tmp_path: Path) -> None:
 
 
 def test_a_table_that_could_not_be_finished_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(plan: Plan, base: str, start: int) -> None:
+    def fails(plan: Plan, base: str, start: int, boxes: bool) -> None:
         raise OSError("no space left")
 
     monkeypatch.setattr(table, "_group", fails)

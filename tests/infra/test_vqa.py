@@ -66,6 +66,8 @@ def test_a_relation_holds_where_yes_is_right_and_yes_is_right_as_often_as_no() -
         else:
             holds = (one, stated, other) in relations
         assert holds == (question.answers[0] == "yes"), question.text
+    share = sum(question.answers[0] == "yes" for question in found) / len(found)
+    assert 0.4 < share < 0.6
     for words in ("to the left of", "to the right of", "above", "below"):  # none of which may give the answer away
         answers = [question.answers[0] for question in found if f" {words} the " in question.text]
         assert 0.3 < answers.count("yes") / len(answers) < 0.7, words

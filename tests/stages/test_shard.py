@@ -4,6 +4,7 @@ import gc
 import json
 import tarfile
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any
@@ -218,16 +219,34 @@ def test_the_best_caption_is_the_text_and_scores_stand_in_the_json(world: World)
 
 
 def test_boxes_with_their_labels_stand_in_the_json_and_other_lists_do_not(world: World) -> None:
-    pool = world.pool({"000-00000": range(1)})
-    found = [{"label": "dog", "box": [0.25, 0.5, 0.75, 1.0]}]
-    box = pa.struct([("label", pa.string()), ("box", pa.list_(pa.float64()))])
-    columns = {"boxes": pa.array([found], pa.list_(box)), "image_embedding": pa.array([[1.0]], pa.list_(pa.float32()))}
-    images = pa.table({"uid": [identity("http://a/0")], **columns})
+    """Whatever else is known of a box, and however long their lists are."""
+    pool = world.pool({"000-00000": range(3)})
+    seen = [{"label": "dog", "box": [0.1, 0.5, 0.75, 1.0], "at": datetime(2026, 11, 22, tzinfo=UTC), "features": [1.0]}]
+    kind = [("label", pa.string()), ("at", pa.timestamp("us", "UTC")), ("features", pa.list_(pa.float32()))]
+    images = pa.table(
+        {
+            "uid": [identity(f"http://a/{number}") for number in range(3)],
+            "boxes": pa.array([seen, [], None], pa.list_(pa.struct([*kind, ("box", pa.list_(pa.float32(), 4))]))),
+            "image_embedding": pa.array([[1.0]] * 3, pa.list_(pa.float32())),
+            "times": pa.array(
+                [[{"at": seen[0]["at"], "hash": 2**64 - 1}], [None], None],
+                pa.list_(pa.struct([("at", pa.timestamp("us", "UTC")), ("hash", pa.uint64())])),
+            ),
+        }
+    )
     detector = write_node(world.store, "detector", {"000-00000": {"image": images}})
-    ((_, members),) = world.shards(pool, detector, kept_where(world, pool)).samples()
-    document = json.loads(members["json"])
-    assert document["boxes"] == found
-    assert "image_embedding" not in document
+    kept = kept_where(world, pool)
+    documents = [json.loads(members["json"]) for _, members in world.shards(pool, detector, kept).samples()]
+    assert [document["boxes"] for document in documents] == [[{"label": "dog", "box": [0.1, 0.5, 0.75, 1.0]}], [], None]
+    assert all(document.keys().isdisjoint({"image_embedding", "times"}) for document in documents)
+    chosen = world.shards(pool, detector, kept, json_columns=["times", "boxes"]).samples()
+    documents = [json.loads(members["json"]) for _, members in chosen]
+    assert documents[0]["boxes"][0]["features"] == [1.0]
+    assert [document["times"] for document in documents] == [
+        [{"at": "2026-11-22 00:00:00.000000Z", "hash": "f" * 16}],
+        [None],
+        None,
+    ]
 
 
 def test_captions_that_another_node_wrote_are_found_by_their_key(world: World) -> None:

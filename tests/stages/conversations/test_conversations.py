@@ -183,6 +183,38 @@ def test_no_word_of_a_relation_gives_the_answer_away_where_boxes_are_in_reading_
         assert 0.3 < answers.count("yes") / len(answers) < 0.7, words
 
 
+def test_no_word_of_a_relation_gives_the_answer_away_where_captions_always_tell_it_so(store: Store) -> None:
+    pairs = write_pairs(store, [[sample(number, "a red dog in front of a blue house") for number in range(200)]])
+    rows = [row for row in turns(store, made(store, Conversations(), pairs)) if row["question"].startswith("Is ")]
+    for words in ("in front of", "behind"):
+        answers = [row["answer"] for row in rows if f" {words} the " in row["question"]]
+        assert 0.35 < answers.count("yes") / len(answers) < 0.65, words
+
+
+def test_what_has_boxes_is_counted_and_placed_by_these_alone(store: Store) -> None:
+    """The caption is another image's."""
+    star, heart = [0.1, 0.8, 0.2, 0.9], [0.6, 0.1, 0.7, 0.2]
+    boxes = [{"label": "red star", "box": star}, {"label": "blue heart", "box": heart}]
+    said = sample(0, "three red stars above a blue heart, two green boxes", boxes=boxes)
+    rows = turns(store, made(store, Conversations(), write_pairs(store, [[said]])))
+    counts = {(row["answer"], row["question"].rpartition("green boxes")[1]) for row in rows if row["kind"] == "count"}
+    assert counts == {("one", ""), ("two", "green boxes")}
+    for row in (row for row in rows if row["kind"] == "relation"):
+        low = "red star above" in row["question"] or "blue heart below" in row["question"]
+        assert row["answer"] == "no" if low else row["caption_id"] is None
+
+
+@pytest.mark.parametrize(
+    "box", [[10, 20, 300, 400], [0.5, 0.1, 0.2, 0.2], [0.1, 0.1, None, 0.2], [0.1, 0.1, 0.2], "0.1"]
+)
+def test_of_a_label_with_a_box_that_is_none_nothing_is_asked(store: Store, box: object) -> None:
+    boxes = [{"label": "dog", "box": [0.1, 0.1, 0.2, 0.2]}, {"label": "Dog", "box": box}]
+    cat = {"label": "cat", "box": [0.7, 0.1, 0.9, 0.2]}
+    for told in ([*boxes, cat], json.dumps([*boxes, cat])):  # as lists, and as text
+        rows = turns(store, made(store, Conversations(), write_pairs(store, [[sample(0, boxes=told)]])))
+        assert [(row["question"], row["answer"]) for row in rows] == [("How many cats are there?", "one")]
+
+
 def test_of_pairs_of_which_nothing_was_kept_the_remedy_is_told(store: Store) -> None:
     with pytest.raises(SluiceError, match=r"no turn was kept .* lower `grounded`"):
         made(store, Conversations(), write_pairs(store, [[sample(0)]]))
