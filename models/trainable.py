@@ -67,7 +67,9 @@ class Objective(nn.Module, ABC):
     joint: ClassVar[bool] = False
     """Whether it compares the rows of the whole global batch, so that it must see all features at once."""
     remedy: ClassVar[str] = ""
-    """What a recipe may set so that a model gives what is read here, where not all of its class do, nor of all data."""
+    """The setting that makes a model give these features, where it depends on one."""
+    parameter: ClassVar[str] = ""
+    """The parameter that `remedy` names, where it is one of models: those that do not take it are not told of it."""
     done: float = 0.0
     """As of `Trainable`."""
 

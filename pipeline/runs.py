@@ -48,31 +48,31 @@ def with_shards(store: Store, run: Run, nodes: Sequence[str]) -> dict[str, Gener
     Raises `SluiceError` for one that made none, with the run that did where there is one, and as `generations_of`.
     """
     generations = generations_of(store, run)
-    known = [name for name, generation in generations.items() if holds_shards(generation)]
-    for node in nodes:
-        if node not in known:
-            others = [other for other in store.runs() if other.id != run.id and _made_shards(store, other, [node])]
-            if not others:
-                raise SluiceError(f"--node {node!r} made no shards{did_you_mean(node, known)}")
-            whole = next((other for other in others if _made_shards(store, other, nodes)), None)
-            told = f": --run {whole.id}" if whole else f", but none made those of all: {', '.join(nodes)}"
-            raise SluiceError(
-                f"--node {node!r} made no shards in run {run.id}; run {(whole or others[0]).id} did{told}"
-            )
-    return generations
+    known = {name for name, generation in generations.items() if holds_shards(generation)}
+    missing = [node for node in nodes if node not in known]
+    if not missing:
+        return generations
+    others = {other.id: _made_shards(store, other) for other in store.runs() if other.id != run.id}
+    anywhere = known.union(*others.values())
+    for node in missing:  # a name that is wrong is told before a run that is
+        if node not in anywhere:
+            raise SluiceError(f"--node {node!r} made no shards{did_you_mean(node, anywhere)}")
+    whole = next((id for id, made in others.items() if made.issuperset(nodes)), None)
+    one = whole or next(id for id, made in others.items() if missing[0] in made)
+    told = f": --run {whole}" if whole else f", but none made those of all: {', '.join(nodes)}"
+    raise SluiceError(f"--node {missing[0]!r} made no shards in run {run.id}; run {one} did{told}")
 
 
 def holds_shards(generation: Generation) -> bool:
     return any(record.file("shard") is not None for record in generation.records)
 
 
-def _made_shards(store: Store, run: Run, nodes: Sequence[str]) -> bool:
-    """Whether all of the nodes did, and nothing that the run left was collected."""
-    if not set(nodes) <= run.generations.keys():
-        return False
+def _made_shards(store: Store, run: Run) -> set[str]:
+    """The nodes that did; none where anything that the run left was collected."""
     generations = {name: store.generation(name, number) for name, number in run.generations.items()}
-    made = {name for name, found in generations.items() if found is not None and holds_shards(found)}
-    return set(nodes) <= made and None not in generations.values()
+    if None in generations.values():
+        return set()
+    return {name for name, found in generations.items() if found is not None and holds_shards(found)}
 
 
 def ancestors(node: str, generations: Mapping[str, Generation]) -> set[str]:

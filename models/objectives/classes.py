@@ -21,7 +21,7 @@ class ClassOf(Objective):
         return frozenset({self._logits, self._labels})
 
     def forward(self, features: Features, scalars: Scalars) -> Loss:
-        return of_classes(features, self._logits, self._labels, self._smoothing)
+        return cross_entropy_of(features, self._logits, self._labels, self._smoothing)
 
 
 class MaskedTokens(Objective):
@@ -31,7 +31,7 @@ class MaskedTokens(Objective):
         return frozenset({"masked_logits", "masked_labels"})
 
     def forward(self, features: Features, scalars: Scalars) -> Loss:
-        return of_classes(features, "masked_logits", "masked_labels")
+        return cross_entropy_of(features, "masked_logits", "masked_labels")
 
 
 class NextSentence(Objective):
@@ -41,11 +41,14 @@ class NextSentence(Objective):
         return frozenset({"next_logits", "next_labels"})
 
     def forward(self, features: Features, scalars: Scalars) -> Loss:
-        return of_classes(features, "next_logits", "next_labels")
+        return cross_entropy_of(features, "next_logits", "next_labels")
 
 
-def of_classes(features: Features, logits: str, labels: str, smoothing: float = 0) -> Loss:
-    """The loss of `ClassOf`. Raises `ValueError` where there are no features of these names."""
+def cross_entropy_of(features: Features, logits: str, labels: str, smoothing: float = 0) -> Loss:
+    """The loss of `ClassOf`: of the features called `logits`, (…, classes) of any float, and `labels`, (…) int64.
+
+    Raises `ValueError` where there are no features of these names.
+    """
     for name in (logits, labels):
         if name not in features:
             raise ValueError(f"no features {name!r}; this model gives {', '.join(sorted(features))}")

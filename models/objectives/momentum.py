@@ -24,6 +24,7 @@ class MomentumContrast(Objective):
 
     joint = True
     remedy = "`momentum` of the model"
+    parameter = "momentum"
 
     def __init__(self, width: int = 256, queue: int = 57_600, alpha: float = 0.4, ramp: int = 0) -> None:
         """`width`: of the features. `ramp`: samples over which α grows from 0. Raises `ValueError` for an α over 1."""

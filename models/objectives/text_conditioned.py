@@ -47,6 +47,7 @@ class TextConditioned(Objective):
 
     joint = True
     remedy = "`patches: true` of the model"
+    parameter = "patches"
 
     def __init__(self, width: int, heads: int = 8) -> None:
         """`width`: of the embeddings; a multiple of `heads`."""

@@ -9,6 +9,7 @@ process calls it with the same arguments.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import tempfile
@@ -36,7 +37,7 @@ from models.train.parallel import Place, compile_blocks, lighten
 from models.train.progress import Board
 from models.train.source import Shards, Source
 from models.train.trainer import Report, Trainer
-from models.trainable import Objective, Trainable
+from models.trainable import Features, Objective, Trainable
 
 Data = Mapping[str, Any]
 """Where every set of the recipe's mixture lies: a folder, a pattern, or a list of tars."""
@@ -214,18 +215,33 @@ def _fits(recipe: Recipe, model: Trainable, objectives: Sequence[Objective]) -> 
 
 def _gives(recipe: Recipe, objectives: Sequence[Objective], given: Set[str]) -> None:
     """Raise `RecipeError` where an objective reads features that are not among those given."""
-    there = ", ".join(sorted(given)) or "no features"
+    taken, there = inspect.signature(recipe.model.load()).parameters, ", ".join(sorted(given)) or "no features"
     for term, objective in zip(recipe.objectives, objectives, strict=True):
         if missing := sorted(objective.reads() - given):
-            remedy = f"set {objective.remedy}, or " if objective.remedy else ""
+            helps = objective.remedy and (not objective.parameter or objective.parameter in taken)
+            remedy = f"set {objective.remedy}, or " if helps else ""
             raise RecipeError(
                 f"objectives: {term.objective.path} needs {', '.join(missing)}, and {recipe.model.path} gives "
                 f"{there}; {remedy}take another model or objective"
             )
 
 
+def _takes(recipe: Recipe, system: System, features: Features) -> None:
+    """Raise `RecipeError` where an objective cannot work with features such as these, of few rows.
+
+    Copies are asked, so that no queue and no centre learns of it. What gathers rows does so here, too: every process
+    is to come by, as in a step.
+    """
+    for term, objective in zip(recipe.objectives, system.objectives, strict=True):
+        try:
+            with torch.no_grad():
+                copy.deepcopy(objective)(features, system.model.scalars())
+        except ValueError as error:
+            raise RecipeError(f"objectives: {term.objective.path}: {error}") from error
+
+
 def _count(recipe: Recipe, system: System, source: Source) -> list[flops.Work]:
-    """Operations of a sample in each phase. Raises `RecipeError` as `_gives`.
+    """Operations of a sample in each phase. Raises `RecipeError` as `_gives` and `_takes`.
 
     Which features a model gives follows from its parameters and the data, too: it is seen on the rows that are counted.
     """
@@ -235,13 +251,22 @@ def _count(recipe: Recipe, system: System, source: Source) -> list[flops.Work]:
     two = whole[flops.TILES].sum(1).argsort(descending=True)[:2] if flops.TILES in whole else slice(2)
     first = {name: column[two].to(system.place.device) for name, column in whole.items()}
     batch = source.ready(first)
-    works, given = [], set[str]()
-    with system.model.register_forward_hook(lambda model, batch, features: given.update(features)):
+    works, given = [], Features()
+
+    def keep(model: Trainable, batch: object, features: Features) -> None:
+        if not given:  # the first of the passes that are counted is of all that the rows hold
+            given.update(
+                {name: (rows.float() if rows.is_floating_point() else rows).detach() for name, rows in features.items()}
+            )
+
+    with system.model.register_forward_hook(keep):
         for phase in recipe.phases:
             optimizer.enter(system.model, trained, phase)
             optimizer.drop_patches(system.model, phase)
+            given.clear()  # what a model gives may depend on what is trained
             works.append(flops.measure(system.model, batch))
-            _gives(recipe, system.objectives, given)
+            _gives(recipe, system.objectives, given.keys())
+            _takes(recipe, system, given)
     for parameter in trained.values():
         parameter.requires_grad_(True)
     return works

@@ -14,6 +14,7 @@ from safetensors.torch import load, load_file
 
 from models.recipe import Recipe, RecipeError
 from models.towers.preprocess import Preprocessing
+from models.train import loop
 from models.train.loop import Trained, train
 from models.train.parallel import Place
 from models.trainable import Batch, Features
@@ -233,24 +234,60 @@ def test_an_objective_that_needs_a_scalar_which_the_model_lacks_is_refused_befor
 
 
 @pytest.mark.parametrize(
-    ("name", "missing", "remedy"),
+    ("model", "name", "missing", "remedy"),
     [
-        ("classes.MaskedTokens", "masked_labels, masked_logits", ""),
-        ("language.NextToken", "logits", ""),
-        ("distillation.SimilarityDistillation", "teacher_image, teacher_text", "data.kind = pairs_and_teacher"),
-        ("momentum.MomentumContrast", "image_m, text_m", "`momentum` of the model"),
+        ("Toy", "classes.MaskedTokens", "masked_labels, masked_logits", ""),
+        ("Toy", "language.NextToken", "logits", ""),
+        ("Toy", "distillation.SimilarityDistillation", "teacher_image, teacher_text", "data.kind = pairs_and_teacher"),
+        ("Toy", "momentum.MomentumContrast", "image_m, text_m", ""),  # which takes no `momentum`
+        ("Slowed", "momentum.MomentumContrast", "image_m, text_m", "`momentum` of the model"),
     ],
 )
 def test_an_objective_that_reads_a_feature_which_the_model_does_not_give_is_refused_before_the_training(
-    tmp_path: Path, name: str, missing: str, remedy: str
+    tmp_path: Path, model: str, name: str, missing: str, remedy: str
 ) -> None:
     source = ToySource(12, Place.here())
-    made = recipe(objectives=["models.objectives.contrastive.InfoNCE", f"models.objectives.{name}"])
+    objectives = ["models.objectives.contrastive.InfoNCE", f"models.objectives.{name}"]
+    made = recipe(model=f"tests.models.train.toy.{model}", objectives=objectives)
     with pytest.raises(RecipeError) as error:
         train(made, {}, str(tmp_path), source=source)
     assert str(error.value) == (
-        f"objectives: models.objectives.{name} needs {missing}, and tests.models.train.toy.Toy gives image, labels, "
-        f"text, tokens; {f'set {remedy}, or ' if remedy else ''}take another model or objective"
+        f"objectives: models.objectives.{name} needs {missing}, and tests.models.train.toy.{model} gives image, "
+        f"labels, text, tokens; {f'set {remedy}, or ' if remedy else ''}take another model or objective"
     )
     assert not list(tmp_path.iterdir())
     assert (source.seen, source.closed) == ([0], 1)  # one batch, of which two rows are counted
+
+
+SLOWED = {"tests.models.train.toy.Slowed": {"momentum": 0.9}}
+CONTRAST = "models.objectives.momentum.MomentumContrast"
+
+
+def test_features_that_one_phase_lacks_are_refused_before_the_training(tmp_path: Path) -> None:
+    phases = [{"name": "all", "share": 0.5}, {"name": "text", "share": 0.5, "rates": {"^text": 1}}]
+    with pytest.raises(RecipeError, match=f"{CONTRAST} needs image_m, text_m, and"):
+        run(tmp_path, model=SLOWED, objectives=[{CONTRAST: {"width": 8, "queue": 24}}], phases=phases)
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_of_another_shape_are_refused_before_checkpoints_are_deleted(tmp_path: Path) -> None:
+    run(tmp_path, samples=24, checkpoint_every=12)
+    there = sorted(tmp_path.glob("checkpoints/*"))
+    assert there
+    wider = recipe(model=SLOWED, objectives=[{CONTRAST: {"width": 16, "queue": 24}}])
+    with pytest.raises(RecipeError, match=f"^objectives: {CONTRAST}: image is 8 wide, the queue 16; set `width`"):
+        train(wider, {}, str(tmp_path), source=ToySource(12, Place.here()), resume=False)
+    assert sorted(tmp_path.glob("checkpoints/*")) == there
+
+
+def test_the_rows_that_are_looked_at_first_leave_nothing_in_an_objective(tmp_path: Path) -> None:
+    system, works = loop._laid_out(
+        recipe(model=SLOWED, objectives=[{CONTRAST: {"width": 8, "queue": 24}}]),
+        ToySource(12, Place.here()),
+        Place.here(),
+        {},
+    )
+    (contrast,) = system.objectives
+    contrast.after_step()
+    assert works
+    assert not any(value.any() for value in contrast.state_dict().values())

@@ -85,6 +85,20 @@ class WithStatistics(Toy):
         return super().encode({**batch, "x": self.normed(batch["x"])})
 
 
+class Slowed(Toy):
+    """Takes what it needs for slow features, and gives them where it is not 0; none in a tower that is frozen."""
+
+    def __init__(self, momentum: float = 0.0) -> None:
+        super().__init__()
+        self._momentum = momentum
+
+    def encode(self, batch: Batch) -> Features:
+        features = super().encode(batch)
+        if self._momentum and self.image.training:
+            features |= {f"{name}_m": features[name].detach() for name in ("image", "text")}
+        return features
+
+
 class Plain(Toy):
     """It has no patches that could be dropped."""
 

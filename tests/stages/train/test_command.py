@@ -79,7 +79,10 @@ def test_shards_that_only_another_run_made_are_told_with_that_run(store: Store, 
     assert told("--node", "web", "--node", "books") == refused("web") + "run 0002 did: --run 0002"
     apart = refused("books") + "run 0003 did, but none made those of all: shards, books"
     assert told("--node", "shards", "--node", "books") == apart
-    assert told("--node", "book") == "error: --node 'book' made no shards; there are: shards"
+    mistyped = "error: --node 'book' made no shards; did you mean 'books'?"
+    assert told("--node", "book") == mistyped
+    assert told("--node", "books", "--node", "book") == mistyped, "though books were made in another run"
+    assert told("--node", "nothing") == "error: --node 'nothing' made no shards; there are: books, shards, web"
     books = ("--recipe", recipe, "--samples", "8", "--node", "books")
     assert sluice("train", store.root, "--out", str(tmp_path / "out"), *books, "--run", "0003").exit_code == 0
 
