@@ -238,6 +238,8 @@ def _takes(recipe: Recipe, system: System, features: Features) -> None:
                 copy.deepcopy(objective)(features, system.model.scalars())
         except ValueError as error:
             raise RecipeError(f"objectives: {term.objective.path}: {error}") from error
+        except RuntimeError:
+            continue  # what compares all rows of a batch, as a stored matrix may, does not fit two of them
 
 
 def _count(recipe: Recipe, system: System, source: Source) -> list[flops.Work]:
