@@ -74,7 +74,7 @@ def _asked(said: Said, known: Known, dice: Random, kinds: Collection[Kind], boxe
     for text in said.readings:
         question = dice.choice(("What is written in the image?", "What does the text say?", "What can be read here?"))
         yield "reading", question, text
-    yield from _reasoned([thing for thing in said.things if known.meant(thing)], dice)
+    yield from _reasoned([one for one in said.things if known.meant(one) and not _has_boxes(one, boxed)], dice)
 
 
 def _has_boxes(thing: Thing, boxed: Collection[str]) -> bool:
