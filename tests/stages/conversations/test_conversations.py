@@ -195,11 +195,13 @@ def test_what_has_boxes_is_counted_and_placed_by_these_alone(store: Store) -> No
     """The caption is another image's."""
     star, heart = [0.1, 0.8, 0.2, 0.9], [0.6, 0.1, 0.7, 0.2]
     boxes = [{"label": "red star", "box": star}, {"label": "blue heart", "box": heart}]
-    said = sample(0, "three red stars above a blue heart, two green boxes", "five red stars and one cat", boxes=boxes)
+    said = sample(0, "three red stars above a blue heart, two green boxes", boxes=boxes)
     rows = turns(store, made(store, Conversations(), write_pairs(store, [[said]])))
     counts = {(row["answer"], row["question"].rpartition("green boxes")[1]) for row in rows if row["kind"] == "count"}
     assert counts == {("one", ""), ("two", "green boxes")}
-    assert not any("star" in row["question"] for row in rows if row["kind"] == "reasoning")
+    more = sample(1, "five red stars and two green boxes", boxes=boxes), sample(2, "five red stars and two green boxes")
+    rows += turns(store, made(store, Conversations(), write_pairs(store, [list(more)], node="more")))
+    assert {row["uid"] for row in rows if row["kind"] == "reasoning"} == {uid(2)}
     for row in (row for row in rows if row["kind"] == "relation"):
         low = "red star above" in row["question"] or "blue heart below" in row["question"]
         assert row["answer"] == "no" if low else row["caption_id"] is None
