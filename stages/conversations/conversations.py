@@ -25,7 +25,7 @@ from pipeline.attempt import Attempt
 from pipeline.errors import SluiceError
 from pipeline.records import Generation, Record, digest
 from pipeline.stage import Column, Device, Job, Promise, Task, Work
-from stages.conversations.filters import judged
+from stages.conversations.filters import WORD, judged
 from stages.conversations.packing import Packer
 from stages.conversations.templates import turns_of
 from stages.conversations.turns import Kind, Turn, as_text, conversation
@@ -34,9 +34,10 @@ SHARD, TURNS, SAMPLES = "shard", "conversation", "samples"
 """Kinds of file: a tar, the table of turns, the table of what is in the tar."""
 BRIEF = "Answer the question using a single word or phrase."
 """What LLaVA-1.5 puts behind a question that has a short answer (Liu et al. 2024, section 3.3)."""
-KINDS: tuple[Kind, ...] = ("colour", "question", "count", "place", "relation", "reading", "reasoning", "description")
-"""In the order in which they are asked: what is told early must not give away what is asked later. Who asks how many
-names a colour, and who asks where names a number (`is the star`)."""
+KINDS: tuple[Kind, ...] = ("question", "count", "colour", "relation", "place", "reading", "reasoning", "description")
+"""In the order in which they are asked: what is told early must not give away what is asked later. Who asks for the
+colour names a number (`is the star`), who asks what stands where names both, and two places say what is left of what.
+"""
 TURN = pa.schema(
     [
         ("uid", pa.string()),
@@ -152,17 +153,20 @@ class Writing(Job):
         attempt.note(samples=index.num_rows, shard=name)
 
     def _asked(self, key: str, turns: Sequence[Turn]) -> list[Turn]:
-        """As many as there may be, in the order of their kinds."""
-        drawn = Random(f"turns/{key}").sample(range(len(turns)), min(len(turns), self.turns))
-        chosen = [turns[number] for number in sorted(drawn)]
-        return sorted(chosen, key=lambda turn: self.kinds.index(turn.kind))
+        """As many as there may be, in the order of their kinds, from a drawn one of these on: who is always asked for
+        a colour first will answer any first question with a colour."""
+        dice, order = Random(f"turns/{key}"), {kind: place for place, kind in enumerate(self.kinds)}
+        first = dice.choice(sorted({order[turn.kind] for turn in turns}))
+        asked = [turn for turn in turns if order[turn.kind] >= first]
+        drawn = sorted(dice.sample(asked, min(len(asked), self.turns)), key=lambda turn: order[turn.kind])
+        return list(_untold(drawn))
 
 
 class Conversations(Writing):
     """Questions and answers by rules, without any model: colours, numbers, relations, places, what can be read, which
     are more, and a description; from captions in English, and from `boxes` where a sample's JSON has them."""
 
-    revision: ClassVar[int] = 5
+    revision: ClassVar[int] = 6
     promise: ClassVar[Promise] = "pure"
 
     def open(self, device: Device) -> Writer:
@@ -170,6 +174,16 @@ class Conversations(Writing):
             return [turns_of(captions_of(said), boxes_of(said), Random(key), self.kinds) for key, _, said in some]
 
         return write
+
+
+def _untold(turns: Sequence[Turn]) -> Iterator[Turn]:
+    """Without those whose answer, a colour or a name, an earlier question says: `How many red stars are there?`"""
+    said = ""
+    for turn in turns:
+        if turn.kind in ("colour", "question") and f" {turn.answer.lower()} " in said:
+            continue
+        yield turn
+        said += f" {' '.join(WORD.findall(turn.question.lower()))} "
 
 
 # -- shards of pairs ---------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Literal
 from stages.conversations.phrases import number_of, singular
 from stages.conversations.turns import IMAGE, TEMPLATE, Turn
 
-Verdict = Literal["kept", "empty", "image_token", "too_long", "refusal", "ungrounded", "duplicate"]
+Verdict = Literal["kept", "empty", "image_token", "too_long", "refusal", "ungrounded", "duplicate", "denied"]
 REFUSAL = re.compile(
     r"\b(?:as an? (?:ai|language model|assistant)|i(?:'m| am) (?:sorry|unable|not able)"
     r"|i (?:cannot|can't|can not|could not|couldn't|do not|don't)"
@@ -68,10 +68,10 @@ def _verdict(turn: Turn, bearing: set[str], grounded: float, longest: int) -> Ve
 def _share(turn: Turn, bearing: set[str]) -> float:
     """Of the answer's words of meaning, how many the captions have; 0 where a number in it is not borne out.
 
-    What rules count in boxes no caption needs to say; a model counts in nothing but captions and boxes' labels.
+    What rules found in boxes no caption needs to say; a model has nothing but captions and boxes' labels.
     """
     words = list(stems(turn.answer, articles=False))  # `a dog` is borne out by `dog`
-    if turn.kind == "count" and turn.caption_id is None and turn.source == TEMPLATE:
+    if turn.caption_id is None and turn.source == TEMPLATE:
         return 1.0
     numbers = [word for word in words if word.isdigit()]
     if any(number not in bearing for number in numbers):

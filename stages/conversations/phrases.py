@@ -10,12 +10,15 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from random import Random
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 COLOURS = frozenset((
     "red", "green", "blue", "yellow", "orange", "purple", "violet", "pink", "brown", "grey", "gray", "black",
     "white", "crimson", "scarlet", "turquoise", "beige", "golden", "silver", "maroon", "teal",
 ))  # fmt: skip
+SHADES = {"gray": "grey", "violet": "purple", "crimson": "red", "scarlet": "red", "maroon": "red", "golden": "yellow"}
+"""Words for a colour that others call by its plain name."""
 OTHER_LOOKS = frozenset((
     "small", "large", "big", "little", "tiny", "huge", "tall", "short", "long", "wide", "narrow", "old", "young",
     "plain", "solid", "striped", "stripy", "dotted", "spotted", "hollow", "outlined", "flat", "fading", "gradient",
@@ -238,3 +241,15 @@ def plural(noun: str) -> str:
     else:
         many = f"{last}s"
     return f"{first}{space}{many}"
+
+
+def which_colour(thing: Thing, dice: Random) -> str:
+    """Asks for it, without saying it."""
+    noun, be, do = (plural(thing.name), "are", "do") if thing.several else (thing.name, "is", "does")
+    return dice.choice((f"What colour {be} the {noun}?", f"Which colour {do} the {noun} have?"))
+
+
+def how_many(thing: Thing, by_name: bool, dice: Random) -> str:
+    """Asks for the number without saying it, and where the name alone says of what, now and then without the colour."""
+    several = plural(thing.name) if by_name and dice.random() < 0.5 else thing.all
+    return dice.choice((f"How many {several} are there?", f"What is the number of {several}?"))

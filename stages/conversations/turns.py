@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Kind = Literal["description", "question", "count", "colour", "relation", "place", "reading", "reasoning"]
+Asked = tuple[Kind, str, str]
+"""Kind, question and answer."""
 TEMPLATE = "template"
 """What wrote a turn that no model wrote."""
+DENIED: Literal["denied"] = "denied"
+"""The verdict on what was made from a caption that the boxes deny."""
 LONG: tuple[Kind, ...] = ("description", "reasoning")
 """Kinds whose answers are sentences."""
 IMAGE = "<image>"
@@ -32,8 +36,9 @@ class Turn:
     """The caption that it was made from; None where it was made from boxes, or from all of them."""
     source: str
     """What wrote it: `template`, or the name of a model."""
-    verdict: Literal["too_long"] | None = None
-    """What is known before anything is judged: the model could not be asked, for its prompt is longer than it reads."""
+    verdict: Literal["too_long", "denied"] | None = None
+    """What is known before anything is judged: the model could not be asked, for its prompt is longer than it reads, or
+    the boxes deny the caption."""
 
 
 def conversation(turns: Sequence[Turn], images: int, brief: str = "") -> list[dict[str, Any]]:

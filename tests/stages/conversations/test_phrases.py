@@ -9,7 +9,6 @@ import pytest
 from stages.conversations.conversations import KINDS
 from stages.conversations.phrases import plural, said_by, singular
 from stages.conversations.templates import turns_of
-from stages.conversations.turns import Kind
 
 
 def things(caption: str) -> list[tuple[str, int | None, str | None, str | None]]:
@@ -103,20 +102,6 @@ def asked_of(*captions: str) -> dict[str, str]:
     return answers
 
 
-def test_a_colour_gives_way_to_a_question_only_where_that_is_asked_too() -> None:
-    told = [{"caption_id": "c", "text": "a red star"}]
-
-    def kinds(*wanted: Kind) -> list[set[str]]:
-        return [{turn.kind for turn in turns_of(told, [], Random(seed), wanted)} for seed in range(20)]
-
-    assert kinds("colour", "count") == [{"colour", "count"}] * 20
-    assert kinds("question", "count") == [{"question", "count"}] * 20
-    either = kinds("colour", "question")
-    assert {"colour"} in either
-    assert {"question"} in either
-    assert {"colour", "question"} not in either
-
-
 def test_what_has_a_colour_is_asked_where_one_thing_has_it() -> None:
     assert asked_of("a red star and a blue box")["What kind of thing is red?"] == "star"
     for captions in (
@@ -146,21 +131,6 @@ def test_of_two_relations_that_hold_neither_is_the_one_answer() -> None:
     assert both["Is the red star above the blue box?"] == "yes"
     assert both["Is the red star to the right of the blue box?"] == "no"
     assert not any(question.startswith("Where") for question in both)
-
-
-def test_before_how_many_is_asked_nothing_tells_one_from_several() -> None:
-    """But for the number, a caption of one thing and one of several give the same words up to there."""
-
-    def before(caption: str, seed: int) -> list[tuple[str, str]]:
-        found = turns_of([{"caption_id": "c", "text": caption}], [], Random(seed), KINDS)
-        found.sort(key=lambda turn: KINDS.index(turn.kind))
-        kinds = [turn.kind for turn in found]
-        return [(turn.question, turn.answer) for turn in found[: kinds.index("count")]]
-
-    for seed in range(20):
-        one = before("a red star at the top and a blue box", seed)
-        assert one
-        assert one == before("four red stars at the top and three blue boxes", seed)
 
 
 def test_which_are_more_follows_from_the_numbers() -> None:
