@@ -84,6 +84,8 @@ QUOTED = re.compile(
     r"[\"“]([^\"“”]{1,80})[\"”]",
     re.IGNORECASE,
 )
+BROKEN_OFF = ("…", "...")
+"""Follows a word of which perhaps only the half is there."""
 WORD = re.compile(r"[a-z0-9]+(?:['-][a-z0-9]+)*|[,.;:!?()\"“”]")
 
 
@@ -150,10 +152,12 @@ def _things(text: str) -> Iterator[tuple[Thing, int, int]]:
             place += 1
             continue
         thing, after = found
-        end = words[after - 1][2]
-        where = PLACE.match(text, end + 1)
-        yield (thing if where is None else replace(thing, place=where[0])), words[place][1], end
+        start, end = words[place][1], words[after - 1][2]
         place = after
+        if text.startswith(BROKEN_OFF, end):
+            continue
+        where = PLACE.match(text, end + 1)
+        yield (thing if where is None else replace(thing, place=where[0])), start, end
 
 
 def _phrase(words: Sequence[tuple[str, int, int]], place: int) -> tuple[Thing, int] | None:

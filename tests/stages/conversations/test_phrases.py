@@ -102,6 +102,13 @@ def asked_of(*captions: str) -> dict[str, str]:
     return answers
 
 
+@pytest.mark.parametrize("end", ["…", "..."])
+def test_of_a_word_that_breaks_off_nothing_is_asked(end: str) -> None:
+    questions = asked_of(f"a red star and two blue hexa{end}")
+    assert any("star" in question for question in questions)
+    assert not any("hexa" in question for question in questions)
+
+
 def test_what_has_a_colour_is_asked_where_one_thing_has_it() -> None:
     assert asked_of("a red star and a blue box")["What kind of thing is red?"] == "star"
     for captions in (
