@@ -104,9 +104,10 @@ class Images(Part):
     """Chance of a mirrored image; 0 where captions say left and right."""
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     deviation: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    fit: Literal["random", "centre", "pad", "anyres"] = "random"
-    """What of an image becomes the square: a random crop; the centre; all of it, padded with `mean` (LLaVA-1.5); or all
-    of it once, and once cut into tiles of that side (AnyRes, LLaVA-NeXT). Where turns are learnt, chance has no say."""
+    fit: Literal["random", "centre", "pad", "stretch", "anyres"] = "random"
+    """What of an image becomes the square: a random crop; the centre; all of it, padded with `mean` (LLaVA-1.5); all of
+    it, whatever becomes of its shape (SigLIP, PaliGemma); or all of it once, and once cut into tiles of that side
+    (AnyRes, LLaVA-NeXT). Where turns are learnt, chance has no say."""
     grids: tuple[tuple[int, int], ...] = ()
     """Heights and widths in px that AnyRes may cut into tiles; multiples of `side`."""
     tokens: int | None = Field(default=None, ge=1)
@@ -183,7 +184,9 @@ class Data(Part):
     def _fits(self) -> Self:
         images = self.images
         if self.kind == "conversations" and (images.fit == "random" or images.tokens is None):
-            raise ValueError("conversations want images.fit = centre, pad or anyres, and images.tokens of a square")
+            raise ValueError(
+                "conversations want images.fit = centre, pad, stretch or anyres, and its images.tokens"
+            )
         if self.kind.startswith("pairs") and images.fit != "random":
             raise ValueError(f"images.fit = {images.fit!r} is for conversations; leave it out")
         if self.kind == "pairs_and_teacher" and self.captions > 1:

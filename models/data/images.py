@@ -179,9 +179,12 @@ def normalise(batch: Batch, images: Images) -> Batch:
 
 def preprocessor_config(images: Images) -> dict[str, Any]:
     """What a model that was trained so expects of images, as transformers' image processors write it down: the shorter
-    side resized and the centre cut out, or the whole padded to a square before, or in tiles as well."""
+    side resized and the centre cut out, or the whole padded to a square before, or stretched into one, or in tiles as
+    well."""
+    square = {"height": images.side, "width": images.side}
     kinds: dict[str, tuple[str, dict[str, Any]]] = {
         "pad": ("LlavaImageProcessor", {"do_pad": True}),
+        "stretch": ("SiglipImageProcessor", {"size": square, "do_center_crop": False}),
         "anyres": ("LlavaNextImageProcessor", {"image_grid_pinpoints": [list(grid) for grid in images.grids]}),
     }
     kind, more = kinds.get(images.fit, ("CLIPImageProcessor", {}))
@@ -192,7 +195,7 @@ def preprocessor_config(images: Images) -> dict[str, Any]:
         "size": {"shortest_edge": images.side},
         "resample": int(Image.Resampling.BICUBIC),
         "do_center_crop": True,
-        "crop_size": {"height": images.side, "width": images.side},
+        "crop_size": square,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

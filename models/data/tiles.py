@@ -1,4 +1,5 @@
-"""Images as squares: the centre, the whole padded, or the whole once and once in tiles; and how many tokens they take.
+"""Images as squares: the centre, the whole padded or stretched, or once whole and once in tiles; how many tokens they
+take.
 
 AnyRes (LLaVA-NeXT, Liu et al. 2024): of some grids the one in which most of the image's pixels stay, and least of the
 grid is padding. The image is resized into it, padded with black, and cut into squares; before them comes the whole
@@ -45,6 +46,9 @@ def seen(data: bytes, images: Images, key: str) -> Seen:
                 least = min(width, height)
                 box = (width - least) // 2, (height - least) // 2, least, least
                 return Seen(resized(decoded(image, box, images.side), images.side, False)[None], (height, width))
+            if images.fit == "stretch":
+                whole = decoded(image, (0, 0, width, height), images.side)
+                return Seen(resized(whole, images.side, False)[None], (height, width))
             largest = max([images.side, *(edge for grid in images.grids for edge in grid)])
             whole_hwc = decoded(image, (0, 0, width, height), largest)
         if images.fit == "pad":

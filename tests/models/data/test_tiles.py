@@ -16,6 +16,7 @@ from transformers.image_processing_utils import select_best_resolution
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from models.data.images import normalise, preprocessor_config
 from models.data.shards import Damaged
@@ -32,6 +33,7 @@ PUBLISHED = Images(
 PROCESSORS: dict[str, Any] = {
     "centre": CLIPImageProcessorPil,
     "pad": LlavaImageProcessorPil,
+    "stretch": SiglipImageProcessorPil,
     "anyres": LlavaNextImageProcessorPil,
 }
 
