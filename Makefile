@@ -68,10 +68,10 @@ endef
 
 # Pairs -> conversations -> a language model and an image tower from nothing -> LLaVA -> questions; one seed, then three.
 demo-instruct: .venv/installed
-	$(call instruct,demo/instruct,6000)
+	$(call instruct,demo/instruct,16000)
 
 proof-instruct: .venv/installed
-	$(call instruct,proof/instruct,12000,--set urls.files=proof/instruct/web/urls.parquet --set llava.seeds=3 --set llava.samples=60000 \
+	$(call instruct,proof/instruct,24000,--set urls.files=proof/instruct/web/urls.parquet --set llava.seeds=3 --set llava.samples=60000 \
 	  --set 'leaks.sets=$(call compared,proof/instruct)' \
 	  --set 'answers.sets={questions: proof/instruct/sets/questions}')
 

@@ -184,9 +184,7 @@ class Data(Part):
     def _fits(self) -> Self:
         images = self.images
         if self.kind == "conversations" and (images.fit == "random" or images.tokens is None):
-            raise ValueError(
-                "conversations want images.fit = centre, pad, stretch or anyres, and its images.tokens"
-            )
+            raise ValueError("conversations want images.fit = centre, pad, stretch or anyres, and images.tokens")
         if self.kind.startswith("pairs") and images.fit != "random":
             raise ValueError(f"images.fit = {images.fit!r} is for conversations; leave it out")
         if self.kind == "pairs_and_teacher" and self.captions > 1:

@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate
 import models.without_torchvision  # isort: skip  # noqa: F401
 from transformers.image_processing_utils import select_best_resolution
 
-from models.data.images import Pixels, decoded, opened, resized
+from models.data.images import Box, Pixels, decoded, opened, resized
 from models.data.shards import Damaged
 from models.recipe import Images
 
@@ -42,13 +42,9 @@ def seen(data: bytes, images: Images, key: str) -> Seen:
     try:
         with opened(data) as image:
             width, height = image.size
-            if images.fit == "centre":
-                least = min(width, height)
-                box = (width - least) // 2, (height - least) // 2, least, least
+            if images.fit in ("centre", "stretch"):
+                box = _centre_of(width, height) if images.fit == "centre" else (0, 0, width, height)
                 return Seen(resized(decoded(image, box, images.side), images.side, False)[None], (height, width))
-            if images.fit == "stretch":
-                whole = decoded(image, (0, 0, width, height), images.side)
-                return Seen(resized(whole, images.side, False)[None], (height, width))
             largest = max([images.side, *(edge for grid in images.grids for edge in grid)])
             whole_hwc = decoded(image, (0, 0, width, height), largest)
         if images.fit == "pad":
@@ -59,6 +55,12 @@ def seen(data: bytes, images: Images, key: str) -> Seen:
         raise
     except Exception as error:  # readers of bytes that anyone may have written raise anything
         raise Damaged("undecodable image", key, " ".join(str(error).split()) or type(error).__name__) from None
+
+
+def _centre_of(width: int, height: int) -> Box:
+    """The largest square."""
+    least = min(width, height)
+    return (width - least) // 2, (height - least) // 2, least, least
 
 
 def _padded(image_hwc: np.ndarray, images: Images) -> np.ndarray:

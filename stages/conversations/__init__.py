@@ -1,7 +1,8 @@
 """Conversations about curated images: written, judged, packed; read from other people's files, and given to them.
 
 conversations.py  the job, and what all that write conversations share
-phrases.py, known.py, templates.py   what a caption says, what all of an image do, and what is asked without any model
+phrases.py, known.py   what a caption says, and what all of an image do
+boxed.py, templates.py what boxes show, and what is asked of them and of captions without any model
 written.py, prompts/   the same by a language model, in a folder or behind a server
 turns.py          one question and its answer; LLaVA's and ShareGPT's forms
 filters.py        why a turn is not kept

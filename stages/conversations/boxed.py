@@ -1,12 +1,11 @@
 """What boxes show: how many of which label, in which colour, where, and how two labels lie to each other.
 
-Who drew them saw the image, and a caption of the web is often another image's: what has boxes is asked of these alone,
-and a caption that they deny is asked nothing.
+Who drew them saw the image, and a caption of the web is often another image's: of what has boxes these are asked, and a
+caption that calls it by another colour is asked nothing. An adjective of colour before a label's name is its colour.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,13 +13,15 @@ from random import Random
 from typing import Any
 
 from stages.conversations.phrases import (
-    COLOURS,
+    GROUNDS,
+    PLAIN,
     RELATIONS,
     SHADES,
     Said,
     Thing,
     how_many,
     in_words,
+    said_by,
     singular,
     which_colour,
 )
@@ -45,43 +46,53 @@ class Boxed:
     """From left and from above, in shares of the sides."""
 
 
+def label_of(box: Mapping[str, Any]) -> str:
+    """Of one thing, as it is written in a sentence: `Traffic_lights` is `traffic light`."""
+    return singular(" ".join(str(box["label"]).lower().replace("_", " ").split()))
+
+
 def boxed_by(boxes: Sequence[Mapping[str, Any]]) -> list[Boxed]:
     """Label by label, in the order in which they come."""
     centres: dict[str, list[tuple[float, float]]] = {}
     for box in boxes:
-        label = singular(" ".join(str(box["label"]).lower().split()))
-        centres.setdefault(label, []).append(_centre(box["box"]))
-    found = []
-    for label, some in centres.items():
-        first, _, rest = label.partition(" ")
-        colour, name = (first, rest) if first in COLOURS and rest else (None, label)
-        ninths = {PLACES[min(int(3 * y), 2)][min(int(3 * x), 2)] for x, y in some}
-        place = ninths.pop() if len(ninths) == 1 else None
-        found.append(Boxed(Thing(name, len(some) > 1, len(some), colour, place), tuple(some)))
-    return found
+        centres.setdefault(label_of(box), []).append(_centre(box["box"]))
+    return [Boxed(_thing(label, some), tuple(some)) for label, some in centres.items()]
+
+
+def _thing(label: str, centres: Sequence[tuple[float, float]]) -> Thing:
+    found = said_by(f"the {label}").things
+    name, colour = (found[0].name, found[0].colour) if len(found) == 1 else (label, None)
+    ninths = {PLACES[min(int(3 * y), 2)][min(int(3 * x), 2)] for x, y in centres}
+    place = ninths.pop() if len(ninths) == 1 else None
+    return Thing(name, len(centres) > 1, len(centres), colour, place)
+
+
+def boxes_of(name: str, boxed: Sequence[Boxed]) -> list[Boxed]:
+    """Of every label that a name fits: `ball` does one of a tennis ball."""
+    return [one for one in boxed if one.thing.name == name or one.thing.name.endswith(f" {name}")]
 
 
 def denied(said: Said, boxed: Sequence[Boxed]) -> bool:
-    """Whether a caption calls something that has boxes by another colour than all of them."""
-    colours: dict[str, set[str | None]] = {}
+    """Whether a caption calls something that has boxes by another colour than all of them. Of words that are not one
+    of `PLAIN` nobody knows where they end: a turquoise car may be a blue one."""
+    for thing in (thing for thing in said.things if thing.colour is not None):
+        colours = {_plain(one.thing.colour) for one in boxes_of(thing.name, boxed)}
+        if colours and {*colours, _plain(thing.colour)} <= PLAIN and _plain(thing.colour) not in colours:
+            return True
+    return False
+
+
+def _plain(colour: str | None) -> str:
+    return SHADES.get(colour, colour) if colour else ""
+
+
+def asked_of_boxes(boxed: Sequence[Boxed], dice: Random) -> Iterator[Asked]:
+    """Kind, question and answer; also of kinds that are not wanted. Nothing of a label whose words fit another, too:
+    beside red stars, who knows which are stars?"""
+    boxed = [one for one in boxed if one.thing.name not in GROUNDS]
+    boxed = [one for one in boxed if one.thing.colour is not None or boxes_of(one.thing.name, boxed) == [one]]
     for one in boxed:
-        colours.setdefault(one.thing.name, set()).add(_plain(one.thing.colour))
-    return any(
-        thing.name in colours and None not in colours[thing.name] and _plain(thing.colour) not in colours[thing.name]
-        for thing in said.things
-        if thing.colour is not None
-    )
-
-
-def _plain(colour: str | None) -> str | None:
-    return SHADES.get(colour, colour) if colour else None
-
-
-def asked_of(boxed: Sequence[Boxed], dice: Random) -> Iterator[Asked]:
-    """Kind, question and answer; also of kinds that are not wanted."""
-    names = Counter(one.thing.name for one in boxed)
-    for one in boxed:
-        thing, alone = one.thing, names[one.thing.name] == 1
+        thing, alone = one.thing, boxes_of(one.thing.name, boxed) == [one]
         if alone and thing.colour is not None:
             yield "colour", which_colour(thing, dice), thing.colour
         yield "count", how_many(thing, alone, dice), in_words(len(one.centres))

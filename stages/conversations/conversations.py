@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from random import Random
 from typing import Any, ClassVar
 
@@ -25,6 +25,7 @@ from pipeline.attempt import Attempt
 from pipeline.errors import SluiceError
 from pipeline.records import Generation, Record, digest
 from pipeline.stage import Column, Device, Job, Promise, Task, Work
+from stages.conversations.boxed import label_of
 from stages.conversations.filters import WORD, judged
 from stages.conversations.packing import Packer
 from stages.conversations.templates import turns_of
@@ -64,9 +65,11 @@ class Writing(Job):
     """What all that write conversations have in common; how the turns come about is theirs."""
 
     kinds: tuple[Kind, ...] = KINDS
-    """Which kinds of turns are asked, and in which order."""
+    """Which kinds of turns are asked, and in which order; in another one than the default's, early turns may give the
+    answers of later ones away."""
     turns: int = Field(default=8, ge=1)
-    """Of a conversation, at most; where more were kept, they are drawn, the same for the same sample."""
+    """Of a conversation, at most; where more were kept, they are drawn, the same for the same sample. The table of
+    turns has those that were not drawn, too."""
     brief: str = BRIEF
     """What follows a question whose answer is a word or two; nothing where empty."""
     grounded: float = Field(default=0.6, ge=0, le=1)
@@ -91,7 +94,7 @@ class Writing(Job):
         written = work.map("turns", tasks, self.write_turns)
         # What was said decides the bytes of the shards, so it names them.
         said = [record.content_hash for record in written], [record.content_hash for record in shards]
-        key = digest([*said, list(self.kinds), self.turns, self.brief, self.texts])[:12]
+        key = digest([*said, list(self.kinds), self.turns, self.brief, self.texts, self.revision])[:12]
         packs = [
             Task(f"{number:08d}", {"key": key}, {"turns": (turns,), "shards": (shard,)}, rows=turns.notes["samples"])
             for number, (turns, shard) in enumerate(zip(written, shards, strict=True))
@@ -153,18 +156,22 @@ class Writing(Job):
         attempt.note(samples=index.num_rows, shard=name)
 
     def _asked(self, key: str, turns: Sequence[Turn]) -> list[Turn]:
-        """As many as there may be, in the order of their kinds, from a drawn one of these on: who is always asked for
-        a colour first will answer any first question with a colour."""
-        dice, order = Random(f"turns/{key}"), {kind: place for place, kind in enumerate(self.kinds)}
-        first = dice.choice(sorted({order[turn.kind] for turn in turns}))
-        asked = [turn for turn in turns if order[turn.kind] >= first]
-        drawn = sorted(dice.sample(asked, min(len(asked), self.turns)), key=lambda turn: order[turn.kind])
-        return list(_untold(drawn))
+        """As many as there may be, in the order of their kinds."""
+        drawn = Random(f"turns/{key}").sample(range(len(turns)), min(len(turns), self.turns))
+        return self._in_order(turns[number] for number in sorted(drawn))
+
+    def _in_order(self, turns: Iterable[Turn]) -> list[Turn]:
+        return sorted(turns, key=lambda turn: self.kinds.index(turn.kind))
 
 
 class Conversations(Writing):
     """Questions and answers by rules, without any model: colours, numbers, relations, places, what can be read, which
-    are more, and a description; from captions in English, and from `boxes` where a sample's JSON has them."""
+    are more, and a description; from captions in English, and from `boxes` where a sample's JSON has them.
+
+    Every other conversation begins at a kind that is drawn, without those before it, and turns of one kind come in any
+    order: who is always asked for a number first, and for the background before the star, learns to answer so whatever
+    is asked.
+    """
 
     revision: ClassVar[int] = 6
     promise: ClassVar[Promise] = "pure"
@@ -174,6 +181,14 @@ class Conversations(Writing):
             return [turns_of(captions_of(said), boxes_of(said), Random(key), self.kinds) for key, _, said in some]
 
         return write
+
+    def _asked(self, key: str, turns: Sequence[Turn]) -> list[Turn]:
+        dice = Random(f"turns/{key}")
+        found = sorted({self.kinds.index(turn.kind) for turn in turns})
+        first = dice.choice((found[0], dice.choice(found)))
+        shuffled = dice.sample(turns, len(turns))
+        asked = list(_untold(self._in_order(turn for turn in shuffled if self.kinds.index(turn.kind) >= first)))
+        return super()._asked(key, asked)
 
 
 def _untold(turns: Sequence[Turn]) -> Iterator[Turn]:
@@ -245,8 +260,8 @@ def boxes_of(said: Mapping[str, Any]) -> list[dict[str, Any]]:
             listed = None
     found = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
     labelled = [one for one in found if isinstance(one.get("label"), str) and one["label"].strip()]
-    broken = {one["label"].lower() for one in labelled if not _is_box(one.get("box"))}
-    return [one for one in labelled if one["label"].lower() not in broken]
+    broken = {label_of(one) for one in labelled if not _is_box(one.get("box"))}
+    return [one for one in labelled if label_of(one) not in broken]
 
 
 def _is_box(box: Any) -> bool:

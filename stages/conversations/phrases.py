@@ -17,6 +17,10 @@ COLOURS = frozenset((
     "red", "green", "blue", "yellow", "orange", "purple", "violet", "pink", "brown", "grey", "gray", "black",
     "white", "crimson", "scarlet", "turquoise", "beige", "golden", "silver", "maroon", "teal",
 ))  # fmt: skip
+PLAIN = frozenset((
+    "red", "green", "blue", "yellow", "orange", "purple", "pink", "brown", "grey", "black", "white",
+))  # fmt: skip
+"""The colours of Berlin and Kay (1969): what is called by one is not called by another."""
 SHADES = {"gray": "grey", "violet": "purple", "crimson": "red", "scarlet": "red", "maroon": "red", "golden": "yellow"}
 """Words for a colour that others call by its plain name."""
 OTHER_LOOKS = frozenset((
@@ -154,7 +158,7 @@ def _things(text: str) -> Iterator[tuple[Thing, int, int]]:
         thing, after = found
         start, end = words[place][1], words[after - 1][2]
         place = after
-        if text.startswith(BROKEN_OFF, end):
+        if text[end:].lstrip().startswith(BROKEN_OFF):
             continue
         where = PLACE.match(text, end + 1)
         yield (thing if where is None else replace(thing, place=where[0])), start, end

@@ -12,7 +12,7 @@ from itertools import pairwise
 from random import Random
 from typing import Any
 
-from stages.conversations.boxed import Boxed, asked_of, boxed_by, denied
+from stages.conversations.boxed import Boxed, asked_of_boxes, boxed_by, boxes_of, denied
 from stages.conversations.known import Known
 from stages.conversations.phrases import (
     GROUNDS,
@@ -25,7 +25,7 @@ from stages.conversations.phrases import (
     said_by,
     which_colour,
 )
-from stages.conversations.turns import DENIED, TEMPLATE, Asked, Kind, Turn
+from stages.conversations.turns import TEMPLATE, Asked, Kind, Turn
 
 DESCRIBE = (
     "Describe the image in detail.",
@@ -34,6 +34,8 @@ DESCRIBE = (
     "What is shown here?",
     "Write a caption for this image.",
 )
+About = tuple[Kind, frozenset[str]]
+"""What is asked for, and of which things."""
 
 
 def turns_of(
@@ -49,43 +51,42 @@ def turns_of(
     boxed = boxed_by(boxes)
     said = [said_by(caption["text"]) for caption in captions]
     true = Known([own for own in said if not denied(own, boxed)])
+    before: set[About] = set()
     for caption, own in zip(captions, said, strict=True):
-        identity, text = caption.get("caption_id"), caption["text"]
-        known, verdict = (Known([own]), DENIED) if denied(own, boxed) else (true, None)
-        told = [("description", dice.choice(DESCRIBE), sentence(text)), *_asked(own, known, dice, boxed)]
-        found += [Turn(kind, question, answer, identity, TEMPLATE, verdict) for kind, question, answer in told]
-    found += [Turn(kind, question, answer, None, TEMPLATE) for kind, question, answer in asked_of(boxed, dice)]
+        identity, text, wrong = caption.get("caption_id"), caption["text"], denied(own, boxed)
+        described: Asked = ("description", dice.choice(DESCRIBE), sentence(text))
+        told = _asked(own, Known([own]) if wrong else true, dice, boxed)
+        for about, asked in [(None, described), *told]:
+            again = about is not None and (asked[0], about) in before
+            found.append(Turn(*asked, identity, TEMPLATE, "denied" if wrong else "duplicate" if again else None))
+            if about is not None and not wrong:
+                before.add((asked[0], about))
+    found += [Turn(*asked, None, TEMPLATE) for asked in asked_of_boxes(boxed, dice)]
     return [turn for turn in found if turn.kind in kinds]
 
 
-def _asked(said: Said, known: Known, dice: Random, boxed: Sequence[Boxed]) -> Iterator[Asked]:
-    """Kind, question and answer; also of kinds that are not wanted."""
-    unseen = [thing for thing in said.things if not _boxes_of(thing, boxed)]
+def _asked(
+    said: Said, known: Known, dice: Random, boxed: Sequence[Boxed]
+) -> Iterator[tuple[frozenset[str] | None, Asked]]:
+    """What each is about, and what is asked; also of kinds that are not wanted."""
+    unseen = [thing for thing in said.things if not boxes_of(thing.name, boxed)]
     for thing in said.things:
-        asked = _of_thing(thing, known, dice)
-        if thing in unseen:
-            yield from asked
-        elif _colour_is_open(thing, boxed):
-            yield from (one for one in asked if one[0] == "colour")
+        for asked in _of_thing(thing, known, dice):
+            if thing in unseen or (asked[0] == "colour" and _colour_is_open(thing, boxed)):
+                yield frozenset((thing.shown,)), asked
     for relation in said.relations:
-        if relation.one not in unseen and relation.other not in unseen:
-            continue
-        if known.meant(relation.one) and known.meant(relation.other) and known.undenied(relation):
-            yield _of_relation(relation, known, dice)
+        ends = relation.one, relation.other
+        if all(thing in unseen and known.meant(thing) for thing in ends) and known.undenied(relation):
+            yield frozenset(thing.shown for thing in ends), _of_relation(relation, known, dice)
     for text in said.readings:
         question = dice.choice(("What is written in the image?", "What does the text say?", "What can be read here?"))
-        yield "reading", question, text
-    yield from _reasoned([thing for thing in unseen if known.meant(thing)], dice)
-
-
-def _boxes_of(thing: Thing, boxed: Sequence[Boxed]) -> list[Boxed]:
-    """Of every label that names it: `red star` does a star, and a red one."""
-    return [one for one in boxed if one.thing.name == thing.name or one.thing.name.endswith(f" {thing.name}")]
+        yield None, ("reading", question, text)
+    yield from ((None, asked) for asked in _reasoned([thing for thing in unseen if known.meant(thing)], dice))
 
 
 def _colour_is_open(thing: Thing, boxed: Sequence[Boxed]) -> bool:
     """Whether what has boxes is of one label, which tells no colour, and as many as the caption's: one, or several."""
-    found = [one.thing for one in _boxes_of(thing, boxed)]
+    found = [one.thing for one in boxes_of(thing.name, boxed)]
     return [(one.colour, one.several) for one in found] == [(None, thing.several)]
 
 

@@ -15,8 +15,6 @@ Asked = tuple[Kind, str, str]
 """Kind, question and answer."""
 TEMPLATE = "template"
 """What wrote a turn that no model wrote."""
-DENIED: Literal["denied"] = "denied"
-"""The verdict on what was made from a caption that the boxes deny."""
 LONG: tuple[Kind, ...] = ("description", "reasoning")
 """Kinds whose answers are sentences."""
 IMAGE = "<image>"
@@ -36,9 +34,9 @@ class Turn:
     """The caption that it was made from; None where it was made from boxes, or from all of them."""
     source: str
     """What wrote it: `template`, or the name of a model."""
-    verdict: Literal["too_long", "denied"] | None = None
-    """What is known before anything is judged: the model could not be asked, for its prompt is longer than it reads, or
-    the boxes deny the caption."""
+    verdict: Literal["too_long", "denied", "duplicate"] | None = None
+    """What is known before anything is judged: the model could not be asked, for its prompt is longer than it reads;
+    the boxes deny the caption; or an earlier caption was asked for the same in other words."""
 
 
 def conversation(turns: Sequence[Turn], images: int, brief: str = "") -> list[dict[str, Any]]:

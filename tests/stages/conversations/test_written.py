@@ -17,13 +17,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.captioners.speaker import Speaker
 from models.data.chat import ready_to_chat
+from models.data.shards import Samples
 from models.data.tokenizer import trained
 from pipeline.errors import SluiceError
 from pipeline.stage import Device
 from pipeline.store import Store
 from stages.conversations import ConversationsByModel, ConversationsByServer
 from stages.conversations.written import filled, read_from
-from tests.stages.conversations.conftest import made, sample, turns, uid, write_pairs
+from tests.stages.conversations.conftest import made, sample, tars, turns, uid, write_pairs
 
 CAPTION = "Two red circles beside a dog."
 
@@ -89,6 +90,14 @@ def test_a_server_is_asked_for_every_kind_and_its_turns_are_judged(store: Store,
         ("description", "kept"),
     ]
     assert {row["source"] for row in rows} == {"speaker"}
+
+
+def test_of_what_a_model_wrote_every_kept_turn_is_said_in_its_order(store: Store, answers: list[str]) -> None:
+    pairs = write_pairs(store, [[sample(number, CAPTION) for number in range(20)]])
+    generation = made(store, ConversationsByServer(server="http://127.0.0.1:1/v1", model="speaker"), pairs)
+    (path,) = tars(store, generation)
+    said = [json.loads(members["json"])["conversations"] for _, members in Samples.open(str(path))]
+    assert [[turn["kind"] for turn in one[1::2]] for one in said] == [["question", "description"]] * 20
 
 
 def test_prompts_of_ones_own_need_every_kind_and_a_place_for_captions(store: Store, tmp_path: Path) -> None:
