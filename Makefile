@@ -71,7 +71,7 @@ demo-instruct: .venv/installed
 	$(call instruct,demo/instruct,16000)
 
 proof-instruct: .venv/installed
-	$(call instruct,proof/instruct,24000,--set urls.files=proof/instruct/web/urls.parquet --set llava.seeds=3 --set llava.samples=60000 \
+	$(call instruct,proof/instruct,16000,--set urls.files=proof/instruct/web/urls.parquet --set llava.seeds=3 \
 	  --set 'leaks.sets=$(call compared,proof/instruct)' \
 	  --set 'answers.sets={questions: proof/instruct/sets/questions}')
 
