@@ -82,23 +82,27 @@ def denied(said: Said, boxed: Sequence[Boxed]) -> bool:
     return False
 
 
+def _meant(one: Boxed, boxed: Sequence[Boxed]) -> bool:
+    """Whether its words fit no other label: beside red stars, who knows which are stars?"""
+    rivals = [_plain(other.thing.colour) for other in boxes_of(one.thing.name, boxed) if other is not one]
+    return not {_plain(one.thing.colour), ""} & {*rivals} if one.thing.colour else not rivals
+
+
 def _plain(colour: str | None) -> str:
     return SHADES.get(colour, colour) if colour else ""
 
 
 def asked_of_boxes(boxed: Sequence[Boxed], dice: Random) -> Iterator[Asked]:
-    """Kind, question and answer; also of kinds that are not wanted. Nothing of a label whose words fit another, too:
-    beside red stars, who knows which are stars?"""
-    boxed = [one for one in boxed if one.thing.name not in GROUNDS]
-    boxed = [one for one in boxed if one.thing.colour is not None or boxes_of(one.thing.name, boxed) == [one]]
-    for one in boxed:
-        thing, alone = one.thing, boxes_of(one.thing.name, boxed) == [one]
+    """Kind, question and answer; also of kinds that are not wanted."""
+    meant = [one for one in boxed if one.thing.name not in GROUNDS and _meant(one, boxed)]
+    for one in meant:
+        thing, alone = one.thing, len(boxes_of(one.thing.name, boxed)) == 1
         if alone and thing.colour is not None:
             yield "colour", which_colour(thing, dice), thing.colour
         yield "count", how_many(thing, alone, dice), in_words(len(one.centres))
         if thing.place is not None:
             yield "place", f"Where {'are' if thing.several else 'is'} the {thing.shown}?", thing.place
-    for pair in pairwise(boxed):  # from either end, for lists of boxes often begin at the top left
+    for pair in pairwise(meant):  # from either end, for lists of boxes often begin at the top left
         one, other = pair if dice.random() < 0.5 else pair[::-1]
         for axis, before in enumerate(("to the left of", "above")):
             mine, theirs = ([centre[axis] for centre in some.centres] for some in (one, other))

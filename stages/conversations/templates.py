@@ -55,7 +55,7 @@ def turns_of(
     for caption, own in zip(captions, said, strict=True):
         identity, text, wrong = caption.get("caption_id"), caption["text"], denied(own, boxed)
         described: Asked = ("description", dice.choice(DESCRIBE), sentence(text))
-        told = _asked(own, Known([own]) if wrong else true, dice, boxed)
+        told = _of_caption(own, Known([own]) if wrong else true, dice, boxed)
         for about, asked in [(None, described), *told]:
             again = about is not None and (asked[0], about) in before
             found.append(Turn(*asked, identity, TEMPLATE, "denied" if wrong else "duplicate" if again else None))
@@ -65,7 +65,7 @@ def turns_of(
     return [turn for turn in found if turn.kind in kinds]
 
 
-def _asked(
+def _of_caption(
     said: Said, known: Known, dice: Random, boxed: Sequence[Boxed]
 ) -> Iterator[tuple[frozenset[str] | None, Asked]]:
     """What each is about, and what is asked; also of kinds that are not wanted."""

@@ -265,7 +265,10 @@ def test_a_caption_that_boxes_deny_is_asked_nothing(store: Store, caption: str, 
     ("labels", "counted"),
     [
         (("red star", "Red  Stars", "RED_STAR"), {"stars": "three"}),
-        (("red star", "star"), {"stars": "one"}),  # red ones; which are meant by `stars` nobody knows
+        (("red star", "star"), {}),  # which may be red, too
+        (("red star", "blue star", "star"), {}),
+        (("dark red star", "light red star", "blue star"), {"stars": "one"}),  # blue ones
+        (("grey cat", "gray cat"), {}),
         (("tennis ball", "ball"), {"balls": "one"}),
         (("background", "red star"), {"stars": "one"}),
     ],
@@ -274,8 +277,12 @@ def test_a_label_is_asked_of_by_words_that_fit_no_other(
     store: Store, labels: tuple[str, ...], counted: dict[str, str]
 ) -> None:
     boxes = [{"label": label, "box": STAR} for label in labels]
-    rows = turns(store, made(store, Conversations(), write_pairs(store, [[sample(0, boxes=boxes)]])))
+    pairs = write_pairs(store, [[sample(number, "asleep", boxes=boxes) for number in range(10)]])
+    rows = turns(store, made(store, Conversations(), pairs))
     assert counts(rows) == counted
+    if "blue star" in labels:
+        assert not any(re.search("(many|of) stars", row["question"]) for row in rows)
+        assert not any(row["kind"] == "colour" for row in rows)
 
 
 def test_what_two_captions_say_is_asked_once(store: Store) -> None:
