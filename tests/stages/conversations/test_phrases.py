@@ -102,7 +102,7 @@ def asked_of(*captions: str) -> dict[str, str]:
     return answers
 
 
-@pytest.mark.parametrize("end", ["…", "..."])
+@pytest.mark.parametrize("end", ["…", "...", " …"])
 def test_of_a_word_that_breaks_off_nothing_is_asked(end: str) -> None:
     questions = asked_of(f"a red star and two blue hexa{end}")
     assert any("star" in question for question in questions)
