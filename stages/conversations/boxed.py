@@ -67,7 +67,7 @@ def _thing(label: str, centres: Sequence[tuple[float, float]]) -> Thing:
     return Thing(name, len(centres) > 1, len(centres), colour, place)
 
 
-def boxes_of(name: str, boxed: Sequence[Boxed]) -> list[Boxed]:
+def fitting(name: str, boxed: Sequence[Boxed]) -> list[Boxed]:
     """Of every label that a name fits: `ball` does one of a tennis ball."""
     return [one for one in boxed if one.thing.name == name or one.thing.name.endswith(f" {name}")]
 
@@ -76,7 +76,7 @@ def denied(said: Said, boxed: Sequence[Boxed]) -> bool:
     """Whether a caption calls something that has boxes by another colour than all of them. Of words that are not one
     of `PLAIN` nobody knows where they end: a turquoise car may be a blue one."""
     for thing in (thing for thing in said.things if thing.colour is not None):
-        colours = {_plain(one.thing.colour) for one in boxes_of(thing.name, boxed)}
+        colours = {_plain(one.thing.colour) for one in fitting(thing.name, boxed)}
         if colours and {*colours, _plain(thing.colour)} <= PLAIN and _plain(thing.colour) not in colours:
             return True
     return False
@@ -84,7 +84,7 @@ def denied(said: Said, boxed: Sequence[Boxed]) -> bool:
 
 def _meant(one: Boxed, boxed: Sequence[Boxed]) -> bool:
     """Whether its words fit no other label: beside red stars, who knows which are stars?"""
-    rivals = [_plain(other.thing.colour) for other in boxes_of(one.thing.name, boxed) if other is not one]
+    rivals = [_plain(other.thing.colour) for other in fitting(one.thing.name, boxed) if other is not one]
     return not {_plain(one.thing.colour), ""} & {*rivals} if one.thing.colour else not rivals
 
 
@@ -96,7 +96,7 @@ def asked_of_boxes(boxed: Sequence[Boxed], dice: Random) -> Iterator[Asked]:
     """Kind, question and answer; also of kinds that are not wanted."""
     meant = [one for one in boxed if one.thing.name not in GROUNDS and _meant(one, boxed)]
     for one in meant:
-        thing, alone = one.thing, len(boxes_of(one.thing.name, boxed)) == 1
+        thing, alone = one.thing, len(fitting(one.thing.name, boxed)) == 1
         if alone and thing.colour is not None:
             yield "colour", which_colour(thing, dice), thing.colour
         yield "count", how_many(thing, alone, dice), in_words(len(one.centres))

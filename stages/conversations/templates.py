@@ -12,7 +12,7 @@ from itertools import pairwise
 from random import Random
 from typing import Any
 
-from stages.conversations.boxed import Boxed, asked_of_boxes, boxed_by, boxes_of, denied
+from stages.conversations.boxed import Boxed, asked_of_boxes, boxed_by, denied, fitting
 from stages.conversations.known import Known
 from stages.conversations.phrases import (
     GROUNDS,
@@ -35,7 +35,7 @@ DESCRIBE = (
     "Write a caption for this image.",
 )
 About = tuple[Kind, frozenset[str]]
-"""What is asked for, and of which things."""
+"""What is asked for, and of what, in words."""
 
 
 def turns_of(
@@ -69,7 +69,7 @@ def _of_caption(
     said: Said, known: Known, dice: Random, boxed: Sequence[Boxed]
 ) -> Iterator[tuple[frozenset[str] | None, Asked]]:
     """What each is about, and what is asked; also of kinds that are not wanted."""
-    unseen = [thing for thing in said.things if not boxes_of(thing.name, boxed)]
+    unseen = [thing for thing in said.things if not fitting(thing.name, boxed)]
     for thing in said.things:
         for asked in _of_thing(thing, known, dice):
             if thing in unseen or (asked[0] == "colour" and _colour_is_open(thing, boxed)):
@@ -77,7 +77,8 @@ def _of_caption(
     for relation in said.relations:
         ends = relation.one, relation.other
         if all(thing in unseen and known.meant(thing) for thing in ends) and known.undenied(relation):
-            yield frozenset(thing.shown for thing in ends), _of_relation(relation, known, dice)
+            way = relation.words, RELATIONS[relation.words]
+            yield frozenset((*(thing.shown for thing in ends), *way)), _of_relation(relation, known, dice)
     for text in said.readings:
         question = dice.choice(("What is written in the image?", "What does the text say?", "What can be read here?"))
         yield None, ("reading", question, text)
@@ -86,7 +87,7 @@ def _of_caption(
 
 def _colour_is_open(thing: Thing, boxed: Sequence[Boxed]) -> bool:
     """Whether what has boxes is of one label, which tells no colour, and as many as the caption's: one, or several."""
-    found = [one.thing for one in boxes_of(thing.name, boxed)]
+    found = [one.thing for one in fitting(thing.name, boxed)]
     return [(one.colour, one.several) for one in found] == [(None, thing.several)]
 
 

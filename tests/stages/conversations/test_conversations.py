@@ -293,6 +293,19 @@ def test_what_two_captions_say_is_asked_once(store: Store) -> None:
     assert {row["verdict"] for row in rows if row["caption_id"].endswith("-0")} == {"kept"}
 
 
+def test_two_ways_in_which_things_lie_to_each_other_are_both_asked(store: Store) -> None:
+    one, other = "a red star above a blue heart", "a red star to the left of a blue heart"
+    rows = turns(store, made(store, Conversations(), write_pairs(store, [[sample(0, one, other)]])))
+    assert [row["verdict"] for row in rows if row["kind"] == "relation"] == ["kept", "kept"]
+
+
+def test_another_revision_writes_other_shards(store: Store, pairs: Generation, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = tars(store, made(store, Conversations(), pairs))
+    monkeypatch.setattr(Conversations, "revision", Conversations.revision + 1)
+    after = tars(store, made(store, Conversations(), pairs, node="after"))
+    assert {path.parent.name for path in before}.isdisjoint(path.parent.name for path in after)
+
+
 def test_one_denied_caption_silences_no_other(store: Store) -> None:
     boxes = [{"label": "red star", "box": STAR}]
     caption = "a {} star on a white background, a black dog"
