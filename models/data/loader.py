@@ -24,7 +24,7 @@ from typing import Any, Generic, NamedTuple, Self, TypeVar
 import torch
 
 from models.data.memory import Recycled
-from models.data.order import drawn
+from models.data.order import seed_of
 from models.data.phases import Places
 from models.data.shards import Damaged, DataError, Sample, Samples
 from models.trainable import Batch
@@ -113,6 +113,7 @@ class Loader(Iterator[Batch], Generic[Row]):
         self._slice = batch * rank // world, batch * (rank + 1) // world
         threads = threads or len(os.sched_getaffinity(0)) + 1
         remote = any(sets[name].remote for name in order.names)
+        # Only where more threads read than may decode; 2 us a sample of the 30 that one costs undecoded.
         self._cores = threading.Semaphore(threads) if remote else nullcontext()
         self._pool = ThreadPoolExecutor(threads + REQUESTS * remote, "loader")
         self._last = ThreadPoolExecutor(1, "loader-batch")
@@ -166,7 +167,7 @@ class Loader(Iterator[Batch], Generic[Row]):
         return {name: rows.pin_memory() for name, rows in batch.items()} if self._pin else batch
 
     def _rows(self, first: int, start: int, sets: Sequence[int], numbers: Sequence[int], room: Batch) -> _Made:
-        made, chance = _Made([], []), Random()
+        made, chance = _Made([], []), Random()  # seeded for every sample
         for at, (whose, number) in enumerate(zip(sets, numbers, strict=True), start):
             made.rows.append(self._row(first, at, self._order.names[whose], number, chance, room, made.skipped))
         return made
@@ -181,7 +182,7 @@ class Loader(Iterator[Batch], Generic[Row]):
             try:
                 sample = self._sets[name].read(number)
                 with self._cores:
-                    chance.seed(drawn(seed, place, attempt))
+                    chance.seed(seed_of(seed, place, attempt))
                     return self._collate.row(sample, chance, room, at)
             except Damaged as damaged:
                 skipped.append(damaged)
