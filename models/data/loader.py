@@ -17,13 +17,14 @@ from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from random import Random
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import torch
 
 from models.data.memory import Recycled
-from models.data.order import dice
+from models.data.order import seed_of
 from models.data.phases import Places
 from models.data.shards import Damaged, DataError, Sample, Samples
 from models.trainable import Batch
@@ -112,7 +113,8 @@ class Loader(Iterator[Batch], Generic[Row]):
         self._slice = batch * rank // world, batch * (rank + 1) // world
         threads = threads or len(os.sched_getaffinity(0)) + 1
         remote = any(sets[name].remote for name in order.names)
-        self._cores = threading.Semaphore(threads)
+        # Only where more threads read than may decode; 2 us a sample of the 30 that one costs undecoded.
+        self._cores = threading.Semaphore(threads) if remote else nullcontext()
         self._pool = ThreadPoolExecutor(threads + REQUESTS * remote, "loader")
         self._last = ThreadPoolExecutor(1, "loader-batch")
         rows = self._slice[1] - self._slice[0]
@@ -165,12 +167,14 @@ class Loader(Iterator[Batch], Generic[Row]):
         return {name: rows.pin_memory() for name, rows in batch.items()} if self._pin else batch
 
     def _rows(self, first: int, start: int, sets: Sequence[int], numbers: Sequence[int], room: Batch) -> _Made:
-        made = _Made([], [])
+        made, chance = _Made([], []), Random()  # seeded for every sample
         for at, (whose, number) in enumerate(zip(sets, numbers, strict=True), start):
-            made.rows.append(self._row(first, at, self._order.names[whose], number, room, made.skipped))
+            made.rows.append(self._row(first, at, self._order.names[whose], number, chance, room, made.skipped))
         return made
 
-    def _row(self, first: int, at: int, name: str, number: int, room: Batch, skipped: list[Damaged]) -> Any:
+    def _row(
+        self, first: int, at: int, name: str, number: int, chance: Random, room: Batch, skipped: list[Damaged]
+    ) -> Any:
         seed, place = self._order.seed, first + at
         for attempt in range(ATTEMPTS):
             if attempt:
@@ -178,7 +182,8 @@ class Loader(Iterator[Batch], Generic[Row]):
             try:
                 sample = self._sets[name].read(number)
                 with self._cores:
-                    return self._collate.row(sample, dice(seed, place, attempt), room, at)
+                    chance.seed(seed_of(seed, place, attempt))
+                    return self._collate.row(sample, chance, room, at)
             except Damaged as damaged:
                 skipped.append(damaged)
         raise DataError(

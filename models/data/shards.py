@@ -21,7 +21,7 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from models.data.index import DataError, Index, file_system, index, is_local, listed
+from models.data.index import DataError, Index, Tar, file_system, index, is_local, listed
 from models.data.tars import Members, NotATar, members_of
 
 LARGEST = 128 << 20
@@ -106,18 +106,17 @@ class Samples(Sequence[Sample]):
         """The same for one number, which is in range."""
         tar = self._index.tars[bisect_right(self._ends, number)]
         start, nbytes = self._index.spans_n2[number].tolist()
-        name = f"{tar.path} at byte {start}"
         if nbytes > LARGEST:
-            raise Damaged("too large a sample", name, f"{nbytes} bytes; at most {LARGEST} are read")
+            raise Damaged("too large a sample", _place(tar, start), f"{nbytes} bytes; at most {LARGEST} are read")
         if start + nbytes > tar.nbytes:
-            raise Damaged("truncated tar", name, f"it ends at byte {tar.nbytes}")
+            raise Damaged("truncated tar", _place(tar, start), f"it ends at byte {tar.nbytes}")
         span = self._ranged(tar.path, start, nbytes) if self.remote else self._files.read(tar.path, start, nbytes)
         if len(span) < nbytes:
-            raise Damaged("truncated tar", name, f"it ends {nbytes - len(span)} bytes too early")
+            raise Damaged("truncated tar", _place(tar, start), f"it ends {nbytes - len(span)} bytes too early")
         try:
             key, members = members_of(span)
         except NotATar as error:
-            raise Damaged("damaged tar", name, str(error)) from None
+            raise Damaged("damaged tar", _place(tar, start), str(error)) from None
         return Sample(key, members)
 
     def _ranged(self, path: str, start: int, nbytes: int) -> bytes:
@@ -132,6 +131,10 @@ class Samples(Sequence[Sample]):
                     raise Unreachable(f"{path} cannot be read, tried {TRIES} times: {told}") from error
                 time.sleep(2**attempt)
         raise AssertionError("a try returns or raises")
+
+
+def _place(tar: Tar, start: int) -> str:
+    return f"{tar.path} at byte {start}"
 
 
 class _Files:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.data.loader import ATTEMPTS, Collate, Loader
-from models.data.order import Order
+from models.data.order import Order, dice
 from models.data.shards import Damaged, DataError, Sample, Samples
 from models.trainable import Batch
 from tests.models.data.tars_made import pair, shards, tar_of
@@ -124,6 +124,21 @@ def test_undamaged_data_is_exactly_what_the_order_says(sets: dict[str, Samples])
     for place, number, _ in seen(sets, 100, 10):
         name, index = order.at(place)
         assert number == SETS[name][index]
+
+
+class Gaussian(Numbers):
+    """Takes one of the two numbers that `Random.gauss` makes at once; the dice keep the other."""
+
+    def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Row:
+        chance = dice.gauss(0, 1)
+        return super().row(sample, dice, room, at)[0], chance
+
+
+def test_every_place_has_dice_of_its_own_whatever_was_thrown_before(sets: dict[str, Samples]) -> None:
+    order = order_of(sets)
+    with Loader(sets, order, Gaussian(), batch=20, threads=1) as loader:
+        found = torch.cat([next(loader)["chance"] for _ in range(3)])
+    assert found.tolist() == torch.tensor([dice(order.seed, place, 0).gauss(0, 1) for place in range(60)]).tolist()
 
 
 def test_what_cannot_be_used_is_replaced_within_its_set_counted_and_named(
