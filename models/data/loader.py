@@ -24,7 +24,7 @@ from typing import Any, Generic, NamedTuple, Self, TypeVar
 import torch
 
 from models.data.memory import Recycled
-from models.data.order import seed_of
+from models.data.order import dice
 from models.data.phases import Places
 from models.data.shards import Damaged, DataError, Sample, Samples
 from models.trainable import Batch
@@ -167,13 +167,13 @@ class Loader(Iterator[Batch], Generic[Row]):
         return {name: rows.pin_memory() for name, rows in batch.items()} if self._pin else batch
 
     def _rows(self, first: int, start: int, sets: Sequence[int], numbers: Sequence[int], room: Batch) -> _Made:
-        made, chance = _Made([], []), Random()  # seeded for every sample
+        made, again = _Made([], []), Random()  # seeded for every sample
         for at, (whose, number) in enumerate(zip(sets, numbers, strict=True), start):
-            made.rows.append(self._row(first, at, self._order.names[whose], number, chance, room, made.skipped))
+            made.rows.append(self._row(first, at, self._order.names[whose], number, again, room, made.skipped))
         return made
 
     def _row(
-        self, first: int, at: int, name: str, number: int, chance: Random, room: Batch, skipped: list[Damaged]
+        self, first: int, at: int, name: str, number: int, again: Random, room: Batch, skipped: list[Damaged]
     ) -> Any:
         seed, place = self._order.seed, first + at
         for attempt in range(ATTEMPTS):
@@ -182,8 +182,7 @@ class Loader(Iterator[Batch], Generic[Row]):
             try:
                 sample = self._sets[name].read(number)
                 with self._cores:
-                    chance.seed(seed_of(seed, place, attempt))
-                    return self._collate.row(sample, chance, room, at)
+                    return self._collate.row(sample, dice(seed, place, attempt, again), room, at)
             except Damaged as damaged:
                 skipped.append(damaged)
         raise DataError(

@@ -104,14 +104,12 @@ class Order:
         return int(_floor(left, self._shares[number])[0])
 
 
-def dice(seed: int, place: int, attempt: int) -> Random:
-    """Chance for the sample at a place of the training, its augmentation say: the same whenever it is asked for."""
-    return Random(seed_of(seed, place, attempt))
-
-
-def seed_of(seed: int, place: int, attempt: int) -> int:
-    """The number that these dice begin with, 64 bits: to seed others again takes half as long as to make new ones."""
-    return int.from_bytes(blake2b(b"%d/%d/%d" % (seed, place, attempt), digest_size=8).digest(), "little")
+def dice(seed: int, place: int, attempt: int, again: Random | None = None) -> Random:
+    """Chance for the sample at a place of the training, its augmentation say: the same whenever it is asked for.
+    `again`: dice to be seeded again, in half the time that new ones take."""
+    chance = Random() if again is None else again
+    chance.seed(int.from_bytes(blake2b(b"%d/%d/%d" % (seed, place, attempt), digest_size=8).digest(), "little"))
+    return chance
 
 
 def _floor(numbers: Numbers, share: Fraction) -> Numbers:
