@@ -22,6 +22,7 @@ from models.data.images import normalise, preprocessor_config
 from models.data.shards import Damaged
 from models.data.tiles import LONGEST, grid_of, seen, tokens_of
 from models.recipe import Images
+from models.towers.preprocess import Preprocessing
 
 SIDE = 32
 GRIDS = ((32, 64), (64, 32), (64, 64), (96, 32), (32, 96))
@@ -65,6 +66,16 @@ def test_pixels_are_those_of_transformers(fit: str, size: tuple[int, int]) -> No
     levels = (pixels - expected.view(-1, 3, SIDE, SIDE)).abs() * 0.27 * 255  # of 255
     assert levels.mean() < (3 if fit == "centre" else 0.6)  # the centre may lie half a pixel elsewhere
     assert fit == "centre" or levels.quantile(0.99) <= 3
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("fit", ["centre", "stretch"])
+def test_what_a_model_says_of_its_images_lets_it_see_what_it_was_trained_on(fit: str, size: tuple[int, int]) -> None:
+    data, picture = encoded(size)
+    shown = Preprocessing.of(preprocessor_config(images(fit)), "a model")(np.asarray(picture.convert("RGB")))
+    trained_on = seen(data, images(fit), "a").tiles_t3ss[0].permute(1, 2, 0)
+    assert shown.shape == (SIDE, SIDE, 3)
+    assert np.abs(shown.astype(float) - trained_on.numpy()).mean() < (3 if fit == "centre" else 0.6)
 
 
 @pytest.mark.parametrize("size", [*SIZES, (336, 336), (480, 640), (1024, 300), (300, 1024), (1000, 3), (3, 1000)])
