@@ -9,6 +9,7 @@ import torch
 
 from models.objectives.contrastive import scalar
 from models.objectives.ranks import gathered, rank
+from models.objectives.sizes import wrong_size
 from models.trainable import Features, Loss, Objective, Scalars
 
 OTHER = {"image": "text", "text": "image"}
@@ -51,7 +52,7 @@ class MomentumContrast(Objective):
         for name in OTHER:
             slow[name] = features[f"{name}_m"].detach()
             if rows[name].shape[1] != width:
-                raise ValueError(f"{name} is {rows[name].shape[1]} wide, the queue {width}; set `width` to the former")
+                raise wrong_size("width", width, name, rows[name].shape[1])
         with torch.autocast(rows["image"].device.type, enabled=False):
             scale = scalar(scalars, "logit_scale").exp()
             batch = {name: gathered(rows_md) for name, rows_md in slow.items()}

@@ -184,9 +184,25 @@ def _build(recipe: Recipe, source: Source, weights: Mapping[str, str]) -> Traina
     return model
 
 
+def _objectives(recipe: Recipe) -> list[Objective]:
+    """The recipe's objectives. Raises `RecipeError` for parameters that they, or torch, cannot have."""
+    found: list[Objective] = []
+    for term in recipe.objectives:
+        try:
+            found.append(term.objective.build())
+        except RecipeError:
+            raise
+        except ValueError as error:
+            raise RecipeError(f"objectives: {term.objective.path}: {error}") from error
+        except (RuntimeError, TypeError) as error:  # of a size below 0, or where one is not said, which name no value
+            path, said = term.objective.path, term.objective.parameters
+            raise RecipeError(f"objectives: {path} of {said}: {str(error).splitlines()[0]}") from error
+    return found
+
+
 def _system(recipe: Recipe, source: Source, place: Place, weights: Mapping[str, str]) -> System:
     model = _build(recipe, source, weights).to(place.device)
-    objectives = [term.objective.build().to(place.device) for term in recipe.objectives]
+    objectives = [objective.to(place.device) for objective in _objectives(recipe)]
     _fits(recipe, model, objectives)
     return System(
         model,
@@ -304,8 +320,7 @@ def _export(
     learned = state.whole(state.parameters(system) | averages | state.buffers(system))
     folder = None
     if system.place.first:
-        objectives = [term.objective.build() for term in recipe.objectives]
-        anew = System(_build(recipe, source, weights), objectives, (), system.place)
+        anew = System(_build(recipe, source, weights), _objectives(recipe), (), system.place)
         state.fill(anew, learned)
         folder = export([anew.model, *anew.objectives], source.tokenizer, recipe, said, out)
     told: str = system.place.told(folder)
