@@ -25,7 +25,6 @@ class MomentumContrast(Objective):
 
     joint = True
     remedy = "`momentum` of the model"
-    parameter = "momentum"
 
     def __init__(self, width: int = 256, queue: int = 57_600, alpha: float = 0.4, ramp: int = 0) -> None:
         """`width`: of the features. `ramp`: samples over which α grows from 0. Raises `ValueError` for an α over 1."""
@@ -97,6 +96,5 @@ class MomentumContrast(Objective):
     def _rows(self, features: Features) -> Features:
         for name in sorted(self.reads()):
             if name not in features:
-                given = ", ".join(sorted(features))
-                raise ValueError(f"no features {name!r}; this model gives {given}; its `momentum` makes a slow copy")
+                raise ValueError(f"no features {name!r}; this model gives {', '.join(sorted(features))}")
         return features

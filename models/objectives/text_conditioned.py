@@ -48,7 +48,6 @@ class TextConditioned(Objective):
 
     joint = True
     remedy = "`patches: true` of the model"
-    parameter = "patches"
 
     def __init__(self, width: int, heads: int = 8) -> None:
         """`width`: of the embeddings. Raises `ValueError` where it is no multiple of `heads`."""

@@ -229,12 +229,12 @@ def _fits(recipe: Recipe, model: Trainable, objectives: Sequence[Objective]) -> 
             )
 
 
-def _gives(recipe: Recipe, objectives: Sequence[Objective], given: Set[str]) -> None:
+def _gives(recipe: Recipe, model: Trainable, objectives: Sequence[Objective], given: Set[str]) -> None:
     """Raise `RecipeError` where an objective reads features that are not among those given."""
-    taken, there = inspect.signature(recipe.model.load()).parameters, ", ".join(sorted(given)) or "no features"
+    there = ", ".join(sorted(given)) or "no features"
     for term, objective in zip(recipe.objectives, objectives, strict=True):
         if missing := sorted(objective.reads() - given):
-            helps = objective.remedy and (not objective.parameter or objective.parameter in taken)
+            helps = objective.remedy and model.optional.issuperset(missing)
             remedy = f"set {objective.remedy}, or " if helps else ""
             raise RecipeError(
                 f"objectives: {term.objective.path} needs {', '.join(missing)}, and {recipe.model.path} gives "
@@ -283,7 +283,7 @@ def _count(recipe: Recipe, system: System, source: Source) -> list[flops.Work]:
             optimizer.drop_patches(system.model, phase)
             given.clear()  # what a model gives may depend on what is trained
             works.append(flops.measure(system.model, batch))
-            _gives(recipe, system.objectives, given.keys())
+            _gives(recipe, system.model, system.objectives, given.keys())
             _takes(recipe, system, given)
     for parameter in trained.values():
         parameter.requires_grad_(True)

@@ -238,8 +238,8 @@ def test_an_objective_that_needs_a_scalar_which_the_model_lacks_is_refused_befor
     [
         ("Toy", "classes.MaskedTokens", "masked_labels, masked_logits", ""),
         ("Toy", "language.NextToken", "logits", ""),
-        ("Toy", "distillation.SimilarityDistillation", "teacher_image, teacher_text", "data.kind = pairs_and_teacher"),
-        ("Toy", "momentum.MomentumContrast", "image_m, text_m", ""),  # which takes no `momentum`
+        ("Toy", "distillation.SimilarityDistillation", "teacher_image, teacher_text", ""),  # whatever the data
+        ("Centred", "momentum.MomentumContrast", "image_m, text_m", ""),
         ("Slowed", "momentum.MomentumContrast", "image_m, text_m", "`momentum` of the model"),
     ],
 )
