@@ -45,8 +45,8 @@ class Component(Part):
     def _from_yaml(cls, value: Any) -> Any:
         if isinstance(value, str):
             return {"path": value}
-        if isinstance(value, dict) and len(value) == 1 and "path" not in value:
-            ((path, parameters),) = value.items()
+        if isinstance(value, dict) and "path" not in value:
+            path, parameters = _only(value)
             return {"path": path, "parameters": parameters or {}}
         return value
 
@@ -86,8 +86,8 @@ class Term(Part):
     def _from_yaml(cls, value: Any) -> Any:
         if isinstance(value, str):
             return {"objective": value}
-        if isinstance(value, dict) and len(value) == 1 and "objective" not in value:
-            ((path, parameters),) = value.items()
+        if isinstance(value, dict) and "objective" not in value:
+            path, parameters = _only(value)
             parameters = dict(parameters or {})
             return {"weight": parameters.pop("weight", 1), "objective": {path: parameters}}
         return value
@@ -393,6 +393,18 @@ def shipped() -> list[str]:
         item.name.removesuffix(".yaml")
         for item in package_files("models.recipes").iterdir()
         if item.name.endswith(".yaml")
+    )
+
+
+def _only(found: Mapping[str, Any]) -> tuple[str, Any]:
+    """The one class of a mapping, and its parameters. Raises `ValueError`, such as for parameters beside the class."""
+    if len(found) == 1:
+        ((path, parameters),) = found.items()
+        return path, parameters
+    first = next(iter(found), "package.module.Class")
+    raise ValueError(
+        f"found {', '.join(map(str, found)) or 'nothing'}; expected one class with its parameters within: "
+        f"{{{first}: {{name: value}}}}"
     )
 
 

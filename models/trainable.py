@@ -42,6 +42,8 @@ class Trainable(nn.Module, ABC):
 
     done: float = 0.0
     """Share of the training that lies behind, 0 to 1, as the loop says before every step: for what changes with it."""
+    optional: ClassVar[frozenset[str]] = frozenset()
+    """Features that it gives only where a setting asks for them: of the data, or a parameter of its own."""
 
     @abstractmethod
     def encode(self, batch: Batch) -> Features: ...
@@ -67,9 +69,7 @@ class Objective(nn.Module, ABC):
     joint: ClassVar[bool] = False
     """Whether it compares the rows of the whole global batch, so that it must see all features at once."""
     remedy: ClassVar[str] = ""
-    """The setting that makes a model give these features, where it depends on one."""
-    parameter: ClassVar[str] = ""
-    """The parameter that `remedy` names, where it is one of models: those that do not take it are not told of it."""
+    """The setting that makes a model give what it reads, of models for which that is `optional`."""
     done: float = 0.0
     """As of `Trainable`."""
 

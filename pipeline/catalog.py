@@ -27,11 +27,11 @@ import pyarrow as pa
 
 from pipeline.errors import SluiceError, did_you_mean
 from pipeline.judge import BATCH_ROWS, KEPT, name, text
-from pipeline.leases import no_run
 from pipeline.pairs import KEY_NAMES, Pool
 from pipeline.recorded import connect
 from pipeline.records import Run
 from pipeline.rules import Rules
+from pipeline.runs import run_of
 from pipeline.stage import Column
 from pipeline.store import Store
 from pipeline.views import Schema
@@ -41,7 +41,8 @@ MAX_SEGMENTS = 64
 
 
 class Catalog:
-    """Views over a run of a store, the newest unless `run` names another. Opening it reads records, not data.
+    """Views over a run of a store, the newest unless `run` names another (`0003`, or just `3`). Opening it reads
+    records, not data.
 
     Raises `SluiceError` where there is no such run.
     """
@@ -49,12 +50,7 @@ class Catalog:
     def __init__(self, root: str, run: str | None = None) -> None:
         self._store = Store(root)
         self._runs = list(self._store.runs())
-        if not self._runs:
-            raise no_run(self._store)
-        by_id = {known.id: known for known in self._runs}
-        if run is not None and run not in by_id:
-            raise SluiceError(f"{root} has no run {run!r}{did_you_mean(run, by_id)}")
-        self.run = by_id[run] if run is not None else self._runs[0]
+        self.run = run_of(self._store, run, self._runs)
         self._segments = min(MAX_SEGMENTS, SEGMENTS_PER_CPU * (os.cpu_count() or 1))
         self._sizes: dict[str, int] = {}
         self._connection = connect(self._store, self._sizes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from pipeline.errors import SluiceError, did_you_mean
 from pipeline.leases import no_run
@@ -12,14 +12,14 @@ from pipeline.store import Store
 ID_DIGITS = 4
 
 
-def run_of(store: Store, asked: str | None = None) -> Run:
+def run_of(store: Store, asked: str | None = None, runs: Iterable[Run] | None = None) -> Run:
     """The run of this id (`0003`, or just `3`), or the newest.
 
-    Raises `SluiceError` where there is none.
+    `runs`: the store's, newest first, where they were read already. Raises `SluiceError` where there is none.
     """
     wanted = asked.zfill(ID_DIGITS) if asked is not None and asked.isascii() and asked.isdigit() else asked
     seen = []
-    for run in store.runs():
+    for run in store.runs() if runs is None else runs:
         if wanted is None or run.id == wanted:
             return run
         seen.append(run.id)
@@ -52,7 +52,10 @@ def with_shards(store: Store, run: Run, nodes: Sequence[str]) -> dict[str, Gener
     missing = [node for node in nodes if node not in known]
     if not missing:
         return generations
-    others = {other.id: _made_shards(store, other) for other in store.runs() if other.id != run.id}
+    others = {
+        id: {name for name, generation in theirs.items() if holds_shards(generation)}
+        for id, theirs in _others(store, run)
+    }
     anywhere = known.union(*others.values())
     for node in missing:  # a name that is wrong is told before a run that is
         if node not in anywhere:
@@ -67,12 +70,29 @@ def holds_shards(generation: Generation) -> bool:
     return any(record.file("shard") is not None for record in generation.records)
 
 
-def _made_shards(store: Store, run: Run) -> set[str]:
-    """The nodes that did; none where anything that the run left was collected."""
-    generations = {name: store.generation(name, number) for name, number in run.generations.items()}
-    if None in generations.values():
-        return set()
-    return {name for name, found in generations.items() if found is not None and holds_shards(found)}
+def in_another(
+    store: Store, run: Run, node: str | None, of_kind: Callable[[Mapping[str, Generation]], Collection[str]]
+) -> str:
+    """`"; run 0003 has it: --run 0003"`: the newest other run in which a node is of a kind; `""` where none has.
+
+    `node`: None for any. `of_kind`: which nodes of a run are.
+    """
+    for id, generations in _others(store, run):
+        if node is None or node in generations:  # before anything is read to know of what kind they are
+            found = of_kind(generations)
+            if node in found or (node is None and found):
+                return f"; run {id} has {'one' if node is None else 'it'}: --run {id}"
+    return ""
+
+
+def _others(store: Store, run: Run) -> Iterator[tuple[str, dict[str, Generation]]]:
+    """The other runs, newest first, with every node's generation; not those of which anything was collected."""
+    for other in store.runs():
+        if other.id != run.id:
+            found = {name: store.generation(name, number) for name, number in other.generations.items()}
+            there = {name: generation for name, generation in found.items() if generation is not None}
+            if len(there) == len(found):
+                yield other.id, there
 
 
 def ancestors(node: str, generations: Mapping[str, Generation]) -> set[str]:

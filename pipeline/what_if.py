@@ -22,11 +22,13 @@ from pipeline.explain import Explainer, Place
 from pipeline.judge import KEPT
 from pipeline.pairs import KEY_NAMES
 from pipeline.rules import Rules
+from pipeline.runs import in_another
 from pipeline.show import plain
 from pipeline.stage import Column
 from pipeline.steps import rules_of
 from pipeline.store import Store
 from pipeline.verdicts import AFTER, BEFORE, Change, Step, Tally, moves, named, steps, total
+from pipeline.views import Schema
 
 MEMORY = "2GB"
 """What DuckDB holds of the survivors before it spills them."""
@@ -84,8 +86,9 @@ def what_if(
     `node` may be left out where a run has one selection. Raises `SluiceError` for a rule that cannot be.
     """
     with Catalog(root, run) as catalog:
-        chosen = _selection(catalog, node)
-        explainer = Explainer(Store(root), catalog.run.id)
+        store = Store(root)
+        chosen = _selection(store, catalog, node)
+        explainer = Explainer(store, catalog.run.id)
         before = rules_of(explainer.generations[chosen])
         changed = edited(before, rules, drop, after)
         inputs = list(explainer.generations[chosen].inputs)
@@ -139,16 +142,18 @@ def _as_list(rules: Mapping[str, str]) -> list[dict[str, str]]:
     return [{name: sql} for name, sql in rules.items()]
 
 
-def _selection(catalog: Catalog, node: str | None) -> str:
-    known = catalog.selections()
+def _selection(store: Store, catalog: Catalog, node: str | None) -> str:
+    known, run = catalog.selections(), catalog.run
     if node is None and len(known) == 1:
         return known[0]
+    if node is None and known:
+        raise SluiceError(f"run {run.id} has {len(known)} selections ({', '.join(known)}); name one with --node")
     if node is None:
-        raise SluiceError(
-            f"run {catalog.run.id} has {len(known)} selections ({', '.join(known) or 'none'}); name one with --node"
-        )
+        other = in_another(store, run, None, lambda theirs: Schema(store, theirs).selections())
+        raise SluiceError(f"run {run.id} has no selection{other or '; add a node with stages.select.Select'}")
     if node not in known:
-        raise SluiceError(f"--node {node}: run {catalog.run.id} has no such selection{did_you_mean(node, known)}")
+        other = in_another(store, run, node, lambda theirs: Schema(store, theirs).selections())
+        raise SluiceError(f"--node {node}: run {run.id} has no such selection{other or did_you_mean(node, known)}")
     return node
 
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from models.objectives.language import NOT_LEARNT
 from models.objectives.ranks import world
+from models.objectives.sizes import wrong_size
 from models.trainable import Features, Loss, Objective, Scalars
 
 
@@ -40,7 +41,7 @@ class CaptionTokens(Objective):
         logits_nv, labels_nl = features["logits"], features["labels"]
         rows, tokens = logits_nv.shape
         if tokens > len(self.frequencies):
-            raise ValueError(f"the tokenizer has {tokens} tokens, CaptionTokens {len(self.frequencies)}; set `tokens`")
+            raise wrong_size("tokens", len(self.frequencies), "logits", tokens)
         exact = torch.promote_types(logits_nv.dtype, torch.float32)
         said_nv = logits_nv.new_zeros(rows, tokens + 1, dtype=exact)  # what is not learnt has a column of its own
         said_nv.scatter_(1, labels_nl.masked_fill(labels_nl == NOT_LEARNT, tokens), 1)

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 
 from models.objectives.ranks import world
+from models.objectives.sizes import wrong_size
 from models.trainable import Features, Loss, Objective, Scalars
 
 
@@ -40,9 +41,7 @@ class SelfDistillation(Objective):
     def forward(self, features: Features, scalars: Scalars) -> Loss:
         student_nvk, teacher_nqk = features["student"], features["teacher"]
         if teacher_nqk.shape[-1] != len(self.centre):
-            raise ValueError(
-                f"{teacher_nqk.shape[-1]} prototypes; this objective has {len(self.centre)}: set `prototypes` of both"
-            )
+            raise wrong_size("prototypes", len(self.centre), "teacher", teacher_nqk.shape[-1])
         seen = teacher_nqk.detach().sum(dim=(0, 1))
         self._sum = seen if self._sum is None else self._sum + seen
         self._rows += teacher_nqk.shape[0] * teacher_nqk.shape[1]

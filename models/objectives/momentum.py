@@ -9,6 +9,7 @@ import torch
 
 from models.objectives.contrastive import scalar
 from models.objectives.ranks import gathered, rank
+from models.objectives.sizes import wrong_size
 from models.trainable import Features, Loss, Objective, Scalars
 
 OTHER = {"image": "text", "text": "image"}
@@ -24,7 +25,6 @@ class MomentumContrast(Objective):
 
     joint = True
     remedy = "`momentum` of the model"
-    parameter = "momentum"
 
     def __init__(self, width: int = 256, queue: int = 57_600, alpha: float = 0.4, ramp: int = 0) -> None:
         """`width`: of the features. `ramp`: samples over which α grows from 0. Raises `ValueError` for an α over 1."""
@@ -51,7 +51,7 @@ class MomentumContrast(Objective):
         for name in OTHER:
             slow[name] = features[f"{name}_m"].detach()
             if rows[name].shape[1] != width:
-                raise ValueError(f"{name} is {rows[name].shape[1]} wide, the queue {width}; set `width` to the former")
+                raise wrong_size("width", width, name, rows[name].shape[1])
         with torch.autocast(rows["image"].device.type, enabled=False):
             scale = scalar(scalars, "logit_scale").exp()
             batch = {name: gathered(rows_md) for name, rows_md in slow.items()}
@@ -96,6 +96,5 @@ class MomentumContrast(Objective):
     def _rows(self, features: Features) -> Features:
         for name in sorted(self.reads()):
             if name not in features:
-                given = ", ".join(sorted(features))
-                raise ValueError(f"no features {name!r}; this model gives {given}; its `momentum` makes a slow copy")
+                raise ValueError(f"no features {name!r}; this model gives {', '.join(sorted(features))}")
         return features

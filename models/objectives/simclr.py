@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from models.objectives.ranks import gathered, rank, world
+from models.objectives.sizes import wrong_size
 from models.trainable import Features, Loss, Objective, Scalars
 
 
@@ -41,7 +42,7 @@ class SimCLR(Objective):
             found = "none" if views is None else str(views.shape[1])
             raise ValueError(f"views of an image: {found}; expected 2: {self.remedy}")
         if views.shape[2] != self._width:
-            raise ValueError(f"views of width {views.shape[2]}; the objective has {self._width}: set `width` of it")
+            raise wrong_size("width", self._width, "views", views.shape[2])
         with torch.autocast(views.device.type, enabled=False):
             m = len(views)
             rows_m2d = functional.normalize(torch.stack([self.head(views[:, one]) for one in (0, 1)], dim=1), dim=-1)

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.objectives.contrastive import scalar
 from models.objectives.ranks import rank, ring, world
+from models.objectives.sizes import wrong_size
 from models.splitmix import mixed
 from models.trainable import Features, Loss, Objective, Scalars
 
@@ -47,11 +48,13 @@ class TextConditioned(Objective):
 
     joint = True
     remedy = "`patches: true` of the model"
-    parameter = "patches"
 
     def __init__(self, width: int, heads: int = 8) -> None:
-        """`width`: of the embeddings; a multiple of `heads`."""
+        """`width`: of the embeddings. Raises `ValueError` where it is no multiple of `heads`."""
         super().__init__()
+        if heads < 1 or width % heads:
+            raise ValueError(f"heads = {heads}: expected a divisor of width = {width}")
+        self._width = width
         self.pool = Pool(width, heads)
 
     def reads(self) -> frozenset[str]:
@@ -65,6 +68,8 @@ class TextConditioned(Objective):
             if name not in features:
                 raise ValueError(f"no features {name!r}; the model needs `patches: true`, and the batch `position`")
         texts, patches_mpd, positions_m = (features[name] for name in NEEDED)
+        if patches_mpd.shape[-1] != self._width:
+            raise wrong_size("width", self._width, "patches", patches_mpd.shape[-1])
         texts_mkd = texts if texts.ndim == 3 else texts[:, None]
         with torch.autocast(patches_mpd.device.type, enabled=False):
             given = (scalar(scalars, "logit_scale").exp(), scalar(scalars, "logit_bias"), patches_mpd)

@@ -44,6 +44,8 @@ class Blip(Trainable):
     own, nothing is learnt of them (label -100).
     """
 
+    optional = frozenset({"image_m", "text_m"})
+
     def __init__(
         self,
         config: Mapping[str, Any] | None = None,

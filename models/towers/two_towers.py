@@ -43,6 +43,8 @@ class TwoTowers(Trainable):
     """Unit rows `image` (n, d) and `text` (n, d), or (n, k, d) where the batch has k texts a sample; and `views`
     (n, v, width), not of length one and as the image tower pools them, where it has v more views of an image."""
 
+    optional = frozenset({"patches", "position", "views", *TAUGHT})
+
     def __init__(
         self,
         config: Mapping[str, Any] | None = None,

@@ -184,9 +184,25 @@ def _build(recipe: Recipe, source: Source, weights: Mapping[str, str]) -> Traina
     return model
 
 
+def _objectives(recipe: Recipe) -> list[Objective]:
+    """The recipe's objectives. Raises `RecipeError` for parameters that they, or torch, cannot have."""
+    found: list[Objective] = []
+    for term in recipe.objectives:
+        try:
+            found.append(term.objective.build())
+        except RecipeError:
+            raise
+        except ValueError as error:
+            raise RecipeError(f"objectives: {term.objective.path}: {error}") from error
+        except (RuntimeError, TypeError) as error:  # of a size below 0, or where one is not said, which name no value
+            path, said = term.objective.path, term.objective.parameters
+            raise RecipeError(f"objectives: {path} of {said}: {str(error).splitlines()[0]}") from error
+    return found
+
+
 def _system(recipe: Recipe, source: Source, place: Place, weights: Mapping[str, str]) -> System:
     model = _build(recipe, source, weights).to(place.device)
-    objectives = [term.objective.build().to(place.device) for term in recipe.objectives]
+    objectives = [objective.to(place.device) for objective in _objectives(recipe)]
     _fits(recipe, model, objectives)
     return System(
         model,
@@ -213,12 +229,12 @@ def _fits(recipe: Recipe, model: Trainable, objectives: Sequence[Objective]) -> 
             )
 
 
-def _gives(recipe: Recipe, objectives: Sequence[Objective], given: Set[str]) -> None:
+def _gives(recipe: Recipe, model: Trainable, objectives: Sequence[Objective], given: Set[str]) -> None:
     """Raise `RecipeError` where an objective reads features that are not among those given."""
-    taken, there = inspect.signature(recipe.model.load()).parameters, ", ".join(sorted(given)) or "no features"
+    there = ", ".join(sorted(given)) or "no features"
     for term, objective in zip(recipe.objectives, objectives, strict=True):
         if missing := sorted(objective.reads() - given):
-            helps = objective.remedy and (not objective.parameter or objective.parameter in taken)
+            helps = objective.remedy and model.optional.issuperset(missing)
             remedy = f"set {objective.remedy}, or " if helps else ""
             raise RecipeError(
                 f"objectives: {term.objective.path} needs {', '.join(missing)}, and {recipe.model.path} gives "
@@ -267,7 +283,7 @@ def _count(recipe: Recipe, system: System, source: Source) -> list[flops.Work]:
             optimizer.drop_patches(system.model, phase)
             given.clear()  # what a model gives may depend on what is trained
             works.append(flops.measure(system.model, batch))
-            _gives(recipe, system.objectives, given.keys())
+            _gives(recipe, system.model, system.objectives, given.keys())
             _takes(recipe, system, given)
     for parameter in trained.values():
         parameter.requires_grad_(True)
@@ -304,8 +320,7 @@ def _export(
     learned = state.whole(state.parameters(system) | averages | state.buffers(system))
     folder = None
     if system.place.first:
-        objectives = [term.objective.build() for term in recipe.objectives]
-        anew = System(_build(recipe, source, weights), objectives, (), system.place)
+        anew = System(_build(recipe, source, weights), _objectives(recipe), (), system.place)
         state.fill(anew, learned)
         folder = export([anew.model, *anew.objectives], source.tokenizer, recipe, said, out)
     told: str = system.place.told(folder)

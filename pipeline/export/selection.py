@@ -15,10 +15,11 @@ from pipeline.catalog import Catalog
 from pipeline.errors import SluiceError, did_you_mean
 from pipeline.judge import MEMORY, locked, name
 from pipeline.records import File, Generation, Record, digest
-from pipeline.runs import generations_of, run_of
+from pipeline.runs import generations_of, in_another, run_of
 from pipeline.stage import Column
 from pipeline.store import Store
 from pipeline.takedown.tombstones import TAKEN_DOWN
+from pipeline.views import Schema
 
 BATCH_ROWS = 1 << 16
 FIRST, LAST = "uid", "caption_id"
@@ -37,16 +38,22 @@ class Selection:
         self.generations = generations_of(self.store, self.run)
         self._catalog = Catalog(root, self.run.id)
         selections = self._catalog.selections()
-        above = self.generations[node].inputs if node in self.generations else {}
         self.shards_node: str | None = node if self._shards_of(node) else None
-        chosen = node if node in selections else next((name for name in selections if name in above), None)
+        chosen = _meant(node, selections, self.generations)
         if chosen is None:
-            raise SluiceError(f"--node {node!r} of run {self.run.id} selects nothing{did_you_mean(node, selections)}")
+            other = in_another(self.store, self.run, node, self._with_selections)
+            told = other or did_you_mean(node, selections)
+            raise SluiceError(f"--node {node!r} of run {self.run.id} selects nothing{told}")
         self.node = chosen
         if self.shards_node is None:
             below = [other for other, g in self.generations.items() if chosen in g.inputs and self._shards_of(other)]
             self.shards_node = below[0] if below else None
         self._columns = self._catalog.columns_beside(self.node)
+
+    def _with_selections(self, generations: Mapping[str, Generation]) -> list[str]:
+        """The nodes of another run that could be exported."""
+        selections = Schema(self.store, generations).selections()
+        return [node for node in generations if _meant(node, selections, generations) is not None]
 
     def __enter__(self) -> Self:
         return self
@@ -191,6 +198,12 @@ class Kept:
         self._connection.register("arriving", pa.RecordBatchReader.from_batches(first.schema, batches))
         self._connection.execute(f"CREATE TABLE {label} AS SELECT * FROM arriving")  # noqa: S608 - ours
         self._connection.unregister("arriving")
+
+
+def _meant(node: str, selections: Sequence[str], generations: Mapping[str, Generation]) -> str | None:
+    """The selection that is named: the node itself, or the one that it was made from."""
+    above = generations[node].inputs if node in generations else {}
+    return node if node in selections else next((name for name in selections if name in above), None)
 
 
 _NO_KEYS = pa.table({FIRST: pa.array([], pa.string()), LAST: pa.array([], pa.string())})

@@ -55,7 +55,7 @@ def neighbours(
     store = Store(root)
     with Catalog(root, run_id) as catalog:
         generations = generations_of(store, catalog.run)
-        index = index_of(generations, node)
+        index = index_of(store, catalog.run, generations, node)
         source, column = embedding_of(index)
         encoders = Encoders(store, catalog.run, generations, source, column)
         if image is not None:

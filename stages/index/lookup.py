@@ -1,7 +1,7 @@
 """The nearest images in an index that a node has written."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from pipeline.errors import SluiceError, did_you_mean
 from pipeline.identity import fingerprint
-from pipeline.records import ABOUT, Generation, Record
+from pipeline.records import ABOUT, Generation, Record, Run
+from pipeline.runs import in_another
 from pipeline.store import Store
 from stages.index.embedding_index import EmbeddingIndex
 from stages.kit.neighbours import unit
@@ -28,23 +29,26 @@ class Neighbour:
     cosine: float
 
 
-def index_of(generations: dict[str, Generation], node: str | None) -> Generation:
+def index_of(store: Store, run: Run, generations: Mapping[str, Generation], node: str | None) -> Generation:
     """The index that is meant: the one that is named, or the only one. Raises `SluiceError`."""
-    found = sorted(name for name, one in generations.items() if _is_index(one))
+    found = _indexes(generations)
     if node is not None and node not in found:
-        what = "is no index" if node in generations else "is no node of this run"
-        raise SluiceError(f"--node: {node!r} {what}{did_you_mean(node, found)}")
-    if node is None and len(found) != 1:
-        known = (
-            f"{len(found)} indexes ({', '.join(found)}); name one with --node"
-            if found
-            else ("no index; add `index: {from: scores, steps: [stages.index.EmbeddingIndex]}` to the DAG and run it")
-        )
-        raise SluiceError(f"this run has {known}")
+        what = "is no index" if node in generations else "is no node"
+        told = in_another(store, run, node, _indexes) or did_you_mean(node, found)
+        raise SluiceError(f"--node: {node!r} {what} of run {run.id}{told}")
+    if node is None and not found:
+        add = "; add `index: {from: scores, steps: [stages.index.EmbeddingIndex]}` to the DAG and run it"
+        raise SluiceError(f"run {run.id} has no index{in_another(store, run, None, _indexes) or add}")
+    if node is None and len(found) > 1:
+        raise SluiceError(f"run {run.id} has {len(found)} indexes ({', '.join(found)}); name one with --node")
     index = generations[node or found[0]]
     if not index.records:
         raise SluiceError(f"a takedown erased every file of {index.node}; `sluice run` with the same DAG makes it anew")
     return index
+
+
+def _indexes(generations: Mapping[str, Generation]) -> list[str]:
+    return sorted(name for name, one in generations.items() if _is_index(one))
 
 
 def _is_index(generation: Generation) -> bool:

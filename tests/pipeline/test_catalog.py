@@ -362,8 +362,9 @@ def test_an_older_run_is_asked_by_its_id(store: Store) -> None:
         write_run(store, ["pool"])
     assert rows(Catalog(store.root), "SELECT status FROM pool") == [("new",)]
     assert rows(Catalog(store.root, "0001"), "SELECT status FROM pool") == [("old",)]
-    with pytest.raises(SluiceError, match="has no run '001'; did you mean '0001'"):
-        Catalog(store.root, "001")
+    assert rows(Catalog(store.root, "1"), "SELECT status FROM pool") == [("old",)]
+    with pytest.raises(SluiceError, match="has no run '0001x'; did you mean '0001'"):
+        Catalog(store.root, "0001x")
 
 
 def test_every_dag_has_a_schema_and_the_newest_needs_no_name(store: Store) -> None:

@@ -25,6 +25,7 @@ from pipeline.store import Store
 from pipeline.takedown import erasure
 from pipeline.takedown.matching import Asked
 from tests import s3 as moto
+from tests.pools import write_run
 from tests.takedowns import go, members, uid_of, url_of
 
 KEPT = [n for n in range(40) if n % 10 != 9 and n % 4 != 3]
@@ -336,6 +337,18 @@ def test_the_command(root: str, tmp_path: Path) -> None:
     assert "--column clip_l14_similarity_score=NODE.COLUMN names one" in said
     assert "3 files" in said
     assert isinstance(export(root, "kept", "datacomp", str(tmp_path / "out")), Exported)
+
+
+def test_what_only_an_older_run_selected_is_told_with_that_run(root: str, tmp_path: Path) -> None:
+    copy = str(shutil.copytree(root, tmp_path / "root"))
+    write_run(Store(copy), ["urls", "pool"], "world")
+    given = ("--format", "datacomp", "--out", str(tmp_path / "out"))
+    for node in ("kept", "shards"):
+        told = f"--node '{node}' of run 0002 selects nothing; run 0001 has it: --run 0001"
+        assert sluice(copy, "--node", node, *given) == (2, f"error: {told}")
+    assert "of run 0002 selects nothing" in sluice(copy, "--node", "pool", *given)[1]
+    assert "--run 0001" not in sluice(copy, "--node", "pool", *given)[1]
+    assert sluice(copy, "--node", "shards", *given, "--run", "1")[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from pipeline.store import Store
 from pipeline.verdicts import AFTER, BEFORE, Tally, priorities, steps
 from pipeline.what_if import edited, what_if
 from tests.pipeline.seeing import LOOSER, Runs, uid
+from tests.pools import write_node, write_run
 
 Verdicts = dict[tuple[str, str], str | None]
 
@@ -261,6 +262,22 @@ def test_what_cannot_be_is_one_line(runs: Runs, options: list[str], said: str) -
     assert done.exit_code == 2
     assert said in done.output
     assert len(done.output.strip().splitlines()) == 1
+
+
+def test_a_selection_that_only_an_older_run_has_is_told_with_that_run(runs: Runs, tmp_path: Path) -> None:
+    root = str(shutil.copytree(runs.root, tmp_path / "root"))
+    write_run(Store(root), ["urls", "pool"], "seen")
+    rule = ("--rule", "even=true")
+    told = asked(root, *rule, "--node", "kept").output
+    assert told == "error: --node kept: run 0005 has no such selection; run 0004 has it: --run 0004\n"
+    assert asked(root, *rule).output == "error: run 0005 has no selection; run 0004 has one: --run 0004\n"
+    assert "--node urls: run 0005 has no such selection\n" in asked(root, *rule, "--node", "urls").output
+    assert json.loads(asked(root, *rule, "--run", "4", "--json").output)["run"] == "0004"
+    alone = Store(str(tmp_path / "alone"))
+    write_node(alone, "urls", {"000-0": {"image": pa.table({"uid": ["a"]})}})
+    write_run(alone, ["urls"])
+    none = "error: run 0001 has no selection; add a node with stages.select.Select\n"
+    assert asked(alone.root, *rule).output == none
 
 
 def test_a_rule_may_read_another_node_and_is_told_what_that_takes(runs: Runs) -> None:

@@ -56,7 +56,7 @@ def test_a_caption_of_nothing_but_what_all_captions_say_is_not_learnt_from() -> 
 
 
 def test_too_many_tokens_are_told_with_the_setting_that_helps() -> None:
-    with pytest.raises(ValueError, match="the tokenizer has 9 tokens, CaptionTokens 5; set `tokens`"):
+    with pytest.raises(ValueError, match="tokens = 5: the model gives 'logits' of 9 numbers; set tokens to 9"):
         lost(CaptionTokens(5), torch.zeros(1, 9), [[1]])
     with pytest.raises(ValueError, match="no features 'labels'; this model gives logits"):
         CaptionTokens(5)({"logits": torch.zeros(1, 5)}, {})

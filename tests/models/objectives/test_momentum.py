@@ -116,9 +116,9 @@ def test_gradients_are_finite_while_the_queue_fills() -> None:
 
 
 def test_what_is_missing_or_does_not_fit_is_told() -> None:
-    with pytest.raises(ValueError, match="no features 'image_m'; this model gives image, text; its `momentum`"):
+    with pytest.raises(ValueError, match=r"no features 'image_m'; this model gives image, text$"):
         objective()({name: features(0)[name] for name in ("image", "text")}, SCALARS)
-    with pytest.raises(ValueError, match="image is 8 wide, the queue 4; set `width`"):
+    with pytest.raises(ValueError, match="width = 4: the model gives 'image' of 8 numbers; set width to 8"):
         MomentumContrast(4)(features(0), SCALARS)
     with pytest.raises(ValueError, match=r"alpha = 1.4: expected a share"):
         MomentumContrast(alpha=1.4)

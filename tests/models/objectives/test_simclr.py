@@ -58,7 +58,7 @@ def test_normalisation_is_torchs() -> None:
     [
         ({}, r"views of an image: none; expected 2: data.kind = pairs_and_views"),
         ({"views": torch.zeros(3, 4, 8)}, r"views of an image: 4; expected 2: .*data.crops.count = 2"),
-        ({"views": torch.zeros(3, 2, 9)}, r"views of width 9; the objective has 8: set `width` of it"),
+        ({"views": torch.zeros(3, 2, 9)}, r"width = 8: the model gives 'views' of 9 numbers; set width to 9"),
     ],
 )
 def test_features_that_cannot_be(features: dict[str, torch.Tensor], told: str) -> None:

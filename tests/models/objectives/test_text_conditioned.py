@@ -77,6 +77,15 @@ def test_what_the_model_does_not_give_is_asked_for(objective: TextConditioned) -
         objective(features, SCALARS)
 
 
+def test_sizes_that_cannot_be_are_told(objective: TextConditioned) -> None:
+    wide = {**_features(4, 1), "patches": torch.randn(4, 5, 12), "text": torch.randn(4, 1, 12)}
+    with pytest.raises(ValueError, match=r"^width = 8: the model gives 'patches' of 12 numbers; set width to 12$"):
+        objective(wide, SCALARS)
+    for heads in (3, 0):
+        with pytest.raises(ValueError, match=f"^heads = {heads}: expected a divisor of width = 8$"):
+            TextConditioned(8, heads)
+
+
 def test_the_pool_is_exported(objective: TextConditioned, tmp_path: Path) -> None:
     objective.export(tmp_path)
     again = TextConditioned(width=8, heads=2)

@@ -267,7 +267,7 @@ def test_the_centre_is_the_same_however_the_batch_is_cut() -> None:
     for objective in (whole, cut):
         objective.after_step()
     torch.testing.assert_close(whole.centre, cut.centre)
-    with pytest.raises(ValueError, match="16 prototypes; this objective has 8"):
+    with pytest.raises(ValueError, match="prototypes = 8: the model gives 'teacher' of 16 numbers"):
         SelfDistillation(8)(features, {})
 
 

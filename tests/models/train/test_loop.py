@@ -238,8 +238,8 @@ def test_an_objective_that_needs_a_scalar_which_the_model_lacks_is_refused_befor
     [
         ("Toy", "classes.MaskedTokens", "masked_labels, masked_logits", ""),
         ("Toy", "language.NextToken", "logits", ""),
-        ("Toy", "distillation.SimilarityDistillation", "teacher_image, teacher_text", "data.kind = pairs_and_teacher"),
-        ("Toy", "momentum.MomentumContrast", "image_m, text_m", ""),  # which takes no `momentum`
+        ("Toy", "distillation.SimilarityDistillation", "teacher_image, teacher_text", ""),  # whatever the data
+        ("Centred", "momentum.MomentumContrast", "image_m, text_m", ""),
         ("Slowed", "momentum.MomentumContrast", "image_m, text_m", "`momentum` of the model"),
     ],
 )
@@ -275,9 +275,27 @@ def test_features_of_another_shape_are_refused_before_checkpoints_are_deleted(tm
     there = sorted(tmp_path.glob("checkpoints/*"))
     assert there
     wider = recipe(model=SLOWED, objectives=[{CONTRAST: {"width": 16, "queue": 24}}])
-    with pytest.raises(RecipeError, match=f"^objectives: {CONTRAST}: image is 8 wide, the queue 16; set `width`"):
+    told = f"^objectives: {CONTRAST}: width = 16: the model gives 'image' of 8 numbers; set width to 8$"
+    with pytest.raises(RecipeError, match=told):
         train(wider, {}, str(tmp_path), source=ToySource(12, Place.here()), resume=False)
     assert sorted(tmp_path.glob("checkpoints/*")) == there
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "told"),
+    [
+        ("momentum.MomentumContrast", {"alpha": 2}, ": alpha = 2: expected a share, 0 to 1"),
+        ("caption_tokens.CaptionTokens", {"tokens": -1}, " of {'tokens': -1}: .*[Dd]imension"),
+        ("text_conditioned.TextConditioned", {}, " of {}: .* missing 1 required positional argument: 'width'"),
+    ],
+)
+def test_an_objective_that_cannot_be_built_is_told_in_a_line(
+    tmp_path: Path, name: str, parameters: dict[str, float], told: str
+) -> None:
+    with pytest.raises(RecipeError, match=rf"^objectives: models\.objectives\.{name}{told}") as error:
+        run(tmp_path, objectives=[{f"models.objectives.{name}": parameters}])
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_rows_that_are_looked_at_first_leave_nothing_in_an_objective(tmp_path: Path) -> None:

@@ -108,6 +108,15 @@ def test_an_objective_that_does_not_fit_the_model_is_one_line_and_leaves_the_fol
         (["clip-vit-b23", "--data=a=b", "--out=o"], "did you mean 'clip-vit-b32'?"),
         (["clip-vit-b32", "--data=a=b", "--out=o", "--set=batsh=3"], "unknown key 'batsh'; did you mean 'batch'?"),
         (
+            ["dino-vit-s16", "--data=a=b", "--out=o", "--set=model.momentum=0.9"],
+            "model: found models.towers.dino.Dino, momentum; expected one class with its parameters within: "
+            "{models.towers.dino.Dino: {name: value}}",
+        ),
+        (
+            ["dino-vit-s16", "--data=a=b", "--out=o", "--set=objectives=[{}]"],
+            "objectives.0: found nothing; expected one class with its parameters within: {package.module.Class: {",
+        ),
+        (
             ["clip-vit-b32", "--data=a=b", "--out=o", "--samples=1000000"],
             "schedule.warmup = 65536000: as long as all 1,000,000 samples, or longer; set schedule.warmup=…, such as",
         ),

@@ -30,7 +30,7 @@ from transformers import (
 
 from models.data.images import save_preprocessor
 from models.evaluate.probes import nearest_neighbours
-from models.recipe import Recipe
+from models.recipe import Recipe, RecipeError
 from models.towers.image_encoder import ImageEncoder
 from models.train.loop import Trained, train
 from tests.models.data.tars_made import tar_of
@@ -276,3 +276,39 @@ def test_dino_learns_to_tell_textures_apart_without_being_told_of_any(tmp_path: 
         right[folder.name] = found[0].value
     assert right["model"] > 0.9, right
     assert right["model"] > right["fresh"] + 0.1, right
+
+
+PAIRS, TAUGHT = "data.kind=pairs", "models.objectives.distillation.SimilarityDistillation"
+VIEWED = "{models.objectives.simclr.SimCLR: {width: 32}}"
+TEXTED = "{models.objectives.text_conditioned.TextConditioned: {width: 32}}"
+
+
+@pytest.mark.parametrize(
+    ("name", "objective", "settings", "told"),
+    [
+        ("slip", VIEWED, [PAIRS], "views, .*; set data.kind = pairs_and_views, data.crops.count = 2, or take another"),
+        ("mobileclip", TAUGHT, [PAIRS], "teacher_image, teacher_text, .*; set data.kind = pairs_and_teacher, or take"),
+        (
+            "slip",
+            TEXTED,
+            ["model={models.towers.two_towers.TwoTowers: {bias: -1}}"],
+            "patches, position, .*; set `patches: true` of the model, or take",
+        ),
+        ("slip", "{models.objectives.contrastive.InfoNCE: {left: views}}", [PAIRS], "views, .*, text; take another"),
+        (
+            "blip",
+            "models.objectives.momentum.MomentumContrast",
+            ["model={models.towers.blip.Blip: {momentum: null}}"],
+            "image_m, text_m, .*; set `momentum` of the model, or take",
+        ),
+        ("dino-vit-s16", VIEWED, [], "views, and .* gives student, teacher; take another model"),
+        ("superclass-vit-b16", VIEWED, [], "views, and .* gives labels, logits; take another model"),
+    ],
+)
+def test_a_setting_is_told_only_where_it_makes_the_model_give_what_an_objective_misses(
+    shards: Path, tmp_path: Path, name: str, objective: str, settings: list[str], told: str
+) -> None:
+    few = ["batch=8", "samples=8", "schedule.warmup=0"]
+    overrides = [*SMALLER.get(name, []), f"objectives=[{objective}]", *few, *settings]
+    with pytest.raises(RecipeError, match=f" needs {told}"):
+        train(Recipe.load(name, tiny=True, overrides=overrides), {"shards": str(shards)}, str(tmp_path))

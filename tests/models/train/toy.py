@@ -88,6 +88,8 @@ class WithStatistics(Toy):
 class Slowed(Toy):
     """Takes what it needs for slow features, and gives them where it is not 0; none in a tower that is frozen."""
 
+    optional = frozenset({"image_m", "text_m"})
+
     def __init__(self, momentum: float = 0.0) -> None:
         super().__init__()
         self._momentum = momentum
@@ -97,6 +99,13 @@ class Slowed(Toy):
         if self._momentum and self.image.training:
             features |= {f"{name}_m": features[name].detach() for name in ("image", "text")}
         return features
+
+
+class Centred(Toy):
+    """Its `momentum` is of something else, as that of DINO's tower is."""
+
+    def __init__(self, momentum: float = 0.9) -> None:
+        super().__init__()
 
 
 class Plain(Toy):

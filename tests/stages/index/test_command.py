@@ -20,6 +20,7 @@ from stages.index.command import redacted
 from stages.kit.vectors import vector_type, vectors
 from tests.inline import Inline
 from tests.models.towers import tiny
+from tests.pools import write_run
 from tests.stages.gallery import WORDS, png
 from tests.toys import uid_of
 
@@ -172,6 +173,19 @@ def test_what_cannot_be_asked_is_refused_with_a_remedy(root: str, tmp_path: Path
         (["--text", "red", "--node", "by_colour"], "which knows no words; search by --image or --uid"),
     ):
         assert said in refused(root, *arguments)
+
+
+def test_an_index_that_only_an_older_run_has_is_told_with_that_run(root: str, tmp_path: Path) -> None:
+    copy, red = str(shutil.copytree(root, tmp_path / "root")), ("--text", "red")
+    write_run(Store(copy), ["urls", "pool", "scores"], "gallery")
+    assert refused(copy, *red) == "error: run 0002 has no index; run 0001 has one: --run 0001\n"
+    told = "error: --node: 'index' is no node of run 0002; run 0001 has it: --run 0001\n"
+    assert refused(copy, *red, "--node", "index") == told
+    assert refused(copy, *red, "--node", "scores") == "error: --node: 'scores' is no index of run 0002\n"
+    index = ("--node", "index", *red)
+    assert asked(copy, *index, "--run", "1") == asked(root, *index)
+    Store(copy).delete("by_colour/generations/0001.json")  # of a run of which anything is gone, nothing can be asked
+    assert refused(copy, *red).startswith("error: run 0002 has no index; add `index: {from: scores, ")
 
 
 def test_an_image_that_was_taken_down_is_said_to_be_and_is_found_no_more(root: str, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from stages.index.lookup import Neighbour, index_of, nearest, opened
 from stages.kit import gpu
 from stages.kit.neighbours import unit
 from stages.kit.vectors import vectors
-from tests.pools import InlineWork, seal_node, write_node
+from tests.pools import InlineWork, seal_node, write_node, write_run
 from tests.toys import uid_of
 
 WIDTH = 16
@@ -206,16 +206,17 @@ def test_what_is_no_embedding_is_refused_before_work_starts() -> None:
 def test_the_index_that_is_meant_is_the_only_one_or_the_one_that_is_named(store: Store) -> None:
     scores = pool(store, clustered(15, 20), 1)
     index, _ = build(store, scores)
-    assert index_of({"scores": scores, "index": index}, None) is index
-    assert index_of({"index": index, "other": index}, "other") is index
+    run = write_run(store, ["scores", "index"])
+    assert index_of(store, run, {"scores": scores, "index": index}, None) is index
+    assert index_of(store, run, {"index": index, "other": index}, "other") is index
     for generations, node, said in (
-        ({"scores": scores}, None, "this run has no index; add `index: {from: scores"),
-        ({"index": index, "other": index}, None, r"2 indexes \(index, other\); name one with --node"),
-        ({"scores": scores, "index": index}, "scores", "'scores' is no index"),
-        ({"index": index}, "indx", "'indx' is no node of this run; did you mean 'index'"),
+        ({"scores": scores}, None, "run 0001 has no index; add `index: {from: scores"),
+        ({"index": index, "other": index}, None, r"run 0001 has 2 indexes \(index, other\); name one with --node"),
+        ({"scores": scores, "index": index}, "scores", "'scores' is no index of run 0001; there are: index"),
+        ({"index": index}, "indx", "'indx' is no node of run 0001; did you mean 'index'"),
     ):
         with pytest.raises(SluiceError, match=said):
-            index_of(generations, node)
+            index_of(store, run, generations, node)
 
 
 def test_a_worker_with_a_gpu_fills_the_cells_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
