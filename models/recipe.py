@@ -400,8 +400,10 @@ def _only(found: Mapping[str, Any]) -> tuple[str, Any]:
     """The one class of a mapping, and its parameters. Raises `ValueError`, such as for parameters beside the class."""
     if len(found) == 1:
         ((path, parameters),) = found.items()
+        if not isinstance(parameters, Mapping | None):
+            raise ValueError(f"{path}: found {parameters!r}; expected its parameters: {{name: value}}")
         return path, parameters
-    first = next(iter(found), "package.module.Class")
+    first = next((key for key in found if "." in str(key)), "package.module.Class")
     raise ValueError(
         f"found {', '.join(map(str, found)) or 'nothing'}; expected one class with its parameters within: "
         f"{{{first}: {{name: value}}}}"

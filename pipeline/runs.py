@@ -77,18 +77,21 @@ def in_another(
 
     `node`: None for any. `of_kind`: which nodes of a run are.
     """
-    for id, generations in _others(store, run):
-        if node is None or node in generations:  # before anything is read to know of what kind they are
+    for id, generations in _others(store, run, node):
+        try:
             found = of_kind(generations)
-            if node in found or (node is None and found):
-                return f"; run {id} has {'one' if node is None else 'it'}: --run {id}"
+        except SluiceError:  # what an older run has lost is no answer to what was asked of this one
+            continue
+        if node in found or (node is None and found):
+            return f"; run {id} has {'one' if node is None else 'it'}: --run {id}"
     return ""
 
 
-def _others(store: Store, run: Run) -> Iterator[tuple[str, dict[str, Generation]]]:
-    """The other runs, newest first, with every node's generation; not those of which anything was collected."""
+def _others(store: Store, run: Run, node: str | None = None) -> Iterator[tuple[str, dict[str, Generation]]]:
+    """The other runs, newest first, with every node's generation; not those of which anything was collected, nor those
+    without `node`, of which nothing is read."""
     for other in store.runs():
-        if other.id != run.id:
+        if other.id != run.id and (node is None or node in other.generations):
             found = {name: store.generation(name, number) for name, number in other.generations.items()}
             there = {name: generation for name, generation in found.items() if generation is not None}
             if len(there) == len(found):

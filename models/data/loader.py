@@ -167,7 +167,7 @@ class Loader(Iterator[Batch], Generic[Row]):
         return {name: rows.pin_memory() for name, rows in batch.items()} if self._pin else batch
 
     def _rows(self, first: int, start: int, sets: Sequence[int], numbers: Sequence[int], room: Batch) -> _Made:
-        made, again = _Made([], []), Random()  # seeded for every sample
+        made, again = _Made([], []), Random(0)  # seeded again for every sample
         for at, (whose, number) in enumerate(zip(sets, numbers, strict=True), start):
             made.rows.append(self._row(first, at, self._order.names[whose], number, again, room, made.skipped))
         return made

@@ -107,9 +107,11 @@ class Order:
 def dice(seed: int, place: int, attempt: int, again: Random | None = None) -> Random:
     """Chance for the sample at a place of the training, its augmentation say: the same whenever it is asked for.
     `again`: dice to be seeded again, in half the time that new ones take."""
-    chance = Random() if again is None else again
-    chance.seed(int.from_bytes(blake2b(b"%d/%d/%d" % (seed, place, attempt), digest_size=8).digest(), "little"))
-    return chance
+    number = int.from_bytes(blake2b(b"%d/%d/%d" % (seed, place, attempt), digest_size=8).digest(), "little")
+    if again is None:
+        return Random(number)
+    again.seed(number)
+    return again
 
 
 def _floor(numbers: Numbers, share: Fraction) -> Numbers:

@@ -188,16 +188,24 @@ def _objectives(recipe: Recipe) -> list[Objective]:
     """The recipe's objectives. Raises `RecipeError` for parameters that they, or torch, cannot have."""
     found: list[Objective] = []
     for term in recipe.objectives:
+        path, said = term.objective.path, term.objective.parameters
+        try:
+            inspect.signature(term.objective.load()).bind(**said)
+        except TypeError as error:
+            raise RecipeError(f"objectives: {path}: {error}") from error
         try:
             found.append(term.objective.build())
         except RecipeError:
             raise
         except ValueError as error:
-            raise RecipeError(f"objectives: {term.objective.path}: {error}") from error
-        except (RuntimeError, TypeError) as error:  # of a size below 0, or where one is not said, which name no value
-            path, said = term.objective.path, term.objective.parameters
-            raise RecipeError(f"objectives: {path} of {said}: {str(error).splitlines()[0]}") from error
+            raise RecipeError(f"objectives: {path}: {_line(error)}") from error
+        except RuntimeError as error:  # torch's, of a size below 0, which names no value
+            raise RecipeError(f"objectives: {path} of {said}: {_line(error)}") from error
     return found
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _system(recipe: Recipe, source: Source, place: Place, weights: Mapping[str, str]) -> System:

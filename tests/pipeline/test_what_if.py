@@ -273,6 +273,11 @@ def test_a_selection_that_only_an_older_run_has_is_told_with_that_run(runs: Runs
     assert asked(root, *rule).output == "error: run 0005 has no selection; run 0004 has one: --run 0004\n"
     assert "--node urls: run 0005 has no such selection\n" in asked(root, *rule, "--node", "urls").output
     assert json.loads(asked(root, *rule, "--run", "4", "--json").output)["run"] == "0004"
+    for part in Path(root).glob("kept/data/*"):
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
+    lost = asked(root, *rule, "--node", "kept").output
+    assert lost.startswith("error: --node kept: run 0005 has no such selection")
+    assert "--run" not in lost
     alone = Store(str(tmp_path / "alone"))
     write_node(alone, "urls", {"000-0": {"image": pa.table({"uid": ["a"]})}})
     write_run(alone, ["urls"])

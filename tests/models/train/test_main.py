@@ -113,6 +113,14 @@ def test_an_objective_that_does_not_fit_the_model_is_one_line_and_leaves_the_fol
             "{models.towers.dino.Dino: {name: value}}",
         ),
         (
+            ["dino-vit-s16", "--data=a=b", "--out=o", "--set=objectives=[{weight: 1, a.B: {}}]"],
+            "objectives.0: found weight, a.B; expected one class with its parameters within: {a.B: {name: value}}",
+        ),
+        (
+            ["dino-vit-s16", "--data=a=b", "--out=o", "--set=objectives=[{a.B: 3}]"],
+            "objectives.0: a.B: found 3; expected its parameters: {name: value}",
+        ),
+        (
             ["dino-vit-s16", "--data=a=b", "--out=o", "--set=objectives=[{}]"],
             "objectives.0: found nothing; expected one class with its parameters within: {package.module.Class: {",
         ),
