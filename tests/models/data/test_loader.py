@@ -141,6 +141,27 @@ def test_every_place_has_dice_of_its_own_whatever_was_thrown_before(sets: dict[s
     assert found.tolist() == torch.tensor([dice(order.seed, place, 0).gauss(0, 1) for place in range(60)]).tolist()
 
 
+class Refusing(Gaussian):
+    """Refuses half of what it is given, by the dice."""
+
+    def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Row:
+        if dice.random() < 0.5:
+            raise Damaged("refused", sample.key)
+        return super().row(sample, dice, room, at)
+
+
+def test_another_try_for_a_place_has_dice_of_its_own(sets: dict[str, Samples]) -> None:
+    order = order_of(sets)
+    with Loader(sets, order, Refusing(), batch=20, threads=1) as loader:
+        found = next(loader)["chance"]
+
+    def thrown(place: int) -> float:
+        tries = (dice(order.seed, place, attempt) for attempt in range(ATTEMPTS))
+        return next(chance for chance in tries if chance.random() >= 0.5).gauss(0, 1)
+
+    assert found.tolist() == torch.tensor([thrown(place) for place in range(20)]).tolist()
+
+
 def test_what_cannot_be_used_is_replaced_within_its_set_counted_and_named(
     sets: dict[str, Samples], caplog: pytest.LogCaptureFixture
 ) -> None:
