@@ -195,8 +195,6 @@ def _objectives(recipe: Recipe) -> list[Objective]:
             raise RecipeError(f"objectives: {path}: {error}") from error
         try:
             found.append(term.objective.build())
-        except RecipeError:
-            raise
         except ValueError as error:
             raise RecipeError(f"objectives: {path}: {_line(error)}") from error
         except RuntimeError as error:  # torch's, of a size below 0, which names no value

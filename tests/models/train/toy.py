@@ -102,7 +102,9 @@ class Slowed(Toy):
 
 
 class Centred(Toy):
-    """Its `momentum` is of something else, as that of DINO's tower is."""
+    """Its `momentum` is of something else, as that of DINO's tower is, and of images alone."""
+
+    optional = frozenset({"image_m"})
 
     def __init__(self, momentum: float = 0.9) -> None:
         super().__init__()
