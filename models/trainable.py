@@ -42,7 +42,7 @@ class Trainable(nn.Module, ABC):
 
     done: float = 0.0
     """Share of the training that lies behind, 0 to 1, as the loop says before every step: for what changes with it."""
-    optional: ClassVar[frozenset[str]] = frozenset()
+    optional: frozenset[str] = frozenset()
     """Features that it gives only where a setting asks for them: of the data, or a parameter of its own."""
 
     @abstractmethod

@@ -27,10 +27,12 @@ class MomentumContrast(Objective):
     remedy = "`momentum` of the model"
 
     def __init__(self, width: int = 256, queue: int = 57_600, alpha: float = 0.4, ramp: int = 0) -> None:
-        """`width`: of the features. `ramp`: samples over which α grows from 0. Raises `ValueError` for an α over 1."""
+        """`width`: of the features. `ramp`: samples over which α grows from 0. Raises `ValueError`."""
         super().__init__()
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha = {alpha}: expected a share, 0 to 1")
+        if ramp < 0:
+            raise ValueError(f"ramp = {ramp}: expected samples, 0 or more")
         self.image_queue: torch.Tensor
         self.text_queue: torch.Tensor
         self.seen: torch.Tensor

@@ -72,6 +72,8 @@ class TwoTowers(Trainable):
         vision = self.model.config.vision_config
         self._is_timm: bool = vision.model_type == timm.KIND
         known = timm.is_vit(self.model.vision_model.timm_model) if self._is_timm else self.kind in PATCHES
+        if not known:
+            self.optional = self.optional - {"patches", "position"}
         if patches and not known:
             named = getattr(vision, "architecture", self.kind)
             raise ValueError(f"patches of {named!r} are not known; take {' or '.join(PATCHES)}, or a ViT of timm's")

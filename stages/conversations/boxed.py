@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
+from statistics import fmean
 from typing import Any
 
 from stages.conversations.phrases import (
@@ -29,6 +30,10 @@ from stages.conversations.turns import Asked
 
 NEAR = 0.05
 """Share of a side: centres of boxes that differ by more are left and right of each other, or above and below."""
+TOGETHER = 0.2
+"""Share of a side: several things no farther than this from their middle are in one place, and that is its."""
+CLEAR = 0.02
+"""Share of a side: who stands nearer to the line between two ninths is in none of them."""
 PLACES = (
     ("in the top left corner", "at the top", "in the top right corner"),
     ("on the left", "in the middle", "on the right"),
@@ -62,9 +67,18 @@ def boxed_by(boxes: Sequence[Mapping[str, Any]]) -> list[Boxed]:
 def _thing(label: str, centres: Sequence[tuple[float, float]]) -> Thing:
     found = said_by(f"the {label}").things
     name, colour = (found[0].name, found[0].colour) if len(found) == 1 else (label, None)
-    ninths = {PLACES[min(int(3 * y), 2)][min(int(3 * x), 2)] for x, y in centres}
-    place = ninths.pop() if len(ninths) == 1 else None
-    return Thing(name, len(centres) > 1, len(centres), colour, place)
+    return Thing(name, len(centres) > 1, len(centres), colour, _place(centres))
+
+
+def _place(centres: Sequence[tuple[float, float]]) -> str | None:
+    """Where one thing is, or several that stand together; None where nobody would be sure."""
+    middles = [fmean(along) for along in zip(*centres, strict=True)]
+    scattered = any(
+        abs(at - middle) > TOGETHER for centre in centres for at, middle in zip(centre, middles, strict=True)
+    )
+    between = any(abs(middle - line / 3) < CLEAR for middle in middles for line in (1, 2))
+    column, row = (min(int(3 * middle), 2) for middle in middles)
+    return None if scattered or between else PLACES[row][column]
 
 
 def fitting(name: str, boxed: Sequence[Boxed]) -> list[Boxed]:

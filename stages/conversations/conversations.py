@@ -173,7 +173,7 @@ class Conversations(Writing):
     is asked.
     """
 
-    revision: ClassVar[int] = 6
+    revision: ClassVar[int] = 7
     promise: ClassVar[Promise] = "pure"
 
     def open(self, device: Device) -> Writer:

@@ -122,3 +122,5 @@ def test_what_is_missing_or_does_not_fit_is_told() -> None:
         MomentumContrast(4)(features(0), SCALARS)
     with pytest.raises(ValueError, match=r"alpha = 1.4: expected a share"):
         MomentumContrast(alpha=1.4)
+    with pytest.raises(ValueError, match=r"ramp = -3: expected samples, 0 or more"):
+        MomentumContrast(ramp=-3)

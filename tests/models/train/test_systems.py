@@ -294,6 +294,12 @@ TEXTED = "{models.objectives.text_conditioned.TextConditioned: {width: 32}}"
             ["model={models.towers.two_towers.TwoTowers: {bias: -1}}"],
             "patches, position, .*; set `patches: true` of the model, or take",
         ),
+        (  # whose tower gives none, whatever is set
+            "clip-rn50",
+            TEXTED,
+            ["model={models.towers.two_towers.TwoTowers: {bias: -1}}"],
+            "patches, position, and .*; take another model",
+        ),
         ("slip", "{models.objectives.contrastive.InfoNCE: {left: views}}", [PAIRS], "views, .*, text; take another"),
         (
             "blip",

@@ -151,6 +151,26 @@ def test_a_sample_of_which_nothing_can_be_asked_is_left_out(store: Store) -> Non
     assert list(read(path)) == [uid(1)]
 
 
+@pytest.mark.parametrize(
+    ("centres", "told"),
+    [
+        ([(0.12, 0.62), (0.38, 0.62), (0.12, 0.88), (0.38, 0.88)], "in the bottom left corner"),  # a quarter of it
+        ([(0.08, 0.25), (0.25, 0.25), (0.42, 0.25)], "in the top left corner"),
+        ([(0.5, 0.1), (0.5, 0.9)], None),  # the middle is where none of them is
+        ([(0.1, 0.5), (0.9, 0.5)], None),
+        ([(0.34, 0.1)], None),  # in the top left corner, or at the top?
+        ([(0.9, 0.65)], None),
+        ([(0.36, 0.1)], "at the top"),
+    ],
+)
+def test_things_have_a_place_where_they_stand_together(
+    store: Store, centres: list[tuple[float, float]], told: str | None
+) -> None:
+    boxes = [{"label": "dog", "box": [x - 0.05, y - 0.05, x + 0.05, y + 0.05]} for x, y in centres]
+    rows = turns(store, made(store, Conversations(), write_pairs(store, [[sample(0, boxes=boxes)]])))
+    assert [row["answer"] for row in rows if row["kind"] == "place"] == ([told] if told else [])
+
+
 def test_boxes_are_asked_about_too(store: Store) -> None:
     boxes = [{"label": "dog", "box": [0.1, 0.1, 0.2, 0.2]}, {"label": "cat", "box": [0.7, 0.1, 0.9, 0.2]}, {"label": 3}]
     pairs = write_pairs(store, [[sample(0, boxes=boxes)]])
@@ -217,7 +237,7 @@ def counts(rows: list[dict[str, str]]) -> dict[str, str]:
     return {word.split()[-1]: row["answer"] for word, row in zip(words, counted, strict=True)}
 
 
-STAR, HEART = [0.1, 0.8, 0.2, 0.9], [0.6, 0.1, 0.7, 0.2]
+STAR, HEART = [0.1, 0.8, 0.2, 0.9], [0.45, 0.1, 0.55, 0.2]
 
 
 def test_what_has_boxes_is_asked_of_these_alone(store: Store) -> None:
