@@ -124,6 +124,9 @@ class Texts(Part):
     """Tokens of a trained one, at most."""
     context: int = Field(default=77, ge=4)
     """Tokens of a text, with its first and last; what is longer is cut."""
+    turns: int | None = Field(default=None, ge=1)
+    """Questions of a conversation with their answers that are read at a time, drawn anew each time; by default all. One
+    alone can be answered from nothing but the image."""
 
 
 class Labels(Part):

@@ -50,7 +50,7 @@ class Conversations(Collate[Row]):
 
     def __init__(self, data: Data, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raises `DataError` for a chat template that cannot be learnt from."""
-        self._images, self._context = data.images, data.texts.context
+        self._images, self._context, self._turns = data.images, data.texts.context, data.texts.turns
         self._template = ChatTemplate(tokenizer)
         self._pad = tokenizer.pad_token_id or 0  # whatever it is, the mask hides it
 
@@ -58,7 +58,7 @@ class Conversations(Collate[Row]):
         given = images_of(sample)
         if len(given) > MOST_IMAGES:
             raise Damaged("too many images", sample.key, f"{len(given)}; at most {MOST_IMAGES} are read")
-        turns = turns_of(sample, len(given), dice)
+        turns = some(turns_of(sample, len(given), dice), self._turns, dice)
         images = [seen(data, self._images, sample.key) for data in given]
         try:
             text = self._template.encode(turns, [tokens_of(image.size, self._images) for image in images])
@@ -108,6 +108,21 @@ def turns_of(sample: Sample, images: int, dice: Random) -> list[Turn]:
         told = ", ".join(roles[:6])
         raise Damaged("turns out of order", sample.key, f"{told}; expected human and gpt in turns, gpt last")
     return _placed(sample, spoken, images)
+
+
+def some(turns: Sequence[Turn], count: int | None, dice: Random) -> Sequence[Turn]:
+    """So many questions with their answers, in their order; all of a conversation that shows an image further on. The
+    images of a first question that was not drawn stand before the first that was."""
+    start = int(turns[0].role == "system")
+    asked = list(zip(turns[start::2], turns[start + 1 :: 2], strict=True))
+    if count is None or count >= len(asked) or any(None in question.parts for question, _ in asked[1:]):
+        return turns
+    drawn_ones = sorted(dice.sample(range(len(asked)), count))
+    kept = [turn for number in drawn_ones for turn in asked[number]]
+    if drawn_ones[0]:
+        shown = [part for _ in range(asked[0][0].parts.count(None)) for part in (None, "\n")]
+        kept[0] = Turn("user", (*shown, *kept[0].parts))
+    return [*turns[:start], *kept]
 
 
 def _spoken(sample: Sample, turn: Any) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from models.data.chat import ready_to_chat
-from models.data.conversations import Conversations, conversation_tokenizer, turns_of
+from models.data.conversations import Conversations, conversation_tokenizer, some, turns_of
 from models.data.images import images_of
 from models.data.shards import Damaged, DataError, Sample, Samples
 from models.data.tiles import tokens_of
@@ -58,6 +58,35 @@ def test_images_that_no_human_mentions_come_first(tokenizer: Any) -> None:
     said = row(tokenizer, talks.talk("a", [data], [("human", "What is it?"), ("gpt", "A shape.")]))
     named = row(tokenizer, talks.talk("a", [data], [("human", "<image>\nWhat is it?"), ("gpt", "A shape.")]))
     assert said.text.ids.tolist() == named.text.ids.tolist()
+
+
+def test_some_turns_of_a_conversation_are_drawn_anew_and_have_its_image(tokenizer: Any) -> None:
+    said = [("system", "Be brief."), ("human", "<image>\nWhat is it?"), ("gpt", "A cat.")]
+    for number in range(3):
+        said += [("human", f"How many of {number}?"), ("gpt", f"{number} of them.")]
+    members = talks.talk("a", [talks.shape(Random(0))[0]], said)
+    whole, heard = turns_of(sample(members), 1, Random(0)), set()
+    words = ["".join(part for part in turn.parts if part is not None).strip() for turn in whole]
+    assert some(whole, None, Random(0)) == some(whole, 4, Random(0)) == whole
+    for seed in range(60):
+        drawn = some(whole, 2, Random(seed))
+        told = [words.index("".join(part for part in turn.parts if part is not None).strip()) for turn in drawn]
+        assert told[0] == 0
+        assert told[1::2] == [answer - 1 for answer in told[2::2]]
+        assert told == sorted(told)
+        assert [turn.parts.count(None) for turn in drawn] == [0, 1, 0, 0, 0]
+        heard.add(tuple(told))
+    assert len(heard) == 6, "every two of four"
+    found = row(tokenizer, members, turns=1).text
+    assert found.image.sum() == talks.TOKENS
+    assert (found.ids == tokenizer.convert_tokens_to_ids("<|user|>")).sum() == 1
+
+
+def test_no_turns_are_drawn_where_an_image_is_shown_further_on() -> None:
+    pictures = [talks.shape(Random(number))[0] for number in range(2)]
+    said = [("human", "<image>\nWhat?"), ("gpt", "yes"), ("human", "<image>\nand this?"), ("gpt", "no")]
+    whole = turns_of(sample(talks.talk("a", pictures, said)), 2, Random(0))
+    assert some(whole, 1, Random(0)) == whole
 
 
 def test_a_pair_is_a_bare_image_and_a_caption_as_its_answer(tokenizer: Any) -> None:
