@@ -125,8 +125,8 @@ class Texts(Part):
     context: int = Field(default=77, ge=4)
     """Tokens of a text, with its first and last; what is longer is cut."""
     turns: int | None = Field(default=None, ge=1)
-    """Questions of a conversation with their answers that are read at a time, drawn anew each time; by default all. One
-    alone can be answered from nothing but the image."""
+    """Questions of a conversation, with their answers, that are read at a time, drawn anew each time; by default all.
+    For questions that do not refer to earlier ones. A conversation that shows an image further on is read whole."""
 
 
 class Labels(Part):
@@ -192,6 +192,8 @@ class Data(Part):
             raise ValueError(f"images.fit = {images.fit!r} is for conversations; leave it out")
         if self.kind == "pairs_and_teacher" and self.captions > 1:
             raise ValueError(f"captions = {self.captions}: pairs_and_teacher show one at once; leave it out")
+        if self.texts.turns is not None and self.kind != "conversations":
+            raise ValueError(f"texts.turns = {self.texts.turns} is for conversations; leave it out")
         if (images.fit == "anyres") != bool(images.grids):
             raise ValueError("images.grids are for images.fit = anyres, which needs some")
         if images.grids and math.isqrt(images.tokens or 0) ** 2 != images.tokens:

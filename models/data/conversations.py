@@ -58,7 +58,7 @@ class Conversations(Collate[Row]):
         given = images_of(sample)
         if len(given) > MOST_IMAGES:
             raise Damaged("too many images", sample.key, f"{len(given)}; at most {MOST_IMAGES} are read")
-        turns = some(turns_of(sample, len(given), dice), self._turns, dice)
+        turns = rounds_drawn(turns_of(sample, len(given), dice), self._turns, dice)
         images = [seen(data, self._images, sample.key) for data in given]
         try:
             text = self._template.encode(turns, [tokens_of(image.size, self._images) for image in images])
@@ -68,7 +68,8 @@ class Conversations(Collate[Row]):
             raise Damaged("images beyond the context", sample.key, f"{len(text.ids)} tokens of {self._context}")
         text = text.cut(self._context)
         if not text.learnt[1:].any():
-            raise Damaged("no answer within the context", sample.key, f"texts.context = {self._context} tokens")
+            of = "" if self._turns is None else ", of the questions drawn"
+            raise Damaged("no answer within the context", sample.key, f"texts.context = {self._context} tokens{of}")
         return Row(text, images)
 
     def batch(self, rows: Sequence[Row]) -> Batch:
@@ -110,16 +111,16 @@ def turns_of(sample: Sample, images: int, dice: Random) -> list[Turn]:
     return _placed(sample, spoken, images)
 
 
-def some(turns: Sequence[Turn], count: int | None, dice: Random) -> Sequence[Turn]:
-    """So many questions with their answers, in their order; all of a conversation that shows an image further on. The
+def rounds_drawn(turns: Sequence[Turn], count: int | None, dice: Random) -> Sequence[Turn]:
+    """`count` questions with their answers, in their order; all of a conversation that shows an image further on. The
     images of a first question that was not drawn stand before the first that was."""
     start = int(turns[0].role == "system")
     asked = list(zip(turns[start::2], turns[start + 1 :: 2], strict=True))
     if count is None or count >= len(asked) or any(None in question.parts for question, _ in asked[1:]):
         return turns
-    drawn_ones = sorted(dice.sample(range(len(asked)), count))
-    kept = [turn for number in drawn_ones for turn in asked[number]]
-    if drawn_ones[0]:
+    numbers = sorted(dice.sample(range(len(asked)), count))
+    kept = [turn for number in numbers for turn in asked[number]]
+    if numbers[0]:
         shown = [part for _ in range(asked[0][0].parts.count(None)) for part in (None, "\n")]
         kept[0] = Turn("user", (*shown, *kept[0].parts))
     return [*turns[:start], *kept]

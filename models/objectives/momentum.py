@@ -27,7 +27,8 @@ class MomentumContrast(Objective):
     remedy = "`momentum` of the model"
 
     def __init__(self, width: int = 256, queue: int = 57_600, alpha: float = 0.4, ramp: int = 0) -> None:
-        """`width`: of the features. `ramp`: samples over which α grows from 0. Raises `ValueError`."""
+        """`width`: of the features. `ramp`: samples over which α grows from 0. Raises `ValueError`
+        for an `alpha` outside 0 to 1, or a `ramp` below 0."""
         super().__init__()
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha = {alpha}: expected a share, 0 to 1")

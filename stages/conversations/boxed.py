@@ -30,10 +30,10 @@ from stages.conversations.turns import Asked
 
 NEAR = 0.05
 """Share of a side: centres of boxes that differ by more are left and right of each other, or above and below."""
-TOGETHER = 0.2
-"""Share of a side: several things no farther than this from their middle are in one place, and that is its."""
+TOGETHER = 0.18
+"""Share of a side, along it: things no farther than this from their middle are in one place, the middle's."""
 CLEAR = 0.02
-"""Share of a side: who stands nearer to the line between two ninths is in none of them."""
+"""Share of a side, along it: who stands nearer to the line between two ninths is in none of them."""
 PLACES = (
     ("in the top left corner", "at the top", "in the top right corner"),
     ("on the left", "in the middle", "on the right"),
@@ -72,13 +72,17 @@ def _thing(label: str, centres: Sequence[tuple[float, float]]) -> Thing:
 
 def _place(centres: Sequence[tuple[float, float]]) -> str | None:
     """Where one thing is, or several that stand together; None where nobody would be sure."""
-    middles = [fmean(along) for along in zip(*centres, strict=True)]
-    scattered = any(
-        abs(at - middle) > TOGETHER for centre in centres for at, middle in zip(centre, middles, strict=True)
-    )
-    between = any(abs(middle - line / 3) < CLEAR for middle in middles for line in (1, 2))
-    column, row = (min(int(3 * middle), 2) for middle in middles)
-    return None if scattered or between else PLACES[row][column]
+    middle = (fmean(x for x, _ in centres), fmean(y for _, y in centres))
+    scattered = any(abs(at - mid) > TOGETHER for centre in centres for at, mid in zip(centre, middle, strict=True))
+    between = any(abs(at - line / 3) < CLEAR for at in middle for line in (1, 2))
+    empty = _ninth(middle) not in map(_ninth, centres)  # between two of them there may be none
+    column, row = _ninth(middle)
+    return None if scattered or between or empty else PLACES[row][column]
+
+
+def _ninth(centre: tuple[float, float]) -> tuple[int, int]:
+    """Column and row."""
+    return min(int(3 * centre[0]), 2), min(int(3 * centre[1]), 2)
 
 
 def fitting(name: str, boxed: Sequence[Boxed]) -> list[Boxed]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from models.data.chat import ready_to_chat
-from models.data.conversations import Conversations, conversation_tokenizer, some, turns_of
+from models.data.conversations import Conversations, conversation_tokenizer, rounds_drawn, turns_of
 from models.data.images import images_of
 from models.data.shards import Damaged, DataError, Sample, Samples
 from models.data.tiles import tokens_of
@@ -67,9 +67,9 @@ def test_some_turns_of_a_conversation_are_drawn_anew_and_have_its_image(tokenize
     members = talks.talk("a", [talks.shape(Random(0))[0]], said)
     whole, heard = turns_of(sample(members), 1, Random(0)), set()
     words = ["".join(part for part in turn.parts if part is not None).strip() for turn in whole]
-    assert some(whole, None, Random(0)) == some(whole, 4, Random(0)) == whole
+    assert rounds_drawn(whole, None, Random(0)) == rounds_drawn(whole, 4, Random(0)) == whole
     for seed in range(60):
-        drawn = some(whole, 2, Random(seed))
+        drawn = rounds_drawn(whole, 2, Random(seed))
         told = [words.index("".join(part for part in turn.parts if part is not None).strip()) for turn in drawn]
         assert told[0] == 0
         assert told[1::2] == [answer - 1 for answer in told[2::2]]
@@ -77,16 +77,21 @@ def test_some_turns_of_a_conversation_are_drawn_anew_and_have_its_image(tokenize
         assert [turn.parts.count(None) for turn in drawn] == [0, 1, 0, 0, 0]
         heard.add(tuple(told))
     assert len(heard) == 6, "every two of four"
-    found = row(tokenizer, members, turns=1).text
-    assert found.image.sum() == talks.TOKENS
-    assert (found.ids == tokenizer.convert_tokens_to_ids("<|user|>")).sum() == 1
+    data = talks.recipe().data
+    data = data.model_copy(update={"texts": data.texts.model_copy(update={"turns": 1})})
+    collate = Conversations(data, tokenizer)
+    found = [collate.row(sample(members), Random(seed), {}, 0).text for seed in range(30)]
+    assert len({tuple(text.ids.tolist()) for text in found}) == 4, "each time by the dice that it is given"
+    for text in found:
+        assert text.image.sum() == talks.TOKENS
+        assert (text.ids == tokenizer.convert_tokens_to_ids("<|user|>")).sum() == 1
 
 
 def test_no_turns_are_drawn_where_an_image_is_shown_further_on() -> None:
     pictures = [talks.shape(Random(number))[0] for number in range(2)]
     said = [("human", "<image>\nWhat?"), ("gpt", "yes"), ("human", "<image>\nand this?"), ("gpt", "no")]
     whole = turns_of(sample(talks.talk("a", pictures, said)), 2, Random(0))
-    assert some(whole, 1, Random(0)) == whole
+    assert rounds_drawn(whole, 1, Random(0)) == whole
 
 
 def test_a_pair_is_a_bare_image_and_a_caption_as_its_answer(tokenizer: Any) -> None:
@@ -213,6 +218,14 @@ def test_a_template_that_does_not_fit_ends_a_training_before_it_begins(
     data["texts"]["tokenizer"] = str(tmp_path)
     with pytest.raises(DataError, match=r"chat template of the tokenizer .* cannot be learnt from: "):
         Shards(talks.recipe(data=data), folders, Place.here(), None)
+
+
+def test_only_conversations_have_turns_to_be_drawn() -> None:
+    told = r"texts\.turns = 2 is for conversations; leave it out"
+    with pytest.raises(RecipeError, match=told):
+        type(talks.recipe()).load("clip-vit-b32", tiny=True, overrides=["data.texts.turns=2"])
+    recipe = type(talks.recipe()).load("llava", tiny=True, overrides=["data.texts.turns=2"])
+    assert recipe.data.texts.turns == 2
 
 
 @pytest.mark.parametrize(

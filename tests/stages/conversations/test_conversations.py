@@ -158,6 +158,9 @@ def test_a_sample_of_which_nothing_can_be_asked_is_left_out(store: Store) -> Non
         ([(0.08, 0.25), (0.25, 0.25), (0.42, 0.25)], "in the top left corner"),
         ([(0.5, 0.1), (0.5, 0.9)], None),  # the middle is where none of them is
         ([(0.1, 0.5), (0.9, 0.5)], None),
+        ([(0.33, 0.5), (0.67, 0.5)], None),  # near to the middle, and none in it
+        ([(0.05, 0.1), (0.4, 0.1)], "in the top left corner"),  # 0.175 from their middle each
+        ([(0.05, 0.1), (0.42, 0.1)], None),  # 0.185
         ([(0.34, 0.1)], None),  # in the top left corner, or at the top?
         ([(0.9, 0.65)], None),
         ([(0.36, 0.1)], "at the top"),
