@@ -68,8 +68,8 @@ class Conversations(Collate[Row]):
             raise Damaged("images beyond the context", sample.key, f"{len(text.ids)} tokens of {self._context}")
         text = text.cut(self._context)
         if not text.learnt[1:].any():
-            of = "" if self._turns is None else ", of the questions drawn"
-            raise Damaged("no answer within the context", sample.key, f"texts.context = {self._context} tokens{of}")
+            asked = "" if self._turns is None else ", of the questions drawn"
+            raise Damaged("no answer within the context", sample.key, f"texts.context = {self._context} tokens{asked}")
         return Row(text, images)
 
     def batch(self, rows: Sequence[Row]) -> Batch:

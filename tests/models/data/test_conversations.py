@@ -15,7 +15,7 @@ from models.data.conversations import Conversations, conversation_tokenizer, rou
 from models.data.images import images_of
 from models.data.shards import Damaged, DataError, Sample, Samples
 from models.data.tiles import tokens_of
-from models.recipe import RecipeError
+from models.recipe import Recipe, RecipeError
 from models.train.parallel import Place
 from models.train.source import Shards
 from tests.models.data import talks
@@ -223,8 +223,8 @@ def test_a_template_that_does_not_fit_ends_a_training_before_it_begins(
 def test_only_conversations_have_turns_to_be_drawn() -> None:
     told = r"texts\.turns = 2 is for conversations; leave it out"
     with pytest.raises(RecipeError, match=told):
-        type(talks.recipe()).load("clip-vit-b32", tiny=True, overrides=["data.texts.turns=2"])
-    recipe = type(talks.recipe()).load("llava", tiny=True, overrides=["data.texts.turns=2"])
+        Recipe.load("clip-vit-b32", tiny=True, overrides=["data.texts.turns=2"])
+    recipe = Recipe.load("llava", tiny=True, overrides=["data.texts.turns=2"])
     assert recipe.data.texts.turns == 2
 
 
@@ -245,4 +245,4 @@ def test_a_recipe_says_how_images_become_squares(images: dict[str, Any], told: s
     document = json.loads(text) | {"model": "tests.models.train.toy.Toy"}
     document["objectives"] = ["tests.models.train.toy.NextToken"]
     with pytest.raises(RecipeError, match=told):
-        type(talks.recipe()).parse(json.dumps(document), "mine")
+        Recipe.parse(json.dumps(document), "mine")
