@@ -347,11 +347,18 @@ def _same(newest: Checkpoint, facts: Mapping[str, Any], out: str) -> None:
         if now is None:
             continue
         for key in sorted({*then, *now} - free):
-            if then.get(key) != now.get(key):
+            if _filled(then.get(key)) != _filled(now.get(key)):
                 raise RecipeError(
                     f"{out} holds a training whose {name}.{key} was {_short(then.get(key))}, and now is "
                     f"{_short(now.get(key))}; take another folder, or begin anew (--restart)"
                 )
+
+
+def _filled(value: Any) -> Any:
+    """Without what is null: a setting that came with a later version, and is not made use of, changes no training."""
+    if isinstance(value, Mapping):
+        return {key: _filled(part) for key, part in value.items() if part is not None}
+    return [_filled(part) for part in value] if isinstance(value, list) else value
 
 
 def _short(value: Any) -> str:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from models.data.index import DataError
 from models.recipe import RecipeError
-from models.train.checkpoint import Checkpoints
+from models.train.checkpoint import MARK, Checkpoints
 from models.train.guard import TrainingError
 from models.train.loop import Trained, train
 from models.train.parallel import Place
@@ -136,6 +136,23 @@ def test_another_recipe_or_other_data_do_not_go_on(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r'whose lineage.selection was null, and now is "abc"'):
         train(recipe(**SETTINGS), {}, str(tmp_path), source=source, lineage={"selection": "abc"})
     assert run(tmp_path, stop_at=48, parallel={"micro_batch": 3}, keep=5).samples > 48
+
+
+@pytest.mark.parametrize(("setting", "known"), [("turns", True), ("context", False)])
+def test_a_setting_of_a_later_version_that_is_not_made_use_of_is_no_other_training(
+    tmp_path: Path, setting: str, known: bool
+) -> None:
+    """`turns` is null unless it is set, and `context` never is."""
+    run(tmp_path, stop_at=24)
+    for mark in tmp_path.glob(f"checkpoints/*/{MARK}"):
+        said = json.loads(mark.read_text())
+        del said["facts"]["recipe"]["data"]["texts"][setting]
+        mark.write_text(json.dumps(said))
+    if known:
+        assert run(tmp_path).samples > 24
+    else:
+        with pytest.raises(RecipeError, match=r"whose recipe.data was "):
+            run(tmp_path, stop_at=48)
 
 
 def test_a_mistake_in_a_restart_deletes_nothing_and_takes_no_folder_from_a_training(tmp_path: Path) -> None:
