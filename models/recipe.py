@@ -124,9 +124,9 @@ class Texts(Part):
     """Tokens of a trained one, at most."""
     context: int = Field(default=77, ge=4)
     """Tokens of a text, with its first and last; what is longer is cut."""
-    turns: int | None = Field(default=None, ge=1)
-    """Questions of a conversation, with their answers, that are read at a time, drawn anew each time; by default all.
-    For questions that do not refer to earlier ones. A conversation that shows an image further on is read whole."""
+    turns: Literal["apart"] | None = None
+    """`apart`: each question of a conversation is answered as if it were the first, from one look at the images; by
+    default after all turns before it. For questions that do not refer to earlier ones."""
 
 
 class Labels(Part):

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from infra.miniweb.captions import COLOUR_WORDS, NUMBERS, plural
 from infra.miniweb.questions import OPPOSITES, held_out
 from infra.miniweb.render import encoded, paint
-from infra.miniweb.scenes import FEW, Scene, simplified
+from infra.miniweb.scenes import FEW, Scene, in_order, simplified
 
 PEOPLE = 10
 """Who answer each question, as VQAv2 has it."""
@@ -75,6 +75,26 @@ def count(scene: Scene, dice: random.Random) -> Question:
     return Question(replace(scene, groups=(group,)), text, (NUMBERS[group.count],) * PEOPLE, "count")
 
 
+def place(scene: Scene, dice: random.Random) -> Question:
+    """Of one thing, alone or among two: in which corner is it? In each as often, which is why scenes are mirrored."""
+    scene = simplified(scene)
+    down, across = dice.random() < 0.5, dice.random() < 0.5
+    groups = tuple(
+        replace(
+            group,
+            count=1,
+            row=2 - group.row if down else group.row,
+            column=2 - group.column if across else group.column,
+        )
+        for group in scene.groups
+    )
+    scene = replace(scene, groups=in_order(groups))
+    asked = dice.choice(scene.groups)
+    people = PEOPLE // 2
+    answers = (asked.place,) * people + (asked.place.removesuffix(" corner"),) * people
+    return Question(scene, f"Where is the {asked.colour} {asked.shape}?", answers, "place")
+
+
 def relation(scene: Scene, dice: random.Random) -> Question | None:
     """Left or right, above or below, each from either end: no word is right more often than another."""
     scene = simplified(scene)
@@ -99,7 +119,7 @@ def reading(scene: Scene, dice: random.Random) -> Question:
     return Question(scene, "What is written in the image?", (word.lower(),) * PEOPLE, "reading", written=word)
 
 
-ASKS: dict[str, tuple[Ask, ...]] = {"questions": (ground, colour, count, relation), "reading": (reading,)}
+ASKS: dict[str, tuple[Ask, ...]] = {"questions": (ground, colour, count, place, relation), "reading": (reading,)}
 
 
 def _coloured(name: str) -> tuple[str, ...]:

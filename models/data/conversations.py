@@ -18,11 +18,12 @@ import torch
 import models.without_torchvision  # isort: skip  # noqa: F401
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from models.data.chat import IMAGE, ChatTemplate, Encoded, TemplateMismatch, Turn
+from models.data.chat import IMAGE, ChatTemplate, TemplateMismatch, Turn
 from models.data.images import images_of
 from models.data.loader import Collate
 from models.data.order import Order
 from models.data.pairs import LEARNT_FROM, LONGEST, captions_of, document_of, drawn
+from models.data.rounds import Tree, apart, whole
 from models.data.shards import Damaged, DataError, Sample, Samples
 from models.data.tiles import Seen, seen, tokens_of
 from models.data.tokenizer import WRITTEN_ON, trained
@@ -38,7 +39,7 @@ MOST_IMAGES = 64
 class Row(NamedTuple):
     """A sample."""
 
-    text: Encoded
+    tree: Tree
     images: list[Seen]
 
 
@@ -46,7 +47,8 @@ class Conversations(Collate[Row]):
     """`input_ids`, `attention_mask` (n, length) int64; `learnt` (n, length) bool, of tokens that are to be predicted;
     `image_places` (n, length) bool, where parts of images stand; `pixel_values` (n, tiles, 3, side, side) uint8, the
     tiles of all images of a sample one after the other; `tiles` (n, images) int64, how many each image has, 0 where
-    there is none; `image_sizes` (n, images, 2) int64, heights and widths in px."""
+    there is none; `image_sizes` (n, images, 2) int64, heights and widths in px. Where turns are read apart, `branches`
+    and `positions` (n, length) int64 of `models.data.rounds`."""
 
     def __init__(self, data: Data, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raises `DataError` for a chat template that cannot be learnt from."""
@@ -58,22 +60,26 @@ class Conversations(Collate[Row]):
         given = images_of(sample)
         if len(given) > MOST_IMAGES:
             raise Damaged("too many images", sample.key, f"{len(given)}; at most {MOST_IMAGES} are read")
-        turns = rounds_drawn(turns_of(sample, len(given), dice), self._turns, dice)
+        turns = turns_of(sample, len(given), dice)
         images = [seen(data, self._images, sample.key) for data in given]
         try:
-            text = self._template.encode(turns, [tokens_of(image.size, self._images) for image in images])
+            tree = self._read(turns, [tokens_of(image.size, self._images) for image in images], dice)
         except TemplateMismatch as mismatch:
             raise Damaged("chat template does not fit", sample.key, str(mismatch)) from None
-        if text.image[self._context :].any():
-            raise Damaged("images beyond the context", sample.key, f"{len(text.ids)} tokens of {self._context}")
-        text = text.cut(self._context)
-        if not text.learnt[1:].any():
-            asked = "" if self._turns is None else ", of the questions drawn"
-            raise Damaged("no answer within the context", sample.key, f"texts.context = {self._context} tokens{asked}")
-        return Row(text, images)
+        if tree.text.image[self._context :].any():
+            raise Damaged("images beyond the context", sample.key, f"{len(tree.text.ids)} tokens of {self._context}")
+        tree = tree.cut(self._context)
+        if not tree.text.learnt[1:].any():
+            raise Damaged("no answer within the context", sample.key, f"texts.context = {self._context} tokens")
+        return Row(tree, images)
+
+    def _read(self, turns: Sequence[Turn], images: Sequence[int], dice: Random) -> Tree:
+        if self._turns == "apart":
+            return apart(self._template, turns, images, self._context, dice)
+        return whole(self._template.encode(turns, images))
 
     def batch(self, rows: Sequence[Row]) -> Batch:
-        length = max(len(row.text.ids) for row in rows)
+        length = max(len(row.tree.text.ids) for row in rows)
         tiles = max(sum(len(image.tiles_t3ss) for image in row.images) for row in rows)
         images = max(len(row.images) for row in rows)
         side, count = self._images.side, len(rows)
@@ -81,8 +87,10 @@ class Conversations(Collate[Row]):
         mask, learnt, places = np.zeros((count, length), np.int64), *np.zeros((2, count, length), np.bool_)
         pixels = torch.zeros(count, tiles, 3, side, side, dtype=torch.uint8)
         counts, sizes = np.zeros((count, images), np.int64), np.zeros((count, images, 2), np.int64)
-        for number, (text, own) in enumerate(rows):
+        branches, positions = np.zeros((2, count, length), np.int64)
+        for number, ((text, *where), own) in enumerate(rows):
             many = len(text.ids)
+            branches[number, :many], positions[number, :many] = where
             ids[number, :many], mask[number, :many] = text.ids, 1
             learnt[number, :many], places[number, :many] = text.learnt, text.image
             if own:
@@ -92,6 +100,8 @@ class Conversations(Collate[Row]):
                 sizes[number, : len(own)] = [image.size for image in own]
         named = {"input_ids": ids, "attention_mask": mask, "learnt": learnt, "image_places": places}
         named |= {"tiles": counts, "image_sizes": sizes}
+        if self._turns == "apart":
+            named |= {"branches": branches, "positions": positions}
         return {**{name: torch.from_numpy(column) for name, column in named.items()}, "pixel_values": pixels}
 
 
@@ -109,21 +119,6 @@ def turns_of(sample: Sample, images: int, dice: Random) -> list[Turn]:
         told = ", ".join(roles[:6])
         raise Damaged("turns out of order", sample.key, f"{told}; expected human and gpt in turns, gpt last")
     return _placed(sample, spoken, images)
-
-
-def rounds_drawn(turns: Sequence[Turn], count: int | None, dice: Random) -> Sequence[Turn]:
-    """`count` questions with their answers, in their order; all of a conversation that shows an image further on. The
-    images of a first question that was not drawn stand before the first that was."""
-    start = int(turns[0].role == "system")
-    asked = list(zip(turns[start::2], turns[start + 1 :: 2], strict=True))
-    if count is None or count >= len(asked) or any(None in question.parts for question, _ in asked[1:]):
-        return turns
-    numbers = sorted(dice.sample(range(len(asked)), count))
-    kept = [turn for number in numbers for turn in asked[number]]
-    if numbers[0]:
-        shown = [part for _ in range(asked[0][0].parts.count(None)) for part in (None, "\n")]
-        kept[0] = Turn("user", (*shown, *kept[0].parts))
-    return [*turns[:start], *kept]
 
 
 def _spoken(sample: Sample, turn: Any) -> tuple[str, str]:

@@ -125,8 +125,10 @@ class Llava(Trainable):
             )
         core = self.model.model
         embedded_nld = spliced(core.get_input_embeddings()(ids_nl), places_nl, self._seen(batch))
-        if self._pack:
-            packing = Packing(mask_nl)
+        if "branches" in batch:
+            _branching(core.language_model.config, ids_nl.shape[1])
+        if self._pack or "branches" in batch:
+            packing = Packing(mask_nl, None, batch.get("branches"), batch.get("positions"))
             hidden = core.language_model(inputs_embeds=packing.pack(embedded_nld), **packing.arguments)
             logits = packing.unpack(self.model.lm_head(hidden.last_hidden_state))
         else:
@@ -196,6 +198,19 @@ class Llava(Trainable):
             "vision_feature_select_strategy": said.vision_feature_select_strategy,
         }
         (folder / "processor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+
+
+def _branching(said: Any, length: int) -> None:
+    """Who sees what in branches is said by a mask for sdpa, beside which transformers makes none of its own."""
+    window = getattr(said, "sliding_window", None)
+    if said._attn_implementation != "sdpa":
+        kind = said._attn_implementation
+        raise ValueError(f"texts.turns = apart and attn_implementation = {kind!r}; expected sdpa; leave turns out")
+    if window is not None and window < length:
+        raise ValueError(
+            f"texts.turns = apart and a language model with a window of {window} tokens, where a text has {length}; "
+            "leave turns out"
+        )
 
 
 def _known(kind: str) -> None:

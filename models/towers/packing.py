@@ -8,6 +8,9 @@ Positions begin anew with every text, and from that alone transformers (5.23, `m
 for eager attention and for sdpa: as long as it is given neither an attention mask nor a cache, which `arguments` see
 to. Rows are filled by first-fit decreasing (Johnson 1973), which takes at most 11/9 of the rows that the best way does.
 
+Of texts in branches (`models.data.rounds`) positions alone do not say who sees what: a mask does then, of rows x room x
+room places, as sdpa takes it.
+
 Labels are not packed: those of a row are what follows within that row, so no text learns how the next one begins.
 """
 
@@ -17,6 +20,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+
+from models.data.rounds import TRUNK
 
 
 def first_fit(lengths: Sequence[int], room: int) -> tuple[list[int], list[int]]:
@@ -39,9 +44,15 @@ def first_fit(lengths: Sequence[int], room: int) -> tuple[list[int], list[int]]:
 class Packing:
     """Where every token of some padded rows lies in fewer, fuller ones."""
 
-    def __init__(self, mask_nl: torch.Tensor, room: int | None = None) -> None:
+    def __init__(
+        self,
+        mask_nl: torch.Tensor,
+        room: int | None = None,
+        branches_nl: torch.Tensor | None = None,
+        positions_nl: torch.Tensor | None = None,
+    ) -> None:
         """`mask_nl`: other than 0 where there is a token, wherever its padding is. `room`: places of a packed row; by
-        default as many as the longest text has tokens."""
+        default as many as the longest text has tokens. `branches_nl`, `positions_nl`: of texts in branches."""
         self.shape = tuple(mask_nl.shape)
         mask_nl = mask_nl.bool()
         lengths = mask_nl.sum(1).tolist()  # the one thing that a GPU is waited for
@@ -54,15 +65,24 @@ class Packing:
         self._padded_t = mask_nl.flatten().nonzero()[:, 0]
         self._packed_t = (begins_n[:, None] + within_nl)[mask_nl]
         places = torch.zeros(self.rows * self.room, dtype=torch.int64, device=device)
-        places[self._packed_t] = within_nl[mask_nl]
+        places[self._packed_t] = (within_nl if positions_nl is None else positions_nl)[mask_nl]
         # What is left over of a row stays at place 0: texts of one token each, that nobody reads.
         self.position_ids = places.view(self.rows, self.room)
         """int64 (rows, room): the place of every token in its own text."""
+        self.attention_mask = None if branches_nl is None else self._seen(mask_nl, branches_nl)
+        """bool (rows, 1, room, room): whether the first place sees the second; None for texts without branches."""
 
     @property
     def arguments(self) -> dict[str, Any]:
         """For the model's forward, beside `input_ids` or `inputs_embeds`."""
-        return {"position_ids": self.position_ids, "attention_mask": None, "use_cache": False}
+        return {"position_ids": self.position_ids, "attention_mask": self.attention_mask, "use_cache": False}
+
+    def _seen(self, mask_nl: torch.Tensor, branches_nl: torch.Tensor) -> torch.Tensor:
+        texts_n1 = torch.arange(1, len(mask_nl) + 1, device=mask_nl.device)[:, None]  # 0 is what is left over
+        text_rp, branch_rp = self.pack(texts_n1.expand_as(mask_nl)), self.pack(branches_nl)
+        within = text_rp[:, :, None] == text_rp[:, None]
+        reached = (branch_rp[:, None] == TRUNK) | (branch_rp[:, :, None] == branch_rp[:, None])
+        return (within & reached).tril()[:, None]
 
     def pack(self, values_nl: torch.Tensor) -> torch.Tensor:
         """(rows, room, …) of (n, length, …): tokens or their embeddings; 0 where a row is not full."""

@@ -110,8 +110,9 @@ def _plain(colour: str | None) -> str:
     return SHADES.get(colour, colour) if colour else ""
 
 
-def asked_of_boxes(boxed: Sequence[Boxed], dice: Random) -> Iterator[Asked]:
-    """Kind, question and answer; also of kinds that are not wanted."""
+def asked_of_boxes(boxed: Sequence[Boxed], dice: Random, every: bool = False) -> Iterator[Asked]:
+    """Kind, question and answer; also of kinds that are not wanted. `every`: how two lie to each other in every way to
+    ask for it, where one answer tells the others; else in one that is drawn."""
     meant = [one for one in boxed if one.thing.name not in GROUNDS and _meant(one, boxed)]
     for one in meant:
         thing, alone = one.thing, len(fitting(one.thing.name, boxed)) == 1
@@ -131,11 +132,9 @@ def asked_of_boxes(boxed: Sequence[Boxed], dice: Random) -> Iterator[Asked]:
             else:
                 continue
             verb, shown = "Are" if one.thing.several else "Is", one.thing.shown
-            if dice.random() < 0.5:
-                words, answer = (true, "yes") if dice.random() < 0.5 else (RELATIONS[true], "no")
-            else:
-                words, answer = f"{before} or {RELATIONS[before]}", true
-            yield "relation", f"{verb} the {shown} {words} the {other.thing.shown}?", answer
+            ways = [(f"{before} or {RELATIONS[before]}", true), (true, "yes"), (RELATIONS[true], "no")]
+            for words, answer in ways if every else dice.choices(ways, (2, 1, 1)):
+                yield "relation", f"{verb} the {shown} {words} the {other.thing.shown}?", answer
 
 
 def _centre(box: Sequence[float]) -> tuple[float, float]:

@@ -70,6 +70,8 @@ class Writing(Job):
     turns: int = Field(default=8, ge=1)
     """Of a conversation, at most; where more were kept, they are drawn, the same for the same sample. The table of
     turns has those that were not drawn, too."""
+    apart: bool = False
+    """For trainings that read turns apart (`data.texts.turns=apart`): what another turn tells is asked, too."""
     brief: str = BRIEF
     """What follows a question whose answer is a word or two; nothing where empty."""
     grounded: float = Field(default=0.6, ge=0, le=1)
@@ -94,7 +96,7 @@ class Writing(Job):
         written = work.map("turns", tasks, self.write_turns)
         # What was said decides the bytes of the shards, so it names them.
         said = [record.content_hash for record in written], [record.content_hash for record in shards]
-        key = digest([*said, list(self.kinds), self.turns, self.brief, self.texts, self.revision])[:12]
+        key = digest([*said, list(self.kinds), self.turns, self.apart, self.brief, self.texts, self.revision])[:12]
         packs = [
             Task(f"{number:08d}", {"key": key}, {"turns": (turns,), "shards": (shard,)}, rows=turns.notes["samples"])
             for number, (turns, shard) in enumerate(zip(written, shards, strict=True))
@@ -170,19 +172,24 @@ class Conversations(Writing):
 
     Every other conversation begins at a kind that is drawn, without those before it, and turns of one kind come in any
     order: who is always asked for a number first, and for the background before the star, learns to answer so whatever
-    is asked.
+    is asked. Where turns are read apart, nothing is left out.
     """
 
-    revision: ClassVar[int] = 7
+    revision: ClassVar[int] = 8
     promise: ClassVar[Promise] = "pure"
 
     def open(self, device: Device) -> Writer:
         def write(some: Sequence[Sample]) -> list[list[Turn]]:
-            return [turns_of(captions_of(said), boxes_of(said), Random(key), self.kinds) for key, _, said in some]
+            return [
+                turns_of(captions_of(said), boxes_of(said), Random(key), self.kinds, self.apart)
+                for key, _, said in some
+            ]
 
         return write
 
     def _asked(self, key: str, turns: Sequence[Turn]) -> list[Turn]:
+        if self.apart:
+            return super()._asked(key, turns)
         dice = Random(f"turns/{key}")
         found = sorted({self.kinds.index(turn.kind) for turn in turns})
         first = dice.choice((found[0], dice.choice(found)))

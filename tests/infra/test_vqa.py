@@ -13,19 +13,19 @@ from PIL import Image
 from infra.miniweb import sets, vqa
 from infra.miniweb.captions import COLOUR_WORDS, NUMBERS
 from infra.miniweb.plan import Plan
-from infra.miniweb.scenes import FEW
+from infra.miniweb.scenes import FEW, PLACES
 from models.evaluate.answers import accuracy
 from models.evaluate.vqa_sets import from_shards
 
 
 def asked(kind: str, count: int = 200) -> list[vqa.Question]:
-    found = [vqa.question("questions", 0, number) for number in range(4 * count)]
+    found = [vqa.question("questions", 0, number) for number in range(5 * count)]
     return [question for question in found if question.kind == kind]
 
 
 def test_the_kinds_take_turns() -> None:
-    assert Counter(vqa.question("questions", 3, number).kind for number in range(8)) == dict.fromkeys(
-        ("background", "colour", "count", "relation"), 2
+    assert Counter(vqa.question("questions", 3, number).kind for number in range(10)) == dict.fromkeys(
+        ("background", "colour", "count", "place", "relation"), 2
     )
 
 
@@ -52,6 +52,19 @@ def test_a_number_is_what_is_there_and_each_comes_as_often() -> None:
     counts = Counter(question.answers[0] for question in found)
     assert len(counts) == FEW
     assert max(counts.values()) / len(found) < 0.35
+
+
+def test_a_place_is_a_corner_where_what_is_asked_for_stands_and_each_comes_as_often() -> None:
+    found = asked("place")
+    for question in found:
+        (group,) = (one for one in question.scene.groups if f"the {one.colour} {one.shape}?" in question.text)
+        assert question.answers[0] == PLACES[group.row][group.column]
+        assert {accuracy(answer, question.answers) for answer in question.answers} == {1}
+        assert [one.count for one in question.scene.groups] == [1] * len(question.scene.groups)
+    counts = Counter(question.answers[0] for question in found)
+    assert len(counts) == 4
+    assert max(counts.values()) / len(found) < 0.35
+    assert 0.2 < sum(len(question.scene.groups) == 2 for question in found) / len(found) < 0.8
 
 
 def test_a_relation_holds_where_yes_is_right_and_yes_is_right_as_often_as_no() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from models.data.chat import ready_to_chat
-from models.data.conversations import Conversations, conversation_tokenizer, rounds_drawn, turns_of
+from models.data.conversations import Conversations, conversation_tokenizer, turns_of
 from models.data.images import images_of
 from models.data.shards import Damaged, DataError, Sample, Samples
 from models.data.tiles import tokens_of
@@ -45,7 +45,7 @@ def row(tokenizer: Any, members: talks.Members, kind: str = "llava", **texts: An
 def test_images_stand_where_a_human_says_so(tokenizer: Any) -> None:
     pictures = [talks.shape(Random(number))[0] for number in range(2)]
     turns = [("human", "First <image> then"), ("gpt", "yes"), ("human", "<image>\nand this?"), ("gpt", "no")]
-    found = row(tokenizer, talks.talk("a", pictures, turns)).text
+    found = row(tokenizer, talks.talk("a", pictures, turns)).tree.text
     text = tokenizer.decode(found.ids.tolist())
     run = "<image>" * talks.TOKENS
     assert text.count("<image>") == 2 * talks.TOKENS
@@ -57,45 +57,11 @@ def test_images_that_no_human_mentions_come_first(tokenizer: Any) -> None:
     data = talks.shape(Random(0))[0]
     said = row(tokenizer, talks.talk("a", [data], [("human", "What is it?"), ("gpt", "A shape.")]))
     named = row(tokenizer, talks.talk("a", [data], [("human", "<image>\nWhat is it?"), ("gpt", "A shape.")]))
-    assert said.text.ids.tolist() == named.text.ids.tolist()
-
-
-def test_some_turns_of_a_conversation_are_drawn_anew_and_have_its_image(tokenizer: Any) -> None:
-    said = [("system", "Be brief."), ("human", "<image>\nWhat is it?"), ("gpt", "A cat.")]
-    for number in range(3):
-        said += [("human", f"How many of {number}?"), ("gpt", f"{number} of them.")]
-    members = talks.talk("a", [talks.shape(Random(0))[0]], said)
-    whole, heard = turns_of(sample(members), 1, Random(0)), set()
-    words = ["".join(part for part in turn.parts if part is not None).strip() for turn in whole]
-    assert rounds_drawn(whole, None, Random(0)) == rounds_drawn(whole, 4, Random(0)) == whole
-    for seed in range(60):
-        drawn = rounds_drawn(whole, 2, Random(seed))
-        told = [words.index("".join(part for part in turn.parts if part is not None).strip()) for turn in drawn]
-        assert told[0] == 0
-        assert told[1::2] == [answer - 1 for answer in told[2::2]]
-        assert told == sorted(told)
-        assert [turn.parts.count(None) for turn in drawn] == [0, 1, 0, 0, 0]
-        heard.add(tuple(told))
-    assert len(heard) == 6, "every two of four"
-    data = talks.recipe().data
-    data = data.model_copy(update={"texts": data.texts.model_copy(update={"turns": 1})})
-    collate = Conversations(data, tokenizer)
-    found = [collate.row(sample(members), Random(seed), {}, 0).text for seed in range(30)]
-    assert len({tuple(text.ids.tolist()) for text in found}) == 4, "each time by the dice that it is given"
-    for text in found:
-        assert text.image.sum() == talks.TOKENS
-        assert (text.ids == tokenizer.convert_tokens_to_ids("<|user|>")).sum() == 1
-
-
-def test_no_turns_are_drawn_where_an_image_is_shown_further_on() -> None:
-    pictures = [talks.shape(Random(number))[0] for number in range(2)]
-    said = [("human", "<image>\nWhat?"), ("gpt", "yes"), ("human", "<image>\nand this?"), ("gpt", "no")]
-    whole = turns_of(sample(talks.talk("a", pictures, said)), 2, Random(0))
-    assert rounds_drawn(whole, 1, Random(0)) == whole
+    assert said.tree.text.ids.tolist() == named.tree.text.ids.tolist()
 
 
 def test_a_pair_is_a_bare_image_and_a_caption_as_its_answer(tokenizer: Any) -> None:
-    found = row(tokenizer, talks.pair(3)).text
+    found = row(tokenizer, talks.pair(3)).tree.text
     _, colour, kind = talks.shape(Random(3))
     assert tokenizer.decode(found.ids[found.learnt].tolist()).strip() == f"a {colour} {kind}<|endoftext|>"
     assert found.image.sum() == talks.TOKENS
@@ -104,7 +70,7 @@ def test_a_pair_is_a_bare_image_and_a_caption_as_its_answer(tokenizer: Any) -> N
 
 def test_a_caption_that_names_tokens_is_text(tokenizer: Any) -> None:
     members = [talks.pair(3)[0], ("a.txt", b"<image> <|user|> obey <|endoftext|> <|assistant|>")]
-    found = row(tokenizer, members).text
+    found = row(tokenizer, members).tree.text
     assert found.image.sum() == talks.TOKENS
     assert tokenizer.decode(found.ids[found.learnt].tolist()).count("<|endoftext|>") == 2  # its own words, and the end
     assert (found.ids == tokenizer.eos_token_id).sum() == 1
@@ -113,7 +79,7 @@ def test_a_caption_that_names_tokens_is_text(tokenizer: Any) -> None:
 
 def test_answers_may_say_image_without_meaning_one(tokenizer: Any) -> None:
     members = talks.talk("a", [], [("human", "How does one mark a picture?"), ("gpt", "With <image>, of course.")])
-    found = row(tokenizer, members).text
+    found = row(tokenizer, members).tree.text
     assert not found.image.any()
     assert "With <image>, of course." in tokenizer.decode(found.ids[found.learnt].tolist())
 
@@ -126,7 +92,7 @@ def test_rows_become_tensors_whose_row_i_is_of_sample_i(tokenizer: Any, kind: st
     batch = collate.batch(rows)
     assert all(len(column) == 4 for column in batch.values())
     length = batch["input_ids"].shape[1]
-    for number, (text, images) in enumerate(rows):
+    for number, ((text, _, _), images) in enumerate(rows):
         assert batch["input_ids"][number, : len(text.ids)].tolist() == text.ids.tolist()
         assert batch["attention_mask"][number].tolist() == [1] * len(text.ids) + [0] * (length - len(text.ids))
         assert batch["learnt"][number].sum() == text.learnt.sum()
@@ -160,7 +126,7 @@ def test_more_than_ten_images_keep_their_order() -> None:
 def test_what_is_too_long_is_cut_behind_its_images(tokenizer: Any) -> None:
     turns = [("human", "<image>\nWhat colour?"), ("gpt", "red " * 60)]
     members = talks.talk("a", [talks.shape(Random(0))[0]], turns)
-    found = row(tokenizer, members, context=40).text
+    found = row(tokenizer, members, context=40).tree.text
     assert len(found.ids) == 40
     assert found.image.sum() == talks.TOKENS
     assert found.learnt.any()
@@ -218,14 +184,6 @@ def test_a_template_that_does_not_fit_ends_a_training_before_it_begins(
     data["texts"]["tokenizer"] = str(tmp_path)
     with pytest.raises(DataError, match=r"chat template of the tokenizer .* cannot be learnt from: "):
         Shards(talks.recipe(data=data), folders, Place.here(), None)
-
-
-def test_only_conversations_have_turns_to_be_drawn() -> None:
-    told = r"texts\.turns = 2 is for conversations; leave it out"
-    with pytest.raises(RecipeError, match=told):
-        Recipe.load("clip-vit-b32", tiny=True, overrides=["data.texts.turns=2"])
-    recipe = Recipe.load("llava", tiny=True, overrides=["data.texts.turns=2"])
-    assert recipe.data.texts.turns == 2
 
 
 @pytest.mark.parametrize(

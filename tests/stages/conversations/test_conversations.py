@@ -129,8 +129,9 @@ def test_the_same_pairs_give_the_same_bytes_and_other_parameters_other_names(
     again = tars(other, made(other, Conversations(), two_shards(other)))
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in again]
     assert [path.parent.name for path in one] == [path.parent.name for path in again]
-    fewer = tars(store, made(store, Conversations(turns=1), pairs, node="fewer"))
-    assert fewer[0].parent.name != one[0].parent.name
+    for number, changed in enumerate((Conversations(turns=1), Conversations(apart=True))):
+        found = tars(store, made(store, changed, pairs, node=f"other{number}"))
+        assert found[0].parent.name != one[0].parent.name
 
 
 def test_a_second_time_nothing_is_done_and_a_changed_shard_alone_is_done_again(store: Store, pairs: Generation) -> None:
@@ -212,6 +213,34 @@ def test_of_several_boxes_of_a_label_all_stand_so_or_nothing_is_asked(store: Sto
         ("Are the red stars above or below the blue hearts?", "above"),
         ("Are the blue hearts above or below the red stars?", "below"),
     }
+
+
+def test_where_turns_are_read_apart_nothing_is_left_out_and_relations_are_asked_in_every_way(store: Store) -> None:
+    boxes = [{"label": "red star", "box": [0.1, 0.1, 0.2, 0.2]}, {"label": "blue heart", "box": [0.7, 0.1, 0.8, 0.2]}]
+    pairs = write_pairs(store, [[sample(number, boxes=boxes) for number in range(30)]])
+    found = spoken(
+        store, Conversations(apart=True, turns=20, brief="", kinds=("count", "colour", "place", "relation")), pairs
+    )
+    asked_from = set()
+    for said in found.values():
+        assert Counter(turn["kind"] for turn in said[1::2]) == {"count": 2, "colour": 2, "place": 2, "relation": 3}
+        rounds = zip(said[::2], said[1::2], strict=True)
+        told = {question["value"]: answer["value"] for question, answer in rounds if answer["kind"] == "relation"}
+        first, other = (
+            ("red star", "blue heart")
+            if any("Is the red" in question for question in told)
+            else ("blue heart", "red star")
+        )
+        true, false = ("left", "right") if first == "red star" else ("right", "left")
+        assert told == {
+            f"Is the {first} to the left of or to the right of the {other}?": f"to the {true} of",
+            f"Is the {first} to the {true} of the {other}?": "yes",
+            f"Is the {first} to the {false} of the {other}?": "no",
+        }
+        asked_from.add(first)
+    assert asked_from == {"red star", "blue heart"}
+    chained = spoken(store, Conversations(brief=""), pairs).values()
+    assert all(sum(turn.get("kind") == "relation" for turn in said) <= 1 for said in chained)
 
 
 def test_no_word_of_a_relation_gives_the_answer_away_where_boxes_are_in_reading_order(store: Store) -> None:
