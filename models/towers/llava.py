@@ -25,6 +25,7 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 from models.connectors.projections import Linear, Mlp
 from models.data.chat import IMAGE, ChatTemplate
 from models.fusion.prefix import labels_of, spliced
+from models.objectives.language import NOT_LEARNT
 from models.towers.build import check_config
 from models.towers.packing import Packing
 from models.towers.single import built
@@ -39,7 +40,8 @@ PROJECTOR = "model.multi_modal_projector"
 
 
 class Llava(Trainable):
-    """`logits` (n, length, vocabulary) and `labels` (n, length): the next token of answers."""
+    """`logits` (answers, vocabulary) and `labels` (answers): the tokens of all answers, from the tokens before them; of a
+    batch that does not say what is `learnt`, `logits` (n, length, vocabulary)."""
 
     def __init__(
         self,
@@ -129,13 +131,16 @@ class Llava(Trainable):
             _branching(core.language_model.config, ids_nl.shape[1])
         if self._pack or "branches" in batch:
             packing = Packing(mask_nl, None, batch.get("branches"), batch.get("positions"))
-            hidden = core.language_model(inputs_embeds=packing.pack(embedded_nld), **packing.arguments)
-            logits = packing.unpack(self.model.lm_head(hidden.last_hidden_state))
+            packed = core.language_model(inputs_embeds=packing.pack(embedded_nld), **packing.arguments)
+            hidden_nld = packing.unpack(packed.last_hidden_state)
         else:
-            hidden = core.language_model(inputs_embeds=embedded_nld, attention_mask=mask_nl, use_cache=False)
-            logits = self.model.lm_head(hidden.last_hidden_state)
-        learnt_nl = batch.get("learnt", torch.zeros_like(places_nl))
-        return {"logits": logits, "labels": labels_of(ids_nl, learnt_nl, places_nl)}
+            said = core.language_model(inputs_embeds=embedded_nld, attention_mask=mask_nl, use_cache=False)
+            hidden_nld = said.last_hidden_state
+        if "learnt" not in batch:
+            return {"logits": self.model.lm_head(hidden_nld)}
+        labels_nl = labels_of(ids_nl, batch["learnt"], places_nl)
+        answers_nl = labels_nl != NOT_LEARNT  # of a conversation the least part, and a vocabulary is wide
+        return {"logits": self.model.lm_head(hidden_nld[answers_nl]), "labels": labels_nl[answers_nl]}
 
     def _seen(self, batch: Batch) -> torch.Tensor:
         """(places, width of the language model): all images of the batch, one after the other.

@@ -40,6 +40,11 @@ from tests.models.towers import seeing, test_vision
 Fitted = tuple[Llava, list[float], Path]
 
 
+def unasked(rows: Batch) -> dict[str, torch.Tensor]:
+    """A batch that does not say what is learnt: all of its tokens have logits."""
+    return {name: column for name, column in rows.items() if name != "learnt"}
+
+
 def loss_of(model: Llava, batch: Batch) -> torch.Tensor:
     total, count = NextToken()(model(batch), {})
     mean: torch.Tensor = total / count
@@ -95,7 +100,7 @@ def test_transformers_gives_the_same_logits(kind: str, fitted: Callable[[str], F
     inputs |= {name: rows[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
         expected = theirs.eval()(**inputs).logits
-        logits = model(rows)["logits"]
+        logits = model(unasked(rows))["logits"]
     there = rows["attention_mask"].bool()
     torch.testing.assert_close(logits[there], expected[there], atol=2e-5, rtol=0)
 
@@ -135,7 +140,8 @@ def test_a_model_that_was_written_is_read_again(kind: str, fitted: Callable[[str
     model, _, folder = fitted(kind)
     again = Llava(pretrained=str(folder), tokenizer=seeing.tokenizer()).eval()
     with torch.no_grad():
-        torch.testing.assert_close(again(seeing.batch(kind))["logits"], model(seeing.batch(kind))["logits"])
+        found, expected = (one(unasked(seeing.batch(kind)))["logits"] for one in (again, model))
+    torch.testing.assert_close(found, expected)
     again.export(tmp_path)
     first, second = (load_file(where / "model.safetensors") for where in (folder, tmp_path))
     assert first.keys() == second.keys()
@@ -159,14 +165,24 @@ def test_images_are_never_in_the_loss_whatever_a_batch_says(kind: str) -> None:
         usual = model(rows)["labels"]
         rows["learnt"] = torch.ones_like(rows["learnt"])
         every = model(rows)["labels"]
-    assert (usual != -100).sum() < (every != -100).sum()
-    for labels in (usual, every):
-        assert not (labels == token).any()
-        assert (labels[:, :-1][rows["image_places"][:, 1:]] == -100).all()
+    assert len(usual) < len(every)
+    assert not (every == token).any()
+    assert every.tolist() == rows["input_ids"][:, 1:][~rows["image_places"][:, 1:]].tolist()
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_answers_alone_have_logits_and_they_are_those_of_their_places(pack: bool) -> None:
+    rows, model = seeing.batch("mlp"), seeing.model("mlp", pack=pack).eval()
+    learnt = rows["learnt"][:, 1:]
+    with torch.no_grad():
+        answers, all_of_them = model(rows), model(unasked(rows))["logits"]
+    assert 0 < len(answers["logits"]) == learnt.sum() < learnt.numel() / 2
+    assert answers["labels"].tolist() == rows["input_ids"][:, 1:][learnt].tolist()
+    torch.testing.assert_close(answers["logits"], all_of_them[:, :-1][learnt], atol=1e-5, rtol=0)
 
 
 def test_what_a_model_sees_decides_what_it_says_and_padding_is_seen_by_nobody() -> None:
-    model, rows = seeing.model("mlp").eval(), dict(seeing.batch("mlp"))
+    model, rows = seeing.model("mlp").eval(), unasked(seeing.batch("mlp"))
     pixels = rows["pixel_values"]
     padding = torch.arange(pixels.shape[1]) >= rows["tiles"].sum(1, keepdim=True)
     with torch.no_grad():
