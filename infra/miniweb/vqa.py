@@ -96,7 +96,31 @@ def place(scene: Scene, dice: random.Random) -> Question:
 
 
 def relation(scene: Scene, dice: random.Random) -> Question | None:
-    """Left or right, above or below, each from either end: no word is right more often than another."""
+    """On which side, of two that are named."""
+    found = _related(scene, dice)
+    if found is None:
+        return None
+    scene, one, true, _, other = found
+    words = "above or below" if true in ("above", "below") else "to the left of or to the right of"
+    people = PEOPLE // 2
+    answers = (true,) * people + (true.removeprefix("to the ").removesuffix(" of"),) * people
+    return Question(scene, f"Is {one} {words} {other}?", answers, "relation")
+
+
+def verify(scene: Scene, dice: random.Random) -> Question | None:
+    """Whether it is on a side, yes or no: what GQA calls to verify (Hudson & Manning 2019)."""
+    found = _related(scene, dice)
+    if found is None:
+        return None
+    scene, one, true, wrong, other = found
+    holds = dice.random() < 0.5
+    text = f"Is {one} {true if holds else wrong} {other}?"
+    return Question(scene, text, ("yes" if holds else "no",) * PEOPLE, "verify")
+
+
+def _related(scene: Scene, dice: random.Random) -> tuple[Scene, str, str, str, str] | None:
+    """Two single things, how the one stands to the other and how not: left or right, above or below, each from either
+    end, so that no word is right more often than another."""
     scene = simplified(scene)
     scene = replace(scene, groups=tuple(replace(group, count=1) for group in scene.groups))
     found = list(scene.relations())
@@ -106,10 +130,8 @@ def relation(scene: Scene, dice: random.Random) -> Question | None:
     wrong = OPPOSITES[f"is {words}"].removeprefix("is ")
     if dice.random() < 0.5:
         one, words, other, wrong = other, wrong, one, words
-    true = dice.random() < 0.5
     names = [f"the {scene.groups[place].colour} {scene.groups[place].shape}" for place in (one, other)]
-    text = f"Is {names[0]} {words if true else wrong} {names[1]}?"
-    return Question(scene, text, ("yes" if true else "no",) * PEOPLE, "relation")
+    return scene, names[0], words, wrong, names[1]
 
 
 def reading(scene: Scene, dice: random.Random) -> Question:
@@ -119,7 +141,10 @@ def reading(scene: Scene, dice: random.Random) -> Question:
     return Question(scene, "What is written in the image?", (word.lower(),) * PEOPLE, "reading", written=word)
 
 
-ASKS: dict[str, tuple[Ask, ...]] = {"questions": (ground, colour, count, place, relation), "reading": (reading,)}
+ASKS: dict[str, tuple[Ask, ...]] = {
+    "questions": (ground, colour, count, place, relation, verify),
+    "reading": (reading,),
+}
 
 
 def _coloured(name: str) -> tuple[str, ...]:

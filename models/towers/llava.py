@@ -40,8 +40,8 @@ PROJECTOR = "model.multi_modal_projector"
 
 
 class Llava(Trainable):
-    """`logits` (answers, vocabulary) and `labels` (answers): the tokens of all answers, from the tokens before them; of a
-    batch that does not say what is `learnt`, `logits` (n, length, vocabulary)."""
+    """`logits` (answers, vocabulary) and `labels` (answers): the tokens of all answers, from the tokens before them; of
+    a batch that does not say what is `learnt`, `logits` (n, length, vocabulary)."""
 
     def __init__(
         self,

@@ -13,19 +13,19 @@ from PIL import Image
 from infra.miniweb import sets, vqa
 from infra.miniweb.captions import COLOUR_WORDS, NUMBERS
 from infra.miniweb.plan import Plan
-from infra.miniweb.scenes import FEW, PLACES
+from infra.miniweb.scenes import FEW, PLACES, Scene
 from models.evaluate.answers import accuracy
 from models.evaluate.vqa_sets import from_shards
 
 
 def asked(kind: str, count: int = 200) -> list[vqa.Question]:
-    found = [vqa.question("questions", 0, number) for number in range(5 * count)]
+    found = [vqa.question("questions", 0, number) for number in range(6 * count)]
     return [question for question in found if question.kind == kind]
 
 
 def test_the_kinds_take_turns() -> None:
-    assert Counter(vqa.question("questions", 3, number).kind for number in range(10)) == dict.fromkeys(
-        ("background", "colour", "count", "place", "relation"), 2
+    assert Counter(vqa.question("questions", 3, number).kind for number in range(12)) == dict.fromkeys(
+        ("background", "colour", "count", "place", "relation", "verify"), 2
     )
 
 
@@ -67,23 +67,40 @@ def test_a_place_is_a_corner_where_what_is_asked_for_stands_and_each_comes_as_of
     assert 0.2 < sum(len(question.scene.groups) == 2 for question in found) / len(found) < 0.8
 
 
-def test_a_relation_holds_where_yes_is_right_and_yes_is_right_as_often_as_no() -> None:
+def test_a_relation_is_that_of_two_sides_which_holds_and_each_comes_as_often() -> None:
     found = asked("relation")
     for question in found:
         names = [f"the {group.colour} {group.shape}" for group in question.scene.groups]
         one, other = (0, 1) if question.text.startswith(f"Is {names[0]} ") else (1, 0)
+        true = question.answers[0]
+        assert holds(question.scene, one, true, other), question.text
+        sides = question.text.removeprefix(f"Is {names[one]} ").removesuffix(f" {names[other]}?")
+        assert true in sides.split(" or ")
+        assert {accuracy(answer, question.answers) for answer in question.answers} == {1}
+    counts = Counter(question.answers[0] for question in found)
+    assert len(counts) == 4
+    assert max(counts.values()) / len(found) < 0.4
+
+
+def test_a_relation_holds_where_yes_is_right_and_yes_is_right_as_often_as_no() -> None:
+    found = asked("verify")
+    for question in found:
+        names = [f"the {group.colour} {group.shape}" for group in question.scene.groups]
+        one, other = (0, 1) if question.text.startswith(f"Is {names[0]} ") else (1, 0)
         stated = question.text.removeprefix(f"Is {names[one]} ").removesuffix(f" {names[other]}?")
-        relations = set(question.scene.relations())
-        if stated in ("to the right of", "below"):
-            holds = (other, {"to the right of": "to the left of", "below": "above"}[stated], one) in relations
-        else:
-            holds = (one, stated, other) in relations
-        assert holds == (question.answers[0] == "yes"), question.text
+        assert holds(question.scene, one, stated, other) == (question.answers[0] == "yes"), question.text
     share = sum(question.answers[0] == "yes" for question in found) / len(found)
     assert 0.4 < share < 0.6
     for words in ("to the left of", "to the right of", "above", "below"):  # none of which may give the answer away
         answers = [question.answers[0] for question in found if f" {words} the " in question.text]
         assert 0.3 < answers.count("yes") / len(answers) < 0.7, words
+
+
+def holds(scene: Scene, one: int, stated: str, other: int) -> bool:
+    """By numbers of groups."""
+    if stated in ("to the right of", "below"):
+        one, stated, other = other, {"to the right of": "to the left of", "below": "above"}[stated], one
+    return (one, stated, other) in set(scene.relations())
 
 
 def test_a_word_is_written_across_the_picture() -> None:
