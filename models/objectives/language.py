@@ -11,8 +11,8 @@ NOT_LEARNT = -100
 
 
 class NextToken(Objective):
-    """Cross-entropy of `logits` (n, length, vocabulary) and `labels` (n, length), a sum over the tokens that count; or of
-    (tokens, vocabulary) and (tokens)."""
+    """Cross-entropy of `logits` (n, length, vocabulary) and `labels` (n, length), a sum over the tokens that count; or
+    of (tokens, vocabulary) and (tokens)."""
 
     def __init__(self, smoothing: float = 0, z: float = 0) -> None:
         """`smoothing`: share of the target that is spread over all tokens (Szegedy et al. 2016, section 7; BLIP: 0.1).
