@@ -72,12 +72,13 @@ demo-instruct: .venv/installed
 
 proof-instruct: .venv/installed
 	$(call instruct,proof/instruct,16000,--set urls.files=proof/instruct/web/urls.parquet --set llava.seeds=3 \
-	  --set 'leaks.sets=$(call compared,proof/instruct)' \
-	  --set 'answers.sets={questions: proof/instruct/sets/questions}')
+	  --set llava.samples=100000 --set 'leaks.sets=$(call compared,proof/instruct)' \
+	  --set 'answers.sets={questions: proof/instruct/sets/questions, verify: proof/instruct/sets/verify}')
 
 # folder, pages, settings
 define instruct
-$(BIN)/python -m infra.miniweb.sets $(1)/sets --samples 600 --sets questions
+$(BIN)/python -m infra.miniweb.sets $(1)/sets --samples 500 --sets questions
+$(BIN)/python -m infra.miniweb.sets $(1)/sets --samples 200 --sets verify
 $(BIN)/python -m infra.miniweb $(1)/web --pages $(2) --scenes simple --boxes --key $(1)/key/key.parquet --evaluation $(1)/evaluation -- \
   $(BIN)/sluice run instruct $(1)/root $(3)
 $(BIN)/sluice report $(1)/root --out $(1)/report.html

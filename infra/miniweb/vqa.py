@@ -142,7 +142,8 @@ def reading(scene: Scene, dice: random.Random) -> Question:
 
 
 ASKS: dict[str, tuple[Ask, ...]] = {
-    "questions": (ground, colour, count, place, relation, verify),
+    "questions": (ground, colour, count, place, relation),
+    "verify": (verify,),
     "reading": (reading,),
 }
 
