@@ -34,6 +34,7 @@ proof: .venv/installed
 
 # What a folder's pool is compared with: the images that its web hides, and the sets that are asked.
 compared = {held_out: $(1)/evaluation/images, asked: $(1)/sets}
+questions = {questions: $(1)/sets/questions, verify: $(1)/sets/verify}
 
 # BLIP's loop: captions written, filtered and trained on anew, beside the same without; one seed, then three, and longer.
 # The authors' models see their pairs twenty times, and raw pairs replicated gain nothing. The proof's see them 14 and 22
@@ -73,7 +74,7 @@ demo-instruct: .venv/installed
 proof-instruct: .venv/installed
 	$(call instruct,proof/instruct,16000,--set urls.files=proof/instruct/web/urls.parquet --set llava.seeds=3 \
 	  --set llava.samples=100000 --set 'leaks.sets=$(call compared,proof/instruct)' \
-	  --set 'answers.sets={questions: proof/instruct/sets/questions, verify: proof/instruct/sets/verify}')
+	  --set 'answers.sets=$(call questions,proof/instruct)')
 
 # folder, pages, settings
 define instruct

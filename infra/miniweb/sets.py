@@ -5,8 +5,8 @@
 
 `grounds`, `colours` and `shapes` ask for a class (zero-shot, or with their `train` split by a linear probe), from the
 easiest to the hardest; `retrieval` for the image of a caption and the captions of an image; `binding`, `counting` and
-`relations` for the right caption among wrong ones that differ in just that. `questions` and `reading`, for models that
-write, are made where `--sets` names them. The same arguments give the same bytes.
+`relations` for the right caption among wrong ones that differ in just that. `questions`, `verify` and `reading`, for
+models that write, are made where `--sets` names them. The same arguments give the same bytes.
 """
 
 import argparse
