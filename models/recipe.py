@@ -125,8 +125,9 @@ class Texts(Part):
     context: int = Field(default=77, ge=4)
     """Tokens of a text, with its first and last; what is longer is cut."""
     turns: Literal["apart"] | None = None
-    """`apart`: each question of a conversation is answered as if it were the first, from one look at the images; by
-    default after all turns before it. For questions that do not refer to earlier ones."""
+    """`apart`: each question about images is answered as if it were the first, from one look at them, so many at a time
+    as `context` holds; by default after all turns before it. For questions that do not refer to earlier ones, and for a
+    model that is asked one at a time. It holds for all sets; `models.data.rounds` says what stays as it is."""
 
 
 class Labels(Part):

@@ -23,7 +23,8 @@ is the same for copies of one file, whatever crops they were shown in."""
 Features = dict[str, torch.Tensor]
 """What a model made of a batch: `image` (n, d), `text` (n, d), …; row i of every tensor belongs to sample i. Of a
 language model, `logits` (n, length, vocabulary) and `labels` (n, length) int64: the token that each place is to be
-followed by, which the model has shifted already, and -100 where nothing is to be learnt."""
+followed by, which the model has shifted already, and -100 where nothing is to be learnt; or (tokens, vocabulary) and
+(tokens), those of all samples one after the other."""
 Scalars = Mapping[str, torch.Tensor]
 """Learned numbers that objectives use and towers do not: `logit_scale` (its logarithm), `logit_bias`."""
 
@@ -57,6 +58,10 @@ class Trainable(nn.Module, ABC):
 
     def after_step(self) -> None:
         """What holds the parameters in bounds, such as `logit_scale` at most ln 100."""
+
+    def check_branches(self, length: int) -> None:
+        """Whether texts of so many tokens can be read in branches (`models.data.rounds`). Raises `ValueError`."""
+        raise ValueError(f"{type(self).__name__} does not read turns apart; leave data.texts.turns out")
 
     @abstractmethod
     def export(self, folder: Path) -> None:

@@ -15,10 +15,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.data.chat import ChatTemplate, Encoded, Turn
+from models.data.chat import ChatTemplate, Encoded, TemplateMismatch, Turn
 
 TRUNK = 0
 """The number of the branch that all others see."""
+MISFITS = 8
+"""Rounds that may be found too long for what is left of a row, before no more are tried: there may be thousands."""
 
 
 class Tree(NamedTuple):
@@ -41,31 +43,40 @@ def whole(text: Encoded) -> Tree:
 
 
 def apart(template: ChatTemplate, turns: Sequence[Turn], images: Sequence[int], room: int, dice: Random) -> Tree:
-    """As many rounds as `room` tokens hold, in an order that is drawn, the system's words before each. The turns stay
-    one after the other where an image is shown further on, or words stand before the first question's images.
+    """As many rounds as `room` tokens hold, in an order that is drawn, the system's words before each; where none fits,
+    the first that was drawn, longer than that. Images come first, as LLaVA's own training puts them.
 
-    `images`: tokens of each. Raises `TemplateMismatch`.
+    The turns stay one after the other where there is nothing to look at, where an image is shown further on, and where
+    words of the first question have an image on each side, or an image them. `images`: tokens of each. Raises
+    `TemplateMismatch`.
     """
     start = int(turns[0].role == "system")
     rounds = list(zip(turns[start::2], turns[start + 1 :: 2], strict=True))
-    shown = rounds[0][0].images
-    if any(question.images for question, _ in rounds[1:]):
+    first = rounds[0][0]
+    words = [part.strip() for part in first.parts if part is not None and part.strip()]
+    shown = [part is None for part in first.parts if part is None or part.strip()]
+    among = len(words) > 1 or shown not in (sorted(shown), sorted(shown, reverse=True))
+    if not first.images or among or any(question.images for question, _ in rounds[1:]):
         return whole(template.encode(turns, images))
-    ahead = [part for _ in range(shown) for part in (None, "\n")]
-    asked = [rounds[0][0], *(Turn(question.role, (*ahead, *question.parts)) for question, _ in rounds[1:])]
-    each = [
-        template.encode([*turns[:start], question, answer], images)
-        for question, (_, answer) in zip(asked, rounds, strict=True)
-    ]
-    trunk = int(each[0].image.nonzero()[0][-1]) + 1 if shown else 0
-    if any(not np.array_equal(text.ids[:trunk], each[0].ids[:trunk]) for text in each):
-        return whole(template.encode(turns, images))
-    kept, left = list[Encoded](), room - trunk
-    for text in dice.sample(each, len(each)):
-        if len(text.ids) - trunk <= left:
-            kept.append(text)
-            left -= len(text.ids) - trunk
-    return _tree(kept, trunk) if kept else whole(each[0])
+    ahead = [part for _ in range(first.images) for part in (None, "\n")]
+    kept, trunk, left, misfits = list[Encoded](), 0, room, 0
+    for number in dice.sample(range(len(rounds)), len(rounds)):
+        question, answer = rounds[number]
+        said = words if number == 0 else question.parts
+        text = template.encode([*turns[:start], Turn(question.role, (*ahead, *said)), answer], images)
+        if not trunk:
+            trunk = int(text.image.nonzero()[0][-1]) + 1
+            left, before, longer = room - trunk, text.ids[:trunk], text
+        if not np.array_equal(text.ids[:trunk], before):
+            raise TemplateMismatch("what it writes before an image is another thing for another question")
+        if len(text.ids) - trunk > left:
+            misfits += 1
+            if misfits == MISFITS:
+                break
+            continue
+        kept.append(text)
+        left -= len(text.ids) - trunk
+    return _tree(kept, trunk) if kept else whole(longer)
 
 
 def _tree(rounds: Sequence[Encoded], trunk: int) -> Tree:
@@ -77,5 +88,5 @@ def _tree(rounds: Sequence[Encoded], trunk: int) -> Tree:
     positions = np.concatenate([np.arange(trunk), *(np.arange(trunk, len(text.ids)) for text in rounds)])
     text = Encoded(*columns)
     # What a branch begins with would be learnt from the token before it, and that is another branch's.
-    text.learnt[1:][branches[1:] != branches[:-1]] = False
+    text.learnt[1:][(branches[1:] != branches[:-1]) & (branches[1:] > 1)] = False
     return Tree(text, branches, positions)

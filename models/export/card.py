@@ -142,6 +142,7 @@ def _training(recipe: Mapping[str, Any], training: Mapping[str, Any]) -> str:
         ("weight decay", f"{recipe['optimizer']['weight_decay']:g}"),
         ("precision", recipe["precision"]),
         ("seed", str(recipe["seed"])),
+        ("turns", "each for itself: ask one question at a time" if recipe["data"]["texts"].get("turns") else ""),
         (f"loss {when}", f"{last['loss']:.4g}" if "loss" in last else ""),
         ("speed", f"{rate:,.0f} samples/s on {machine}" if rate else ""),
         ("code", ", ".join(f"{name} {version}" for name, version in code.items())),

@@ -118,6 +118,21 @@ class Llava(Trainable):
         """Tokens that there are places for, those of images among them."""
         return int(self.model.config.text_config.max_position_embeddings)
 
+    def check_branches(self, length: int) -> None:
+        """Who sees what in branches is said by a mask, beside which transformers makes none of its own."""
+        said = self.model.model.language_model.config
+        window = getattr(said, "sliding_window", None)
+        if not self._pack:
+            raise ValueError("turns that are read apart are packed; leave pack or data.texts.turns out")
+        if said._attn_implementation != "sdpa":
+            kind = said._attn_implementation
+            raise ValueError(f"turns are read apart with sdpa, not with {kind}; leave data.texts.turns out")
+        if window is not None and window < length:
+            raise ValueError(
+                f"turns cannot be read apart in texts of {length} tokens with a window of {window}; leave "
+                "data.texts.turns out, or lower data.texts.context"
+            )
+
     def encode(self, batch: Batch) -> Features:
         ids_nl, mask_nl = batch["input_ids"], batch["attention_mask"]
         places_nl = batch.get("image_places", torch.zeros_like(ids_nl, dtype=torch.bool))
@@ -128,8 +143,8 @@ class Llava(Trainable):
         core = self.model.model
         embedded_nld = spliced(core.get_input_embeddings()(ids_nl), places_nl, self._seen(batch))
         if "branches" in batch:
-            _branching(core.language_model.config, ids_nl.shape[1])
-        if self._pack or "branches" in batch:
+            self.check_branches(ids_nl.shape[1])
+        if self._pack:
             packing = Packing(mask_nl, None, batch.get("branches"), batch.get("positions"))
             packed = core.language_model(inputs_embeds=packing.pack(embedded_nld), **packing.arguments)
             hidden_nld = packing.unpack(packed.last_hidden_state)
@@ -203,19 +218,6 @@ class Llava(Trainable):
             "vision_feature_select_strategy": said.vision_feature_select_strategy,
         }
         (folder / "processor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
-
-
-def _branching(said: Any, length: int) -> None:
-    """Who sees what in branches is said by a mask for sdpa, beside which transformers makes none of its own."""
-    window = getattr(said, "sliding_window", None)
-    if said._attn_implementation != "sdpa":
-        kind = said._attn_implementation
-        raise ValueError(f"texts.turns = apart and attn_implementation = {kind!r}; expected sdpa; leave turns out")
-    if window is not None and window < length:
-        raise ValueError(
-            f"texts.turns = apart and a language model with a window of {window} tokens, where a text has {length}; "
-            "leave turns out"
-        )
 
 
 def _known(kind: str) -> None:

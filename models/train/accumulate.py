@@ -130,6 +130,7 @@ def _cached(system: System, pieces: Sequence[Batch], position: int, ready: Ready
     with torch.no_grad():
         seen = [system.encode(ready(piece), start) for piece, start in zip(pieces, starts, strict=True)]
     whole = {name: torch.cat([features[name] for features in seen]) for name in seen[0]}
+    own = {name: [len(features[name]) for features in seen] for name in whole}  # of tokens: any number a sample
     for rows in whole.values():
         rows.requires_grad_(rows.is_floating_point())
     del seen
@@ -138,9 +139,8 @@ def _cached(system: System, pieces: Sequence[Batch], position: int, ready: Ready
     torch.autograd.backward(_weighted(system, losses, sums))
     for number, (piece, start) in enumerate(zip(pieces, starts, strict=True)):
         synchronise(system.model, system.shards or number == len(pieces) - 1)
-        first = start - position
         again = [
-            (rows, gradient[first : first + _rows(piece)])
+            (rows, torch.split(gradient, own[name])[number])
             for name, rows in system.encode(ready(piece), start).items()
             if rows.requires_grad and (gradient := whole[name].grad) is not None
         ]

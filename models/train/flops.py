@@ -21,6 +21,7 @@ from models.trainable import Batch, Trainable
 
 MASK = "attention_mask"
 TILES = "tiles"
+LEARNT = "learnt"
 SEEN = ("pixel_values", TILES, "image_sizes", "image_places")
 """Columns of images that stand in a text, any number in each."""
 PEAKS: Sequence[tuple[str, float, float]] = (
@@ -43,13 +44,14 @@ PEAKS: Sequence[tuple[str, float, float]] = (
 
 @dataclass(frozen=True)
 class Work:
-    """Operations of one sample's forward and backward pass: constant + linear · tokens + square · tokens², and `tile`
-    for each tile of its images."""
+    """Operations of one sample's forward and backward pass: constant + linear · tokens + square · tokens², `tile` for
+    each tile of its images, and `answer` for each token that is said to be learnt."""
 
     constant: float
     linear: float = 0.0
     square: float = 0.0
     tile: float = 0.0
+    answer: float = 0.0
 
     def of(self, batch: Batch) -> float:
         """Operations that the rows of a batch are worth; texts without a mask are taken as they are."""
@@ -59,6 +61,7 @@ class Work:
         lengths = batch[MASK].sum(-1).double()
         texts = rows / max(1, lengths.numel())  # of several texts a sample, each is worth its share
         seen = self.tile * float(batch[TILES].sum()) if TILES in batch else 0.0
+        seen += self.answer * float(batch[LEARNT].sum()) if LEARNT in batch else 0.0
         return rows * self.constant + texts * float((self.linear * lengths + self.square * lengths**2).sum()) + seen
 
 
@@ -73,6 +76,10 @@ def measure(model: Trainable, batch: Batch) -> Work:
         seen = float(rows[TILES].sum())
         more = _operations(model, rows) - _operations(model, texts) if seen else 0.0
         return replace(measure(model, texts), tile=more / max(seen, 1))
+    if LEARNT in rows and (learnt := float(rows[LEARNT].sum())):
+        silent = {**rows, LEARNT: torch.zeros_like(rows[LEARNT])}
+        more = _operations(model, rows) - _operations(model, silent)
+        return replace(measure(model, silent), answer=more / learnt)
     if MASK in rows:  # as long as they can be, for a model may leave padding out
         rows[MASK] = torch.ones_like(rows[MASK])
     count = len(next(iter(rows.values())))

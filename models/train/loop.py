@@ -167,6 +167,8 @@ def _build(recipe: Recipe, source: Source, weights: Mapping[str, str]) -> Traina
     torch.manual_seed(recipe.seed)
     try:
         model: Trainable = recipe.model.build(**given, **weights)
+        if recipe.data.texts.turns == "apart":
+            model.check_branches(recipe.data.texts.context)
     except RecipeError:
         raise
     except ValueError as error:

@@ -110,9 +110,9 @@ def _plain(colour: str | None) -> str:
     return SHADES.get(colour, colour) if colour else ""
 
 
-def asked_of_boxes(boxed: Sequence[Boxed], dice: Random, every: bool = False) -> Iterator[Asked]:
-    """Kind, question and answer; also of kinds that are not wanted. `every`: how two lie to each other in every way to
-    ask for it, where one answer tells the others; else in one that is drawn."""
+def asked_of_boxes(boxed: Sequence[Boxed], dice: Random, every_way: bool = False) -> Iterator[Asked]:
+    """Kind, question and answer; also of kinds that are not wanted. `every_way`: how two lie to each other in every way
+    to ask for it, where one answer tells the others; else in one that is drawn."""
     meant = [one for one in boxed if one.thing.name not in GROUNDS and _meant(one, boxed)]
     for one in meant:
         thing, alone = one.thing, len(fitting(one.thing.name, boxed)) == 1
@@ -133,7 +133,7 @@ def asked_of_boxes(boxed: Sequence[Boxed], dice: Random, every: bool = False) ->
                 continue
             verb, shown = "Are" if one.thing.several else "Is", one.thing.shown
             ways = [(f"{before} or {RELATIONS[before]}", true), (true, "yes"), (RELATIONS[true], "no")]
-            for words, answer in ways if every else dice.choices(ways, (2, 1, 1)):
+            for words, answer in ways if every_way else dice.choices(ways, (2, 1, 1)):
                 yield "relation", f"{verb} the {shown} {words} the {other.thing.shown}?", answer
 
 

@@ -70,8 +70,6 @@ class Writing(Job):
     turns: int = Field(default=8, ge=1)
     """Of a conversation, at most; where more were kept, they are drawn, the same for the same sample. The table of
     turns has those that were not drawn, too."""
-    apart: bool = False
-    """For trainings that read turns apart (`data.texts.turns=apart`): what another turn tells is asked, too."""
     brief: str = BRIEF
     """What follows a question whose answer is a word or two; nothing where empty."""
     grounded: float = Field(default=0.6, ge=0, le=1)
@@ -96,7 +94,7 @@ class Writing(Job):
         written = work.map("turns", tasks, self.write_turns)
         # What was said decides the bytes of the shards, so it names them.
         said = [record.content_hash for record in written], [record.content_hash for record in shards]
-        key = digest([*said, list(self.kinds), self.turns, self.apart, self.brief, self.texts, self.revision])[:12]
+        key = digest([*said, list(self.kinds), *self._drawn_by(), self.brief, self.texts, self.revision])[:12]
         packs = [
             Task(f"{number:08d}", {"key": key}, {"turns": (turns,), "shards": (shard,)}, rows=turns.notes["samples"])
             for number, (turns, shard) in enumerate(zip(written, shards, strict=True))
@@ -157,6 +155,10 @@ class Writing(Job):
         attempt.write(SAMPLES, index)
         attempt.note(samples=index.num_rows, shard=name)
 
+    def _drawn_by(self) -> list[Any]:
+        """The parameters that say which turns become a conversation."""
+        return [self.turns]
+
     def _asked(self, key: str, turns: Sequence[Turn]) -> list[Turn]:
         """As many as there may be, in the order of their kinds."""
         drawn = Random(f"turns/{key}").sample(range(len(turns)), min(len(turns), self.turns))
@@ -175,6 +177,8 @@ class Conversations(Writing):
     is asked. Where turns are read apart, nothing is left out.
     """
 
+    apart: bool = False
+    """For trainings that read turns apart (`data.texts.turns=apart`): what another turn tells is asked, too."""
     revision: ClassVar[int] = 8
     promise: ClassVar[Promise] = "pure"
 
@@ -186,6 +190,9 @@ class Conversations(Writing):
             ]
 
         return write
+
+    def _drawn_by(self) -> list[Any]:
+        return [self.turns, self.apart]
 
     def _asked(self, key: str, turns: Sequence[Turn]) -> list[Turn]:
         if self.apart:

@@ -43,11 +43,11 @@ def turns_of(
     boxes: Sequence[Mapping[str, Any]],
     dice: Random,
     kinds: Collection[Kind],
-    every: bool = False,
+    every_way: bool = False,
 ) -> list[Turn]:
     """All of these kinds that can be asked of a sample: of each of its captions (`caption_id`, `text`) and of its boxes
     (`label`, `box` as left, top, right, bottom). What one caption leaves open or another denies is not asked; of what
-    has boxes no caption is asked more than a colour that the label leaves open. `every`: see `asked_of_boxes`."""
+    has boxes no caption is asked more than a colour that the label leaves open. `every_way`: see `asked_of_boxes`."""
     found: list[Turn] = []
     boxed = boxed_by(boxes)
     said = [said_by(caption["text"]) for caption in captions]
@@ -62,7 +62,7 @@ def turns_of(
             found.append(Turn(*asked, identity, TEMPLATE, "denied" if wrong else "duplicate" if again else None))
             if about is not None and not wrong:
                 before.add((asked[0], about))
-    found += [Turn(*asked, None, TEMPLATE) for asked in asked_of_boxes(boxed, dice, every)]
+    found += [Turn(*asked, None, TEMPLATE) for asked in asked_of_boxes(boxed, dice, every_way)]
     return [turn for turn in found if turn.kind in kinds]
 
 

@@ -89,6 +89,14 @@ def test_of_the_best_checkpoint_it_tells_what_that_one_saw_and_lost(tmp_path: Pa
     assert "loss at the end" not in said
 
 
+@pytest.mark.parametrize("turns", ["apart", None])
+def test_who_has_learnt_single_questions_says_so(tmp_path: Path, turns: str | None) -> None:
+    settings = ["data.texts.turns=apart"] if turns else []
+    recipe = Recipe.load("llava", tiny=True, overrides=settings).model_dump(mode="json")
+    told = card.text(exported(tmp_path, recipe=recipe))
+    assert ("| turns | each for itself: ask one question at a time |" in told) == (turns is not None)
+
+
 def test_words_of_others_are_text(folder: Path) -> None:
     assert "| a\\|&lt;b> | 2,100 | 1 | 2,099 |" in card.text(folder).splitlines()
 

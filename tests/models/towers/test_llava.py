@@ -28,6 +28,7 @@ from models.data.tokenizer import WRITTEN_ON, trained
 from models.objectives.language import NextToken
 from models.recipe import Recipe, RecipeError
 from models.towers.llava import Llava
+from models.train.accumulate import System, gradients
 from models.train.checkpoint import Checkpoint, Checkpoints
 from models.train.loop import Trained, train
 from models.train.optimizer import factor
@@ -154,6 +155,19 @@ def test_packed_rows_give_the_loss_and_the_gradients_of_padded_ones(kind: str) -
     assert packed.keys() == padded.keys()
     for name, value in packed.items():
         torch.testing.assert_close(value, padded[name], atol=2e-6, rtol=1e-4)
+
+
+def test_two_losses_of_the_answers_have_the_gradients_of_one_pass_in_any_pieces() -> None:
+    """Features of answers are as many as a piece has, and not one a sample."""
+    found = []
+    for micro in (None, 3):
+        model = seeing.model("mlp")
+        system = System(model, [NextToken(), NextToken(z=1e-4)], [1.0, 0.5], Place.here())
+        losses = gradients(system, seeing.batch("mlp"), 0, micro)
+        found.append([losses, *(own.grad for own in model.parameters() if own.grad is not None)])
+    assert len(found[0]) == len(found[1]) > 10
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", seeing.KINDS)

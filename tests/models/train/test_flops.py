@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 import torch
 from torch import nn
 
+from models.data.conversations import Conversations
+from models.data.images import normalise
+from models.data.shards import Sample
 from models.recipe import Phase
 from models.towers.two_towers import TwoTowers
 from models.train import flops, optimizer
-from models.train.flops import Work, measure
+from models.train.flops import Work, _operations, measure
 from models.train.parallel import CPU
 from models.trainable import Batch, Features, Trainable
+from tests.models.data import talks
+from tests.models.towers import seeing
 from tests.models.train.toy import LENGTH, WIDTH, Toy, rows
 
 LAYER = 2 * WIDTH * WIDTH
@@ -167,3 +174,24 @@ def test_the_peak_is_the_data_sheet_s_and_measured_where_there_is_none(monkeypat
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)
         assert flops.peak(torch.device("cuda", 0), True) == known
     assert 1e8 < flops.peak(CPU, False) < 1e14
+
+
+def test_answers_alone_cost_a_vocabulary_each() -> None:
+    """Estimated from two conversations with short answers, and counted of two with long ones."""
+    model = seeing.model("mlp")
+    short, long = (conversations(words) for words in (2, 20))
+    work = measure(model, short)
+    assert 0 < work.answer == pytest.approx(6 * 32 * len(seeing.tokenizer()))  # the head's product, thrice
+    assert short["learnt"].sum() < long["learnt"].sum() / 3
+    for batch in (short, long):
+        assert work.of(batch) == pytest.approx(_operations(model, batch), rel=0.02)
+
+
+def conversations(words: int) -> Batch:
+    """Two, whose answers have so many words, all tokens of one length."""
+    data = talks.recipe().data
+    collate, picture = Conversations(data, seeing.tokenizer()), talks.shape(Random(0))[0]
+    said = [("human", "<image>\n" + " ".join(["blue"] * (30 - words))), ("gpt", " ".join(["red"] * words))]
+    members = {name.partition(".")[2]: value for name, value in talks.talk("a", [picture], said)}
+    rows = [collate.row(Sample("a", members), Random(0), {}, 0) for _ in range(2)]
+    return normalise({**collate.batch(rows), "position": torch.arange(2)}, data.images)
