@@ -350,10 +350,20 @@ def _same(newest: Checkpoint, facts: Mapping[str, Any], out: str) -> None:
             continue
         for key in sorted({*then, *now} - free):
             if _filled(then.get(key)) != _filled(now.get(key)):
+                where, was, is_now = _parted(f"{name}.{key}", then.get(key), now.get(key))
                 raise RecipeError(
-                    f"{out} holds a training whose {name}.{key} was {_short(then.get(key))}, and now is "
-                    f"{_short(now.get(key))}; take another folder, or begin anew (--restart)"
+                    f"{out} holds a training whose {where} was {_short(was)}, and now is {_short(is_now)}; take another "
+                    "folder, or begin anew (--restart)"
                 )
+
+
+def _parted(where: str, then: Any, now: Any) -> tuple[str, Any, Any]:
+    """The first setting in which two that differ do, and what it is in each."""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*then, *now}):
+            if _filled(then.get(key)) != _filled(now.get(key)):
+                return _parted(f"{where}.{key}", then.get(key), now.get(key))
+    return where, then, now
 
 
 def _filled(value: Any) -> Any:

@@ -151,7 +151,7 @@ def test_a_setting_of_a_later_version_that_is_not_made_use_of_is_no_other_traini
     if known:
         assert run(tmp_path).samples > 24
     else:
-        with pytest.raises(RecipeError, match=r"whose recipe.data was "):
+        with pytest.raises(RecipeError, match=r"recipe\.data\.texts\.context was null, and now is \d+; take"):
             run(tmp_path, stop_at=48)
 
 
