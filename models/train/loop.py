@@ -352,8 +352,8 @@ def _same(newest: Checkpoint, facts: Mapping[str, Any], out: str) -> None:
             if _filled(then.get(key)) != _filled(now.get(key)):
                 where, was, is_now = _parted(f"{name}.{key}", then.get(key), now.get(key))
                 raise RecipeError(
-                    f"{out} holds a training whose {where} was {_short(was)}, and now is {_short(is_now)}; take another "
-                    "folder, or begin anew (--restart)"
+                    f"{out} holds a training whose {where} was {_short(was)}, and now is {_short(is_now)}; take "
+                    "another folder, or begin anew (--restart)"
                 )
 
 
