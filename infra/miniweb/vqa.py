@@ -6,6 +6,7 @@ Scenes that no web shows, simple ones: a question is about one thing in a pictur
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -95,32 +96,10 @@ def place(scene: Scene, dice: random.Random) -> Question:
     return Question(scene, f"Where is the {asked.colour} {asked.shape}?", answers, "place")
 
 
-def relation(scene: Scene, dice: random.Random) -> Question | None:
-    """On which side, of two that are named."""
-    found = _related(scene, dice)
-    if found is None:
-        return None
-    scene, one, true, _, other = found
-    words = "above or below" if true in ("above", "below") else "to the left of or to the right of"
-    people = PEOPLE // 2
-    answers = (true,) * people + (true.removeprefix("to the ").removesuffix(" of"),) * people
-    return Question(scene, f"Is {one} {words} {other}?", answers, "relation")
-
-
-def verify(scene: Scene, dice: random.Random) -> Question | None:
-    """Whether it is on a side, yes or no: what GQA calls to verify (Hudson & Manning 2019)."""
-    found = _related(scene, dice)
-    if found is None:
-        return None
-    scene, one, true, wrong, other = found
-    holds = dice.random() < 0.5
-    text = f"Is {one} {true if holds else wrong} {other}?"
-    return Question(scene, text, ("yes" if holds else "no",) * PEOPLE, "verify")
-
-
-def _related(scene: Scene, dice: random.Random) -> tuple[Scene, str, str, str, str] | None:
-    """Two single things, how the one stands to the other and how not: left or right, above or below, each from either
-    end, so that no word is right more often than another."""
+def relation(scene: Scene, dice: random.Random, verify: bool = False) -> Question | None:
+    """On which side of one thing another is: left or right, above or below, each from either end, so that no word is
+    right more often than another. `verify`: whether it is on a side, yes or no (so called in GQA, Hudson & Manning
+    2019)."""
     scene = simplified(scene)
     scene = replace(scene, groups=tuple(replace(group, count=1) for group in scene.groups))
     found = list(scene.relations())
@@ -128,10 +107,17 @@ def _related(scene: Scene, dice: random.Random) -> tuple[Scene, str, str, str, s
         return None
     one, words, other = dice.choice(found)
     wrong = OPPOSITES[f"is {words}"].removeprefix("is ")
+    sides = f"{words} or {wrong}"
     if dice.random() < 0.5:
         one, words, other, wrong = other, wrong, one, words
     names = [f"the {scene.groups[place].colour} {scene.groups[place].shape}" for place in (one, other)]
-    return scene, names[0], words, wrong, names[1]
+    if verify:
+        true = dice.random() < 0.5
+        said = "yes" if true else "no"
+        return Question(scene, f"Is {names[0]} {words if true else wrong} {names[1]}?", (said,) * PEOPLE, "verify")
+    brief = words.removeprefix("to the ").removesuffix(" of")
+    answers = (words,) * (PEOPLE // 2) + (brief,) * (PEOPLE // 2)
+    return Question(scene, f"Is {names[0]} {sides} {names[1]}?", answers, "relation")
 
 
 def reading(scene: Scene, dice: random.Random) -> Question:
@@ -143,7 +129,7 @@ def reading(scene: Scene, dice: random.Random) -> Question:
 
 ASKS: dict[str, tuple[Ask, ...]] = {
     "questions": (ground, colour, count, place, relation),
-    "verify": (verify,),
+    "verify": (partial(relation, verify=True),),
     "reading": (reading,),
 }
 
