@@ -43,13 +43,34 @@ def whole(text: Encoded) -> Tree:
 
 
 def apart(template: ChatTemplate, turns: Sequence[Turn], images: Sequence[int], room: int, dice: Random) -> Tree:
-    """As many rounds as `room` tokens hold, in an order that is drawn, the system's words before each; where none fits,
-    the first that was drawn, longer than that. Images come first, as LLaVA's own training puts them.
+    """As many rounds as `room` tokens hold, in an order that is drawn; where none fits, the first that was drawn,
+    longer than that; where they cannot stand apart (`_rounds`), the conversation as it is. `images`: tokens of each.
+    Raises `TemplateMismatch`."""
+    rounds = _rounds(turns)
+    if rounds is None:
+        return whole(template.encode(turns, images))
+    kept, trunk, left, misfits = list[Encoded](), 0, room, 0
+    for number in dice.sample(range(len(rounds)), len(rounds)):
+        text = template.encode(rounds[number], images)
+        if not trunk:
+            trunk = int(text.image.nonzero()[0][-1]) + 1
+            left, before, longer = room - trunk, text.ids[:trunk], text
+        if not np.array_equal(text.ids[:trunk], before):
+            raise TemplateMismatch("what it writes before an image is another thing for another question")
+        if len(text.ids) - trunk <= left:
+            kept.append(text)
+            left -= len(text.ids) - trunk
+        else:
+            misfits += 1
+            if misfits == MISFITS:
+                break
+    return _tree(kept, trunk) if kept else whole(longer)
 
-    The turns stay one after the other where there is nothing to look at, where an image is shown further on, and where
-    words of the first question have an image on each side, or an image them. `images`: tokens of each. Raises
-    `TemplateMismatch`.
-    """
+
+def _rounds(turns: Sequence[Turn]) -> list[list[Turn]] | None:
+    """Each round as a conversation of its own, with the system's words and all images first, as LLaVA's own training
+    puts them. None where there is nothing to look at, where an image is shown further on, and where words of the first
+    question have an image on each side, or an image them."""
     start = int(turns[0].role == "system")
     rounds = list(zip(turns[start::2], turns[start + 1 :: 2], strict=True))
     first = rounds[0][0]
@@ -57,26 +78,13 @@ def apart(template: ChatTemplate, turns: Sequence[Turn], images: Sequence[int], 
     shown = [part is None for part in first.parts if part is None or part.strip()]
     among = len(words) > 1 or shown not in (sorted(shown), sorted(shown, reverse=True))
     if not first.images or among or any(question.images for question, _ in rounds[1:]):
-        return whole(template.encode(turns, images))
+        return None
     ahead = [part for _ in range(first.images) for part in (None, "\n")]
-    kept, trunk, left, misfits = list[Encoded](), 0, room, 0
-    for number in dice.sample(range(len(rounds)), len(rounds)):
-        question, answer = rounds[number]
-        said = words if number == 0 else question.parts
-        text = template.encode([*turns[:start], Turn(question.role, (*ahead, *said)), answer], images)
-        if not trunk:
-            trunk = int(text.image.nonzero()[0][-1]) + 1
-            left, before, longer = room - trunk, text.ids[:trunk], text
-        if not np.array_equal(text.ids[:trunk], before):
-            raise TemplateMismatch("what it writes before an image is another thing for another question")
-        if len(text.ids) - trunk > left:
-            misfits += 1
-            if misfits == MISFITS:
-                break
-            continue
-        kept.append(text)
-        left -= len(text.ids) - trunk
-    return _tree(kept, trunk) if kept else whole(longer)
+    asked = [words, *(question.parts for question, _ in rounds[1:])]
+    return [
+        [*turns[:start], Turn(first.role, (*ahead, *said)), answer]
+        for said, (_, answer) in zip(asked, rounds, strict=True)
+    ]
 
 
 def _tree(rounds: Sequence[Encoded], trunk: int) -> Tree:

@@ -1,6 +1,6 @@
 """Conversations from real figures, and a tiny LLaVA tuned on them from nothing: the whole path, as it comes out.
 
-    python -m tests.benchmarks.bench_real_instruct 4800      # samples seen by LLaVA
+    python -m tests.benchmarks.bench_real_instruct 9600      # samples seen by LLaVA
 
 A tenth of the figures, chosen by their names, is held out: the questions that rules ask of their captions are asked of
 the model, beside shuffled images and the best guess. 800 figures teach no model to see; what is shown is that every
@@ -30,7 +30,7 @@ from stages.conversations.turns import Kind
 from tests.benchmarks.bench_real_clip import SHARED, split
 from tests.benchmarks.figures import Figure
 
-SAMPLES = 4800
+SAMPLES = 9600
 SHORT: tuple[Kind, ...] = ("colour", "count", "relation", "place", "reading")
 """Kinds of questions that are answered in a word or two."""
 TEXT = """
@@ -48,13 +48,22 @@ nodes:
   pairs: {{from: [pool, kept], steps: [{{stages.shard.WebDataset: {{shuffle: true}}}}]}}
   conversations:
     from: pairs
-    steps: [{{stages.conversations.Conversations: {{brief: "", texts: true, longest: 300}}}}]
+    steps: [{{stages.conversations.Conversations: {{brief: "", texts: true, longest: 300, apart: true}}}}]
   llama:
     from: [pairs, conversations]
     workers: {{cpus: 2}}
     steps:
       - stages.train.Train:
-          {{recipe: llama, tiny: true, samples: 2400, settings: ["data.mixture={{pairs: 1, conversations: 1}}"]}}
+          recipe: llama
+          tiny: true
+          samples: 2400
+          settings:                  # as dags/instruct.yaml has it
+            - "data.mixture={{pairs: 1, conversations: 1}}"
+            - >-
+              model={{models.towers.language_model.CausalLanguageModel: {{config: {{num_hidden_layers: 4,
+              hidden_size: 96, intermediate_size: 256, num_attention_heads: 6, initializer_range: 0.1}}}}}}
+            - "batch=16"
+            - "schedule.warmup=160"
   superclass:
     from: [pairs, kept]
     workers: {{cpus: 2}}
@@ -64,7 +73,17 @@ nodes:
     workers: {{cpus: 2}}
     steps:
       - stages.train.Train:
-          {{recipe: llava-1.5, tiny: true, samples: {samples}, vision: {{node: superclass}}, language: {{node: llama}}}}
+          recipe: llava-1.5
+          tiny: true
+          samples: {samples}
+          vision: {{node: superclass}}
+          language: {{node: llama}}
+          settings:
+            - "data.texts.turns=apart"
+            - "data.texts.context=256"
+            - "optimizer.learning_rate=1e-3"
+            - "optimizer.betas=[0.9, 0.95]"
+            - "guard.spike=30"
   answers:
     from: llava
     workers: {{cpus: 2}}
