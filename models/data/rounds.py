@@ -76,7 +76,7 @@ def _rounds(turns: Sequence[Turn]) -> list[list[Turn]] | None:
     first = rounds[0][0]
     words = [part.strip() for part in first.parts if part is not None and part.strip()]
     shown = [part is None for part in first.parts if part is None or part.strip()]
-    among = len(words) > 1 or shown not in (sorted(shown), sorted(shown, reverse=True))
+    among = shown not in (sorted(shown), sorted(shown, reverse=True))
     if not first.images or among or any(question.images for question, _ in rounds[1:]):
         return None
     ahead = [part for _ in range(first.images) for part in (None, "\n")]
