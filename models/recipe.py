@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -124,10 +124,17 @@ class Texts(Part):
     """Tokens of a trained one, at most."""
     context: int = Field(default=77, ge=4)
     """Tokens of a text, with its first and last; what is longer is cut."""
-    turns: Literal["apart"] | None = None
+    turns: str | None = None
     """`apart`: each question about images is answered as if it were the first, from one look at them, so many at a time
     as `context` holds; by default after all turns before it. For questions that do not refer to earlier ones, and for a
     model that is asked one at a time. It holds for all sets; `models.data.rounds` says what stays as it is."""
+
+    @field_validator("turns")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value not in ("apart", None):
+            raise ValueError("expected apart; leave it out for turns that follow one another")
+        return value
 
 
 class Labels(Part):

@@ -61,7 +61,7 @@ class Trainable(nn.Module, ABC):
 
     def check_branches(self, length: int) -> None:
         """Whether texts of so many tokens can be read in branches (`models.data.rounds`). Raises `ValueError`."""
-        raise ValueError(f"{type(self).__name__} does not read turns apart; leave data.texts.turns out")
+        raise ValueError(f"{type(self).__name__} has no branches; leave data.texts.turns out")
 
     @abstractmethod
     def export(self, folder: Path) -> None:

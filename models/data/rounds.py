@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.data.chat import ChatTemplate, Encoded, TemplateMismatch, Turn
+from models.data.chat import ChatTemplate, Encoded, Turn
 
 TRUNK = 0
 """The number of the branch that all others see."""
@@ -43,7 +43,7 @@ def whole(text: Encoded) -> Tree:
 
 
 def apart(template: ChatTemplate, turns: Sequence[Turn], images: Sequence[int], room: int, dice: Random) -> Tree:
-    """As many rounds as `room` tokens hold, in an order that is drawn; where none fits, the first that was drawn,
+    """As many rounds as `room` tokens hold, in an order that is drawn; where none that was tried fits, the first one,
     longer than that; where they cannot stand apart (`_rounds`), the conversation as it is. `images`: tokens of each.
     Raises `TemplateMismatch`."""
     rounds = _rounds(turns)
@@ -54,9 +54,7 @@ def apart(template: ChatTemplate, turns: Sequence[Turn], images: Sequence[int], 
         text = template.encode(rounds[number], images)
         if not trunk:
             trunk = int(text.image.nonzero()[0][-1]) + 1
-            left, before, longer = room - trunk, text.ids[:trunk], text
-        if not np.array_equal(text.ids[:trunk], before):
-            raise TemplateMismatch("what it writes before an image is another thing for another question")
+            left, longer = room - trunk, text
         if len(text.ids) - trunk <= left:
             kept.append(text)
             left -= len(text.ids) - trunk
@@ -80,7 +78,7 @@ def _rounds(turns: Sequence[Turn]) -> list[list[Turn]] | None:
     if not first.images or among or any(question.images for question, _ in rounds[1:]):
         return None
     ahead = [part for _ in range(first.images) for part in (None, "\n")]
-    asked = [words, *(question.parts for question, _ in rounds[1:])]
+    asked = [words, *([part.strip() for part in question.parts if part] for question, _ in rounds[1:])]
     return [
         [*turns[:start], Turn(first.role, (*ahead, *said)), answer]
         for said, (_, answer) in zip(asked, rounds, strict=True)

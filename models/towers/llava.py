@@ -37,6 +37,8 @@ CONNECTORS = {"linear": "linear", "mlp": "gelu"}
 """What transformers' projector has between its two linear maps: for a single one nothing, and a second that does
 nothing."""
 PROJECTOR = "model.multi_modal_projector"
+ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Layers of language models in which a mask says what a token sees."""
 
 
 class Llava(Trainable):
@@ -119,17 +121,19 @@ class Llava(Trainable):
         return int(self.model.config.text_config.max_position_embeddings)
 
     def check_branches(self, length: int) -> None:
-        """Who sees what in branches is said by a mask, beside which transformers makes none of its own."""
+        """A mask says what attention sees in branches, and beside it transformers makes none of its own."""
         said = self.model.model.language_model.config
-        window = getattr(said, "sliding_window", None)
+        kinds = {*(getattr(said, "layer_types", None) or ())} - ATTENTION
+        windows = [getattr(said, name, None) for name in ("sliding_window", "attention_chunk_size")]
         if not self._pack:
-            raise ValueError("turns that are read apart are packed; leave pack or data.texts.turns out")
+            raise ValueError("pack = False; expected packed texts; leave pack or data.texts.turns out")
         if said._attn_implementation != "sdpa":
-            kind = said._attn_implementation
-            raise ValueError(f"turns are read apart with sdpa, not with {kind}; leave data.texts.turns out")
-        if window is not None and window < length:
+            raise ValueError(f"{said._attn_implementation} attention; expected sdpa; leave data.texts.turns out")
+        if kinds:
+            raise ValueError(f"{min(kinds)} layers; expected attention alone; leave data.texts.turns out")
+        if any(window is not None and window < length for window in windows):
             raise ValueError(
-                f"turns cannot be read apart in texts of {length} tokens with a window of {window}; leave "
+                f"texts of {length} tokens and a language model that sees {min(filter(None, windows))} back; leave "
                 "data.texts.turns out, or lower data.texts.context"
             )
 

@@ -167,12 +167,15 @@ def _build(recipe: Recipe, source: Source, weights: Mapping[str, str]) -> Traina
     torch.manual_seed(recipe.seed)
     try:
         model: Trainable = recipe.model.build(**given, **weights)
-        if recipe.data.texts.turns == "apart":
-            model.check_branches(recipe.data.texts.context)
     except RecipeError:
         raise
     except ValueError as error:
         raise RecipeError(f"model: {error}") from error
+    if recipe.data.texts.turns == "apart":
+        try:
+            model.check_branches(recipe.data.texts.context)
+        except ValueError as error:
+            raise RecipeError(f"data.texts.turns = apart: {error}") from error
     places = getattr(model, "context", None)
     if places is not None and recipe.data.texts.context > places:  # the first long text may come after days
         raise RecipeError(f"data.texts.context = {recipe.data.texts.context}: the model has {places} places; lower it")
@@ -374,7 +377,7 @@ def _filled(value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    text = "not set" if value is None else json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 

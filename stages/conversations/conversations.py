@@ -174,7 +174,7 @@ class Conversations(Writing):
 
     Every other conversation begins at a kind that is drawn, without those before it, and turns of one kind come in any
     order: who is always asked for a number first, and for the background before the star, learns to answer so whatever
-    is asked. Where turns are read apart, nothing is left out.
+    is asked. Where turns are read apart, only what is more than `turns` is left out.
     """
 
     apart: bool = False

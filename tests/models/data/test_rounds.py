@@ -156,6 +156,14 @@ def test_wherever_the_first_question_shows_its_image_it_is_before_all_of_them(fi
     assert next(two).tolist() == next(two).tolist()
 
 
+def test_blanks_around_a_later_question_are_those_of_no_question() -> None:
+    said = [("human", "<image>\nWhat colour?"), ("gpt", "red"), ("human", "\n Which shape? "), ("gpt", "a circle")]
+    picture = talks.shape(Random(0))[0]
+    tree = read(Sample("a", {name.partition(".")[2]: value for name, value in talks.talk("a", [picture], said)}))
+    told = [tree.text.ids[(tree.branches == TRUNK) | (tree.branches == branch)].tolist() for branch in (1, 2)]
+    assert sorted(told) == sorted(read(alone(number), turns=None).text.ids.tolist() for number in (0, 1))
+
+
 def test_a_branch_that_began_with_an_answer_would_not_be_learnt_from_another() -> None:
     texts = [
         Encoded(np.array([1, 2, answer, 9]), np.array([False, False, True, True]), np.zeros(4, np.bool_))
@@ -212,17 +220,23 @@ def window(tokens: int) -> dict[str, Any]:
 
 def test_a_model_that_no_mask_can_tell_who_sees_what_is_refused_before_its_training(tmp_path: Path) -> None:
     recipe = talks.recipe(settings={"config": window(159)}, data=data().model_dump())
-    with pytest.raises(RecipeError, match=r"texts of 160 tokens with a window of 159"):
+    with pytest.raises(
+        RecipeError, match=r"data.texts.turns = apart: texts of 160 tokens and a language model that sees 159"
+    ):
         train(recipe, talks.sets(tmp_path / "sets"), str(tmp_path / "out"))
     Llava(window(160), tokenizer=seeing.tokenizer()).check_branches(160)
-    with pytest.raises(ValueError, match="are packed; leave pack or"):
+    mixed = seeing.model("mlp")
+    mixed.model.model.language_model.config.layer_types = ["conv", "full_attention"]
+    with pytest.raises(ValueError, match="conv layers; expected attention alone"):
+        mixed.check_branches(10)
+    with pytest.raises(ValueError, match="pack = False; expected packed texts"):
         seeing.model("mlp", pack=False).check_branches(10)
     eager = seeing.model("mlp")
     eager.model.model.language_model.set_attn_implementation("eager")
     collate = Conversations(data(), seeing.tokenizer())
-    with pytest.raises(ValueError, match="with sdpa, not with eager; leave"):
+    with pytest.raises(ValueError, match="eager attention; expected sdpa; leave"):
         eager(collate.batch([collate.row(talk(), Random(0), {}, 0)]))
-    with pytest.raises(ValueError, match="CausalLanguageModel does not read turns apart; leave"):
+    with pytest.raises(ValueError, match="CausalLanguageModel has no branches; leave"):
         CausalLanguageModel(
             talks.recipe().model.parameters["config"]["text_config"] | {"vocab_size": 300}
         ).check_branches(9)
@@ -243,5 +257,5 @@ def test_only_conversations_have_turns_to_be_read_apart() -> None:
         Recipe.load("clip-vit-b32", tiny=True, overrides=["data.texts.turns=apart"])
     recipe = Recipe.load("llava", tiny=True, overrides=["data.texts.turns=apart"])
     assert recipe.data.texts.turns == "apart"
-    with pytest.raises(RecipeError, match="turns"):
+    with pytest.raises(RecipeError, match=r"turns = 'together': .*expected apart; leave it out for turns that follow"):
         Recipe.load("llava", tiny=True, overrides=["data.texts.turns=together"])

@@ -133,7 +133,7 @@ def test_another_recipe_or_other_data_do_not_go_on(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"whose recipe.seed was 0, and now is 1; take another folder"):
         run(tmp_path, seed=1)
     source = ToySource(12, Place.here())
-    with pytest.raises(RecipeError, match=r'whose lineage.selection was null, and now is "abc"'):
+    with pytest.raises(RecipeError, match=r'whose lineage.selection was not set, and now is "abc"'):
         train(recipe(**SETTINGS), {}, str(tmp_path), source=source, lineage={"selection": "abc"})
     assert run(tmp_path, stop_at=48, parallel={"micro_batch": 3}, keep=5).samples > 48
 
@@ -151,7 +151,7 @@ def test_a_setting_of_a_later_version_that_is_not_made_use_of_is_no_other_traini
     if known:
         assert run(tmp_path).samples > 24
     else:
-        with pytest.raises(RecipeError, match=r"recipe\.data\.texts\.context was null, and now is \d+; take"):
+        with pytest.raises(RecipeError, match=r"recipe\.data\.texts\.context was not set, and now is \d+; take"):
             run(tmp_path, stop_at=48)
 
 
