@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from models.data.shards import Sample
 from models.recipe import Recipe
 from tests.models.data.tars_made import tar_of
 
@@ -38,6 +39,11 @@ def talk(key: str, images: Sequence[bytes], turns: Sequence[tuple[str, str]], **
     document = {"id": key, "conversations": [{"from": who, "value": value} for who, value in turns], **more}
     names = [f"{key}.png"] if len(images) == 1 else [f"{key}.{number}.png" for number in range(len(images))]
     return [*zip(names, images, strict=True), (f"{key}.json", json.dumps(document).encode())]
+
+
+def sample(members: Members, key: str = "000000") -> Sample:
+    """As shards give it."""
+    return Sample(key, {name.partition(".")[2]: data for name, data in members})
 
 
 def about(number: int, images: int = 1) -> Members:

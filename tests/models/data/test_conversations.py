@@ -32,14 +32,10 @@ def tokenizer(folders: dict[str, str]) -> Any:
     return ready_to_chat(conversation_tokenizer(talks.recipe(), sets))
 
 
-def sample(members: talks.Members) -> Sample:
-    return Sample("000000", {name.partition(".")[2]: data for name, data in members})
-
-
 def row(tokenizer: Any, members: talks.Members, kind: str = "llava", **texts: Any) -> Any:
     data = talks.recipe(kind).data
     data = data.model_copy(update={"texts": data.texts.model_copy(update=texts)})
-    return Conversations(data, tokenizer).row(sample(members), Random(0), {}, 0)
+    return Conversations(data, tokenizer).row(talks.sample(members), Random(0), {}, 0)
 
 
 def test_images_stand_where_a_human_says_so(tokenizer: Any) -> None:
@@ -65,7 +61,7 @@ def test_a_pair_is_a_bare_image_and_a_caption_as_its_answer(tokenizer: Any) -> N
     _, colour, kind = talks.shape(Random(3))
     assert tokenizer.decode(found.ids[found.learnt].tolist()).strip() == f"a {colour} {kind}<|endoftext|>"
     assert found.image.sum() == talks.TOKENS
-    assert [turn.role for turn in turns_of(sample(talks.pair(3)), 1, Random(0))] == ["user", "assistant"]
+    assert [turn.role for turn in turns_of(talks.sample(talks.pair(3)), 1, Random(0))] == ["user", "assistant"]
 
 
 def test_a_caption_that_names_tokens_is_text(tokenizer: Any) -> None:
@@ -87,7 +83,7 @@ def test_answers_may_say_image_without_meaning_one(tokenizer: Any) -> None:
 @pytest.mark.parametrize("kind", ["llava", "llava_next"])
 def test_rows_become_tensors_whose_row_i_is_of_sample_i(tokenizer: Any, kind: str) -> None:
     collate = Conversations(talks.recipe(kind).data, tokenizer)
-    samples = [sample(talks.about(number, images)) for number, images in enumerate((1, 0, 2, 1))]
+    samples = [talks.sample(talks.about(number, images)) for number, images in enumerate((1, 0, 2, 1))]
     rows = [collate.row(one, Random(0), {}, 0) for one in samples]
     batch = collate.batch(rows)
     assert all(len(column) == 4 for column in batch.values())
@@ -111,7 +107,7 @@ def test_rows_become_tensors_whose_row_i_is_of_sample_i(tokenizer: Any, kind: st
 
 def test_a_batch_without_any_image_has_room_for_none(tokenizer: Any) -> None:
     collate = Conversations(talks.recipe().data, tokenizer)
-    batch = collate.batch([collate.row(sample(talks.about(1, 0)), Random(0), {}, 0)])
+    batch = collate.batch([collate.row(talks.sample(talks.about(1, 0)), Random(0), {}, 0)])
     assert batch["pixel_values"].shape == (1, 0, 3, talks.SIDE, talks.SIDE)
     assert batch["tiles"].shape == (1, 0)
 

@@ -36,7 +36,7 @@ def talk(images: int = 1, system: str | None = None, first: str | None = None) -
         shown = (first or "<image>\n" * images + question) if number == 0 else question
         said += [("human", shown), ("gpt", answer)]
     pictures = [talks.shape(Random(number))[0] for number in range(images)]
-    return Sample("a", {name.partition(".")[2]: value for name, value in talks.talk("a", pictures, said)})
+    return talks.sample(talks.talk("a", pictures, said))
 
 
 def alone(number: int, images: int = 1, system: str | None = None) -> Sample:
@@ -45,7 +45,7 @@ def alone(number: int, images: int = 1, system: str | None = None) -> Sample:
     said = [("system", system)] if system else []
     said += [("human", "<image>\n" * images + question), ("gpt", answer)]
     pictures = [talks.shape(Random(number))[0] for number in range(images)]
-    return Sample("a", {name.partition(".")[2]: value for name, value in talks.talk("a", pictures, said)})
+    return talks.sample(talks.talk("a", pictures, said))
 
 
 def apart_of(said: Data, turns: str | None, context: int = 160) -> Data:
@@ -102,7 +102,7 @@ def test_where_no_round_fits_one_is_cut_and_it_is_drawn_which() -> None:
         ("gpt", "circle " * 60),
     ]
     picture = talks.shape(Random(0))[0]
-    sample = Sample("a", {name.partition(".")[2]: value for name, value in talks.talk("a", [picture], said)})
+    sample = talks.sample(talks.talk("a", [picture], said))
     found = [read(sample, seed, context=40) for seed in range(20)]
     assert {len(tree.text.ids) for tree in found} == {40}
     assert len({tuple(tree.text.ids.tolist()) for tree in found}) == 2
@@ -120,7 +120,7 @@ def test_of_thousands_of_rounds_few_are_tried(monkeypatch: pytest.MonkeyPatch) -
     collate = Conversations(data(), seeing.tokenizer())
     said = [("human", "<image>\nWhat colour?"), ("gpt", "red")] + 2000 * [("human", "Which shape?"), ("gpt", "circle")]
     picture = talks.shape(Random(0))[0]
-    sample = Sample("a", {name.partition(".")[2]: value for name, value in talks.talk("a", [picture], said)})
+    sample = talks.sample(talks.talk("a", [picture], said))
     tried.clear()
     tree = collate.row(sample, Random(0), {}, 0).tree
     assert len(tree.text.ids) <= 160
@@ -133,7 +133,7 @@ def test_rounds_that_cannot_stand_alone_stay_as_they_are() -> None:
     later = [("human", "<image>\nWhat?"), ("gpt", "yes"), ("human", "<image>\nand this?"), ("gpt", "no")]
     members = talks.talk("a", [talks.shape(Random(number))[0] for number in range(2)], later)
     for sample in (
-        Sample("a", {name.partition(".")[2]: value for name, value in members}),
+        talks.sample(members),
         talk(first="In <image> what colour?"),
         talk(images=2, first="<image> What colour? <image>\n"),
         talk(images=0),
@@ -159,7 +159,7 @@ def test_wherever_the_first_question_shows_its_image_it_is_before_all_of_them(fi
 def test_blanks_around_a_later_question_are_those_of_no_question() -> None:
     said = [("human", "<image>\nWhat colour?"), ("gpt", "red"), ("human", "\n Which shape? "), ("gpt", "a circle")]
     picture = talks.shape(Random(0))[0]
-    tree = read(Sample("a", {name.partition(".")[2]: value for name, value in talks.talk("a", [picture], said)}))
+    tree = read(talks.sample(talks.talk("a", [picture], said)))
     told = [tree.text.ids[(tree.branches == TRUNK) | (tree.branches == branch)].tolist() for branch in (1, 2)]
     assert sorted(told) == sorted(read(alone(number), turns=None).text.ids.tolist() for number in (0, 1))
 
@@ -243,8 +243,7 @@ def test_a_model_that_no_mask_can_tell_who_sees_what_is_refused_before_its_train
 
 
 def test_a_pair_is_one_round() -> None:
-    members = {name.partition(".")[2]: value for name, value in talks.pair(3)}
-    sample = Sample("a", members)
+    sample = talks.sample(talks.pair(3))
     assert [turn.role for turn in turns_of(sample, 1, Random(0))] == ["user", "assistant"]
     tree = read(sample)
     assert tree.branches.max() == 1

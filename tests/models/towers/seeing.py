@@ -12,7 +12,6 @@ import torch
 from models.data.chat import ready_to_chat
 from models.data.conversations import Conversations
 from models.data.images import normalise
-from models.data.shards import Sample
 from models.data.tokenizer import WRITTEN_ON, trained
 from models.objectives.language import NextToken
 from models.towers.llava import Llava
@@ -50,22 +49,27 @@ def model(kind: str, **changes: Any) -> Llava:
     return built
 
 
-def batch(kind: str, images: tuple[int, ...] = IMAGES) -> Batch:
-    """Conversations with so many images each, ready for the model."""
+def batch(kind: str, images: tuple[int, ...] = IMAGES, turns: str | None = None) -> Batch:
+    """Conversations with so many images each, ready for the model. `turns`: as in `models.recipe.Texts`."""
     data = talks.recipe(KINDS[kind][0]).data
+    data = data.model_copy(update={"texts": data.texts.model_copy(update={"turns": turns})})
     if "select" in KINDS[kind][1]:  # the class token, too
         looks = data.images.model_copy(update={"tokens": talks.TOKENS + 1})
         data = data.model_copy(update={"images": looks})
     collate = Conversations(data, tokenizer())
-    samples = [
-        Sample(str(number), {name.partition(".")[2]: value for name, value in talks.about(number, count)})
-        for number, count in enumerate(images)
-    ]
+    samples = [talks.sample(talks.about(number, count)) for number, count in enumerate(images)]
     rows = collate.batch([collate.row(sample, Random(0), {}, 0) for sample in samples])
     return normalise({**rows, "position": torch.arange(len(images))}, data.images)
 
 
-def step(kind: str, phase: int, mode: Mode = "ddp", micro: int | None = None, pack: bool = True) -> Tensors:
+def step(
+    kind: str,
+    phase: int,
+    mode: Mode = "ddp",
+    micro: int | None = None,
+    turns: str | None = None,
+    pack: bool = True,
+) -> Tensors:
     """The loss and the gradients of one step on this process's share of the batch, as the whole model has them."""
     place = Place.here()
     own = model(kind, pack=pack)
@@ -73,7 +77,7 @@ def step(kind: str, phase: int, mode: Mode = "ddp", micro: int | None = None, pa
     place.spread(own, mode)
     optimizer.enter(own, state.parameters(system), talks.recipe(KINDS[kind][0]).phases[phase])
     share = place.share_of(len(IMAGES))
-    here = cut(batch(kind), share)[place.rank]
+    here = cut(batch(kind, turns=turns), share)[place.rank]
     losses = gradients(system, here, place.rank * share, micro)
     found = {name: value.grad for name, value in state.parameters(system).items() if value.grad is not None}
     return state.whole(found) | {"losses": losses}
@@ -81,7 +85,10 @@ def step(kind: str, phase: int, mode: Mode = "ddp", micro: int | None = None, pa
 
 LAID: list[tuple[Mode, int | None]] = [("ddp", None), ("fsdp", 2)]
 """Over the processes, and how many rows at once."""
-CASES = [(kind, phase, mode, micro) for kind in ("mlp", "tiles") for phase in (0, 1) for mode, micro in LAID]
+CASES = [
+    *((kind, phase, mode, micro, None) for kind in ("mlp", "tiles") for phase in (0, 1) for mode, micro in LAID),
+    *(("mlp", 1, mode, micro, "apart") for mode, micro in LAID),
+]
 
 
 def run_all(rank: int, world: int, folder: Path) -> dict[Any, Any]:

@@ -402,10 +402,10 @@ def on_two(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, seeing.Tensors
 
 @pytest.mark.parametrize("case", seeing.CASES, ids=str)
 def test_with_a_process_that_sees_nothing_loss_and_gradients_are_those_of_one(
-    on_two: dict[Any, seeing.Tensors], case: tuple[str, int, seeing.Mode, int | None]
+    on_two: dict[Any, seeing.Tensors], case: tuple[str, int, seeing.Mode, int | None, str | None]
 ) -> None:
-    kind, phase, _, _ = case
-    alone, found = seeing.step(kind, phase), on_two[case]
+    kind, phase, _, _, turns = case
+    alone, found = seeing.step(kind, phase, turns=turns), on_two[case]
     assert found.keys() == alone.keys()
     assert any("multi_modal_projector" in name for name in alone)
     assert not any("vision_tower" in name for name in alone)

@@ -10,7 +10,6 @@ from torch import nn
 
 from models.data.conversations import Conversations
 from models.data.images import normalise
-from models.data.shards import Sample
 from models.recipe import Phase
 from models.towers.two_towers import TwoTowers
 from models.train import flops, optimizer
@@ -192,6 +191,5 @@ def conversations(words: int) -> Batch:
     data = talks.recipe().data
     collate, picture = Conversations(data, seeing.tokenizer()), talks.shape(Random(0))[0]
     said = [("human", "<image>\n" + " ".join(["blue"] * (30 - words))), ("gpt", " ".join(["red"] * words))]
-    members = {name.partition(".")[2]: value for name, value in talks.talk("a", [picture], said)}
-    rows = [collate.row(Sample("a", members), Random(0), {}, 0) for _ in range(2)]
+    rows = [collate.row(talks.sample(talks.talk("a", [picture], said)), Random(0), {}, 0) for _ in range(2)]
     return normalise({**collate.batch(rows), "position": torch.arange(2)}, data.images)
