@@ -78,9 +78,9 @@ proof-instruct: .venv/installed
 
 # folder, pages, settings
 define instruct
-$(BIN)/python -m infra.miniweb.sets $(1)/sets --samples 500 --sets questions
+$(BIN)/python -m infra.miniweb.sets $(1)/sets --samples 600 --sets questions
 $(BIN)/python -m infra.miniweb.sets $(1)/sets --samples 200 --sets verify
-$(BIN)/python -m infra.miniweb $(1)/web --pages $(2) --scenes simple --boxes --key $(1)/key/key.parquet --evaluation $(1)/evaluation -- \
+$(BIN)/python -m infra.miniweb $(1)/web --pages $(2) --scenes simple --boxes --words 0.25 --key $(1)/key/key.parquet --evaluation $(1)/evaluation -- \
   $(BIN)/sluice run instruct $(1)/root $(3)
 $(BIN)/sluice report $(1)/root --out $(1)/report.html
 $(BIN)/sluice metrics $(1)/root --all

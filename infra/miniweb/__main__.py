@@ -41,6 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         processes=options.processes,
         cached_mb=options.cached_mb,
         boxes=options.boxes,
+        words=options.words,
     )
     try:
         with web:
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--boxes", action="store_true", help="a column with a box around every thing, as detectors find"
     )
+    parser.add_argument("--words", type=_share, default=0.0, help="share of images with a word over them (default 0)")
     parser.add_argument("--port", type=_port, default=18080, help="port on 127.0.0.1, 0 for a free one (default 18080)")
     parser.add_argument("--key", type=Path, help=f"the file of the answers (default DIR/../key/{KEY})")
     parser.add_argument("--evaluation", type=Path, metavar="EVALUATION", help="where to write the evaluation set too")
@@ -88,6 +90,16 @@ def _pages(text: str) -> int:
     if not text.isdecimal() or not FEWEST <= int(text) <= MOST:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of pages; expected {FEWEST} to {MOST:,}")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share; expected 0 to 1")
+    return share
 
 
 def _port(text: str) -> int:

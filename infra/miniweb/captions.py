@@ -46,7 +46,14 @@ class Ground:
     pattern: str | None = None
 
 
-Claim = Look | Relation | Ground
+@dataclass(frozen=True)
+class Written:
+    """What a caption says is to be read."""
+
+    word: str
+
+
+Claim = Look | Relation | Ground | Written
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,8 @@ def holds(claim: Claim, scene: Scene) -> bool:
             return any(claim.fits(group) for group in scene.groups)
         case Ground(colour, pattern):
             return colour == scene.colour and pattern in (None, scene.pattern)
+        case Written(word):
+            return word == scene.written
         case Relation(one, relation, other):
             found = {(a, b) for a, said, b in scene.relations() if said == relation}
             pairs = ((scene.groups[a], scene.groups[b]) for a, b in found)
@@ -125,6 +134,7 @@ PATTERN_WORDS: Words = {
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 VIEWS = ("A picture of", "A drawing of", "An image showing", "Here you see", "This shows", "Illustration of", "")
 BACKGROUNDS = ("on {}", "against {}", "in front of {}", "with {} behind")
+WRITINGS = ('with the word "{}" across', 'and the text "{}"', 'and the word "{}" on top')
 RELATIONS = {
     "to the left of": (("is to the left of", 1), ("is left of", 1), ("is to the right of", -1)),
     "above": (("is above", 1), ("is higher up than", 1), ("is below", -1)),
@@ -133,9 +143,13 @@ RELATIONS = {
 
 
 def caption(scene: Scene, dice: random.Random) -> Caption:
-    """One true wording; each tells at least one group with its colour."""
+    """One true wording; each tells at least one group with its colour, and the word, where there is one."""
     tell = dice.choice((_list, _list, _view, _relation, _relation, _ground_first, _detail))
-    return tell(scene, dice)
+    said = tell(scene, dice)
+    if scene.written is None:
+        return said
+    text, read = said.text.removesuffix("."), dice.choice(WRITINGS).format(scene.written)
+    return Caption(f"{text} {read}{said.text[len(text) :]}", (*said.claims, Written(scene.written)))
 
 
 def _list(scene: Scene, dice: random.Random) -> Caption:

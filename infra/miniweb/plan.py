@@ -1,4 +1,4 @@
-"""What every page embeds and what was planted on it: page k from (pages, seed, mix, sides, scenes, k) alone.
+"""What every page embeds and what was planted on it: page k from (pages, seed, mix, sides, scenes, words, k) alone.
 
 Kinds are contiguous ranges of a permuted order (`permutation`), so that nothing is listed and nothing is remembered: a
 million pages take no more memory than two hundred.
@@ -21,6 +21,7 @@ from infra.miniweb.scenes import (
     CROWDS,
     SIDES,
     TINY,
+    WORDS,
     Scene,
     Sides,
     another,
@@ -63,6 +64,8 @@ class Plan:
     """How many images the evaluation set has, of which some are leaked."""
     scenes: str = "any"
     """How much is in them: `scenes.CROWDS`."""
+    words: float = 0.0
+    """Share of the scenes over which a word is written."""
 
     def __post_init__(self) -> None:
         if not FEWEST <= self.pages <= MOST:
@@ -71,6 +74,8 @@ class Plan:
             raise ValueError(f"sides is {self.sides!r}; expected {', '.join(SIDES)}")
         if self.scenes not in CROWDS:
             raise ValueError(f"scenes is {self.scenes!r}; expected {', '.join(CROWDS)}")
+        if not 0 <= self.words <= 1:
+            raise ValueError(f"words is {self.words}; expected a share, 0 to 1")
         if self.evaluation < 1:
             raise ValueError(f"evaluation is {self.evaluation}; expected 1 image or more")
         ranges(self.mix, self.pages)
@@ -110,7 +115,9 @@ class Plan:
 
     def draw(self, seed: str, sides: Sides) -> Scene:
         """The scene of a seed, as this web has them."""
-        scene = draw_scene(seed, sides)
+        scene, dice = draw_scene(seed, sides), random.Random(f"word/{seed}")
+        if dice.random() < self.words:
+            scene = replace(scene, written=dice.choice(WORDS))
         return simplified(scene) if self.scenes == "simple" else scene
 
     def evaluation_captions(self, number: int, count: int = 5) -> list[Caption]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageChops, ImageDraw
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from infra.miniweb.scenes import Group, Scene
 
@@ -43,6 +43,8 @@ ROWS = {1: (1,), 2: (2,), 3: (2, 1), 4: (2, 2), 5: (3, 2), 6: (3, 3)}
 """How the things of a group stand in their cell: so many in each row."""
 LINES = {"plain": 0.0, "hollow": 0.22, "striped": 0.08, "dotted": 0.08}
 """Width of the line around a thing, in shares of its radius, by texture."""
+READABLE = 0.8
+"""Share of the width that a word takes."""
 TILE = 512
 
 
@@ -105,6 +107,8 @@ def paint(scene: Scene) -> Image.Image:
             _stamp(image, group, paints[group.colour], thing)
     if scene.blur > 1:
         image = image.resize((scene.width, scene.height), Image.Resampling.BILINEAR)
+    if scene.written is not None:
+        _write(image, scene.written)
     return _noisy(image, scene.noise, dice) if scene.noise else image
 
 
@@ -206,6 +210,24 @@ def _texture(texture: str, side: int) -> Image.Image:
     inside = np.abs(np.arange(side) * 7 / side % 1 - 0.5)
     dots = np.hypot(inside[:, None], inside[None, :]) < 0.36
     return Image.fromarray(dots.astype(np.uint8) * 255)
+
+
+def _write(image: Image.Image, word: str) -> None:
+    """Across the middle, white in a black frame, so that any ground lets it be read."""
+    draw = ImageDraw.Draw(image)
+    size = 10.0
+    for _ in range(3):  # widths grow nearly as sizes do
+        left, _, right, _ = draw.textbbox((0, 0), word, ImageFont.load_default(size))
+        size *= READABLE * image.width / (right - left)
+    draw.text(
+        (image.width / 2, image.height / 2),
+        word,
+        (255, 255, 255),
+        ImageFont.load_default(size),
+        anchor="mm",
+        stroke_width=max(1, round(image.width / 60)),
+        stroke_fill=(0, 0, 0),
+    )
 
 
 def _noisy(image: Image.Image, noise: int, dice: random.Random) -> Image.Image:

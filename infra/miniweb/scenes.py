@@ -23,6 +23,8 @@ MANY = 6
 """Most things of one group."""
 FEW = 4
 """Most things of one group that can be large, for all to fit their cell."""
+WORDS = ("STOP", "OPEN", "EXIT", "SALE", "TAXI", "CAFE", "BANK", "HOTEL", "MUSIC", "PIZZA", "WATER", "PARK")
+"""What can be written over a picture."""
 CELLS = 9
 CORNERS = (0, 2, 6, 8)
 NAMES = {ground: [(shape, colour) for shape in SHAPES for colour in COLOURS if colour != ground] for ground in COLOURS}
@@ -102,6 +104,8 @@ class Scene:
     """Seeds what no caption tells: noise, a pattern's period, the places within a cell, the shade of each colour."""
     near: bool = False
     """Seen from near: what stands in the corner cells fills a quarter of the image each, and nothing else is there."""
+    written: str | None = None
+    """A word across the middle, over all that is shown."""
 
     def relations(self) -> Iterator[tuple[int, str, int]]:
         """(subject, relation, object): what is to the left of, or above, what, by numbers of groups."""
@@ -264,7 +268,7 @@ def another(scene: Scene, dice: random.Random, recoloured: bool = False) -> Scen
     """Another picture of the same classes of objects, drawn anew in all else.
 
     Every colour, the background's too, becomes another one of the scene's own, or with `recoloured` any other one: by
-    the colours alone the two pictures are then as alike as can be, or are not.
+    the colours alone the two pictures are then as alike as can be, or are not. A word, where there is one, is another.
     """
     there = sorted({scene.colour, *(group.colour for group in scene.groups)})
     while True:
@@ -276,4 +280,6 @@ def another(scene: Scene, dice: random.Random, recoloured: bool = False) -> Scen
         _group(dice, group.shape, colours[group.colour], cell) for group, cell in zip(scene.groups, cells, strict=True)
     ]
     found = replace(scene, groups=in_order(drawn), pattern=dice.choice(PATTERNS), colour=colours[scene.colour])
+    if scene.written is not None:
+        found = replace(found, written=dice.choice([word for word in WORDS if word != scene.written]))
     return simplified(found) if scene.near else found

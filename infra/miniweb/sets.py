@@ -5,8 +5,8 @@
 
 `grounds`, `colours` and `shapes` ask for a class (zero-shot, or with their `train` split by a linear probe), from the
 easiest to the hardest; `retrieval` for the image of a caption and the captions of an image; `binding`, `counting` and
-`relations` for the right caption among wrong ones that differ in just that. `questions`, `verify` and `reading`, for
-models that write, are made where `--sets` names them. The same arguments give the same bytes.
+`relations` for the right caption among wrong ones that differ in just that. `questions` and `verify`, for models that
+write, are made where `--sets` names them. The same arguments give the same bytes.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def write(
 ) -> None:
     """Write the named sets, each into its folder; `captions` are those of an image in `retrieval`.
 
-    `scenes`: how much is in them, as in a web's. `questions` and `reading` are always of simple ones.
+    `scenes`: how much is in them, as in a web's. `questions` and `verify` are always of simple ones.
     """
     for name in names:
         place = folder / name
@@ -110,7 +110,8 @@ def _asking(folder: Path, asked: Sequence[vqa.Question], workers: Executor | Non
     folder.mkdir(exist_ok=True)
     for number, start in enumerate(range(0, len(asked), SHARD)):
         part = asked[start : start + SHARD]
-        images = map(vqa.Question.jpeg, part) if workers is None else workers.map(vqa.Question.jpeg, part, chunksize=16)
+        scenes = [question.scene for question in part]
+        images = map(jpeg, scenes) if workers is None else workers.map(jpeg, scenes, chunksize=16)
         with tarfile.open(folder / f"{number}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
             for key, (question, image) in enumerate(zip(part, images, strict=True), start):
                 said = {"question": question.text, "answers": question.answers, "type": question.kind}

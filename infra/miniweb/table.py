@@ -51,6 +51,7 @@ KEY_SCHEMA = pa.schema(
         ("relations", pa.list_(RELATION)),  # between groups, by their places in the list
         ("pattern", pa.string()),
         ("background", pa.string()),
+        ("written", pa.string()),  # over the picture
         ("width", pa.int32()),  # px, as painted: before an alteration resizes or crops
         ("height", pa.int32()),
         ("light", pa.float32()),
@@ -87,6 +88,7 @@ def key_row(page: Page, base: str) -> dict[str, Any]:
         "relations": [{"subject": a, "relation": relation, "object": b} for a, relation, b in scene.relations()],
         "pattern": scene.pattern,
         "background": scene.colour,
+        "written": scene.written,
         **{name: getattr(scene, name) for name in ("width", "height", "light", "warmth", "blur", "noise", "quality")},
     }
 

@@ -8,19 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from PIL import Image, ImageDraw, ImageFont
-
 from infra.miniweb.captions import COLOUR_WORDS, NUMBERS, plural
 from infra.miniweb.questions import OPPOSITES, held_out
-from infra.miniweb.render import encoded, paint
-from infra.miniweb.scenes import FEW, Scene, in_order, simplified
+from infra.miniweb.scenes import FEW, WORDS, Scene, in_order, simplified
 
 PEOPLE = 10
 """Who answer each question, as VQAv2 has it."""
-WORDS = ("STOP", "OPEN", "EXIT", "SALE", "TAXI", "CAFE", "BANK", "HOTEL", "MUSIC", "PIZZA", "WATER", "PARK")
-"""What can be written over a picture."""
-READABLE = 0.8
-"""Share of the picture's width that a word takes."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +25,6 @@ class Question:
     answers: tuple[str, ...]
     kind: str
     """What is asked for: questions of one kind can be guessed alike."""
-    written: str | None = None
-    """A word over the picture."""
-
-    def jpeg(self) -> bytes:
-        """The picture, as it is published."""
-        image = paint(self.scene)
-        if self.written is not None:
-            _write(image, self.written)
-        return encoded(image, self.scene.quality)
 
 
 Ask = Callable[[Scene, random.Random], Question | None]
@@ -123,14 +107,13 @@ def relation(scene: Scene, dice: random.Random, verify: bool = False) -> Questio
 def reading(scene: Scene, dice: random.Random) -> Question:
     """A word over the picture."""
     word = dice.choice(WORDS)
-    scene = replace(simplified(scene), noise=0, blur=1)
-    return Question(scene, "What is written in the image?", (word.lower(),) * PEOPLE, "reading", written=word)
+    scene = replace(simplified(scene), noise=0, blur=1, written=word)
+    return Question(scene, "What is written in the image?", (word.lower(),) * PEOPLE, "reading")
 
 
 ASKS: dict[str, tuple[Ask, ...]] = {
-    "questions": (ground, colour, count, place, relation),
+    "questions": (ground, colour, count, place, relation, reading),
     "verify": (partial(relation, verify=True),),
-    "reading": (reading,),
 }
 
 
@@ -138,21 +121,3 @@ def _coloured(name: str) -> tuple[str, ...]:
     """What ten people call a colour: each of its names four of them or more, so that all are right."""
     names = tuple(dict.fromkeys(COLOUR_WORDS[name]))
     return tuple(names[person % len(names)] for person in range(PEOPLE))
-
-
-def _write(image: Image.Image, word: str) -> None:
-    """Across the middle, white in a black frame, so that any ground lets it be read."""
-    draw = ImageDraw.Draw(image)
-    size = 10.0
-    for _ in range(3):  # widths grow nearly as sizes do
-        left, _, right, _ = draw.textbbox((0, 0), word, ImageFont.load_default(size))
-        size *= READABLE * image.width / (right - left)
-    draw.text(
-        (image.width / 2, image.height / 2),
-        word,
-        (255, 255, 255),
-        ImageFont.load_default(size),
-        anchor="mm",
-        stroke_width=max(1, round(image.width / 60)),
-        stroke_fill=(0, 0, 0),
-    )

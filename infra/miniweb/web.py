@@ -64,11 +64,11 @@ class Web:
 class Miniweb(Web):
     """Pages of rendered scenes with what was planted; entering it writes urls.parquet into `folder`, if named.
 
-    The same (pages, seed, mix, sides, scenes) gives the same table (but for the port) and the same bytes under the same
-    paths.
-    `key` names the file of the answers; it must not lie where a pipeline reads. Images are rendered in threads, or in
-    so many `processes`, which take half a second to start and work out long tables too. `cached_mb` (2^20 bytes) of
-    images are kept for later requests. `boxes`: urls.parquet has a column with what a detector would find.
+    The same (pages, seed, mix, sides, scenes, words) gives the same table (but for the port) and the same bytes under
+    the same paths. `key` names the file of the answers; it must not lie where a pipeline reads. Images are rendered in
+    threads, or in so many `processes`, which take half a second to start and work out long tables too. `cached_mb`
+    (2^20 bytes) of images are kept for later requests. `boxes`: urls.parquet has a column with what a detector would
+    find. `words`: share of the scenes over which one is written.
     """
 
     def __init__(
@@ -86,9 +86,10 @@ class Miniweb(Web):
         processes: int = 0,
         cached_mb: int = 64,
         boxes: bool = False,
+        words: float = 0.0,
     ) -> None:
         super().__init__(self._reply, port)
-        self.pages = Plan(pages, seed, mix, sides, evaluation, scenes)
+        self.pages = Plan(pages, seed, mix, sides, evaluation, scenes, words)
         self.folder = None if folder is None else Path(folder)
         self.key = None if key is None else Path(key)
         self._boxes = boxes

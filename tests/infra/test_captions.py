@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.miniweb.captions import COLOUR_WORDS, SHAPE_WORDS, Caption, Ground, Look, Relation, caption, holds
+from infra.miniweb.captions import COLOUR_WORDS, SHAPE_WORDS, Caption, Ground, Look, Relation, Written, caption, holds
 from infra.miniweb.languages import LANGUAGES
 from infra.miniweb.scenes import COLOURS, SHAPES, SIDES, Group, Scene, draw_scene
 from infra.miniweb.texts import boilerplate, spam, truncated
@@ -53,6 +53,18 @@ def test_counts_attributes_relations_and_backgrounds_are_all_told_now_and_then()
 RED = Group(2, "circle", "red", "large", "striped", 0, 0)
 BLUE = Group(1, "square", "blue", "small", "plain", 1, 2)
 SCENE = replace(scene_of(1), groups=(RED, BLUE), colour="white", pattern="fading")
+
+
+@given(NUMBERS, st.integers(0, 20))
+def test_a_word_over_the_picture_is_told_behind_the_rest(number: int, turn: int) -> None:
+    scene, said = told(number, turn)
+    read = caption(replace(scene, written="EXIT"), random.Random(turn))
+    assert read.text.startswith(said.text.removesuffix("."))
+    assert '"EXIT"' in read.text
+    assert read.text.endswith(".") == said.text.endswith(".")
+    assert read.false_of(scene) == [Written("EXIT")]
+    assert read.false_of(replace(scene, written="SALE")) == [Written("EXIT")]
+    assert read.true_of(replace(scene, written="EXIT"))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What is planted is planted in the shares that its mix names, from arguments alone, and is what it says."""
 
 from collections import Counter
+from dataclasses import replace
 from hashlib import sha256
 from itertools import pairwise
 
@@ -198,6 +199,25 @@ def test_a_path_finds_its_page_and_no_other_path_finds_any() -> None:
     wrong = [f"/6/{clean:07d}.jpg", f"/5/{clean}.jpg", f"/5/{clean:07d}.png", f"/5/private/{clean:07d}.jpg"]
     wrong += [f"/5/moved/{clean:07d}.jpg", "/5/9999999.jpg", "/5/٠٠٠٠٠٠١.jpg", "/", "", "/5/", f"{clean:07d}.jpg"]
     assert [PLAN.find(path) for path in wrong] == [None] * len(wrong)
+
+
+def test_a_share_of_the_scenes_has_a_word_and_is_else_as_without() -> None:
+    pages = list(Plan(2000, 5, words=0.25))
+    written = [page for page in pages if page.scene.written is not None]
+    assert 0.2 < len(written) / len(pages) < 0.3
+    for page in pages:
+        plain = PLAN[page.number]
+        assert (page.url(BASE), page.kind) == (plain.url(BASE), plain.kind)
+        if page.source is None:  # another scene of a page with a word takes one draw more
+            assert replace(page.scene, written=None) == plain.scene
+    told = [page for page in written if page.kind in (Kind.CLEAN, Kind.EXACT_COPY, Kind.MISMATCH)]
+    assert all('"' in page.caption for page in told)
+    assert all((f'"{page.scene.written}"' in page.caption) == (page.kind is not Kind.MISMATCH) for page in told)
+    assert {page.kind for page in told} == {Kind.CLEAN, Kind.EXACT_COPY, Kind.MISMATCH}
+    held_out = map(Plan(20, words=0.25).evaluation_scene, range(200))
+    assert 0.2 < sum(scene.written is not None for scene in held_out) / 200 < 0.3
+    with pytest.raises(ValueError, match="words is 25; expected a share, 0 to 1"):
+        Plan(300, words=25)
 
 
 def test_the_benchmark_stays_the_one_that_was_measured() -> None:

@@ -129,3 +129,13 @@ def test_from_near_a_group_fills_more_of_the_image_and_stays_in_its_corner() -> 
     assert near.sum() > 2 * seen.sum()
     assert not near[:150].any()
     assert not near[:, 150:].any()
+
+
+def test_a_word_is_written_across_the_picture() -> None:
+    written, plain = (
+        np.asarray(paint(scene).convert("L"), np.int16) for scene in (replace(CALM, written="STOP"), CALM)
+    )
+    changed = np.abs(written - plain) > 40
+    across = np.flatnonzero(changed.any(0))
+    assert 0.7 < (across[-1] - across[0]) / CALM.width < 0.95
+    assert not changed[: CALM.height // 5].any(), "the top stays as it is"

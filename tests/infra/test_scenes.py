@@ -15,6 +15,7 @@ from infra.miniweb.scenes import (
     CORNERS,
     SIDES,
     TINY,
+    WORDS,
     Group,
     Scene,
     another,
@@ -150,6 +151,13 @@ def test_another_simple_scene_is_simple() -> None:
     for number in range(200):
         other = another(simplified(scene_of(number)), random.Random(number))
         assert simplified(other) == other
+
+
+def test_another_scene_has_another_word_where_there_is_one() -> None:
+    for number in range(50):
+        scene = scene_of(number)
+        assert another(scene, random.Random(number)).written is None
+        assert another(replace(scene, written="STOP"), random.Random(number)).written in {*WORDS} - {"STOP"}
 
 
 def test_relations_are_those_of_rows_and_columns() -> None:
