@@ -34,7 +34,6 @@ proof: .venv/installed
 
 # What a folder's pool is compared with: the images that its web hides, and the sets that are asked.
 compared = {held_out: $(1)/evaluation/images, asked: $(1)/sets}
-questions = {questions: $(1)/sets/questions, verify: $(1)/sets/verify}
 
 # BLIP's loop: captions written, filtered and trained on anew, beside the same without; one seed, then three, and longer.
 # The authors' models see their pairs twenty times, and raw pairs replicated gain nothing. The proof's see them 14 and 22
@@ -74,12 +73,11 @@ demo-instruct: .venv/installed
 proof-instruct: .venv/installed
 	$(call instruct,proof/instruct,16000,--set urls.files=proof/instruct/web/urls.parquet --set llava.seeds=3 \
 	  --set llava.samples=100000 --set 'leaks.sets=$(call compared,proof/instruct)' \
-	  --set 'answers.sets=$(call questions,proof/instruct)')
+	  --set answers.sets.questions=proof/instruct/sets/questions)
 
 # folder, pages, settings
 define instruct
 $(BIN)/python -m infra.miniweb.sets $(1)/sets --samples 600 --sets questions
-$(BIN)/python -m infra.miniweb.sets $(1)/sets --samples 200 --sets verify
 $(BIN)/python -m infra.miniweb $(1)/web --pages $(2) --scenes simple --boxes --words 0.25 --key $(1)/key/key.parquet --evaluation $(1)/evaluation -- \
   $(BIN)/sluice run instruct $(1)/root $(3)
 $(BIN)/sluice report $(1)/root --out $(1)/report.html

@@ -6,7 +6,7 @@ caption that calls it by another colour is asked nothing. An adjective of colour
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
@@ -26,7 +26,7 @@ from stages.conversations.phrases import (
     singular,
     which_colour,
 )
-from stages.conversations.turns import Asked
+from stages.conversations.turns import Asked, Kind
 
 NEAR = 0.05
 """Share of a side: centres of boxes that differ by more are left and right of each other, or above and below."""
@@ -110,9 +110,11 @@ def _plain(colour: str | None) -> str:
     return SHADES.get(colour, colour) if colour else ""
 
 
-def asked_of_boxes(boxed: Sequence[Boxed], dice: Random, every_way: bool = False) -> Iterator[Asked]:
-    """Kind, question and answer; also of kinds that are not wanted. `every_way`: how two lie to each other in every way
-    to ask for it, where one answer tells the others; else in one that is drawn."""
+def asked_of_boxes(
+    boxed: Sequence[Boxed], dice: Random, kinds: Collection[Kind], every_way: bool = False
+) -> Iterator[Asked]:
+    """Kind, question and answer; perhaps also of kinds that are not wanted. How two lie to each other is asked in one
+    of the ways that `kinds` has; with `every_way` in all, though one answer tells the others."""
     meant = [one for one in boxed if one.thing.name not in GROUNDS and _meant(one, boxed)]
     for one in meant:
         thing, alone = one.thing, len(fitting(one.thing.name, boxed)) == 1
@@ -131,10 +133,21 @@ def asked_of_boxes(boxed: Sequence[Boxed], dice: Random, every_way: bool = False
                 true = RELATIONS[before]
             else:
                 continue
-            verb, shown = "Are" if one.thing.several else "Is", one.thing.shown
-            ways = [(f"{before} or {RELATIONS[before]}", true), (true, "yes"), (RELATIONS[true], "no")]
-            for words, answer in ways if every_way else dice.choices(ways, (2, 1, 1)):
-                yield "relation", f"{verb} the {shown} {words} the {other.thing.shown}?", answer
+            sides = f"{before} or {RELATIONS[before]}"
+            wanted = [way for way in _ways(one.thing, other.thing, sides, true) if way[0] in kinds]
+            yield from wanted if every_way else wanted and [dice.choice(wanted)]
+
+
+def _ways(one: Thing, other: Thing, sides: str, true: str) -> Iterator[Asked]:
+    """How to ask for a relation: on which of two sides, from either end, or whether it is on one of them."""
+    for first, second, answer in (one, other, true), (other, one, RELATIONS[true]):
+        yield "relation", f"{_is(first)} {sides} the {second.shown}?", answer
+    for words, answer in (true, "yes"), (RELATIONS[true], "no"):
+        yield "verify", f"{_is(one)} {words} the {other.shown}?", answer
+
+
+def _is(thing: Thing) -> str:
+    return f"{'Are' if thing.several else 'Is'} the {thing.shown}"
 
 
 def _centre(box: Sequence[float]) -> tuple[float, float]:

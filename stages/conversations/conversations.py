@@ -35,7 +35,9 @@ SHARD, TURNS, SAMPLES = "shard", "conversation", "samples"
 """Kinds of file: a tar, the table of turns, the table of what is in the tar."""
 BRIEF = "Answer the question using a single word or phrase."
 """What LLaVA-1.5 puts behind a question that has a short answer (Liu et al. 2024, section 3.3)."""
-KINDS: tuple[Kind, ...] = ("question", "count", "colour", "relation", "place", "reading", "reasoning", "description")
+KINDS: tuple[Kind, ...] = (
+    "question", "count", "colour", "relation", "verify", "place", "reading", "reasoning", "description",
+)  # fmt: skip
 """In the order in which they are asked: what is told early must not give away what is asked later. Who asks for the
 colour names a number (`is the star`), who asks what stands where names both, and two places say what is left of what.
 """
@@ -178,8 +180,9 @@ class Conversations(Writing):
     """
 
     apart: bool = False
-    """For trainings that read turns apart (`data.texts.turns=apart`): what another turn tells is asked, too."""
-    revision: ClassVar[int] = 8
+    """For trainings that read turns apart (`data.texts.turns=apart`): what another turn tells is asked, too, and
+    relations in every way."""
+    revision: ClassVar[int] = 9
     promise: ClassVar[Promise] = "pure"
 
     def open(self, device: Device) -> Writer:

@@ -56,30 +56,30 @@ def turns_of(
     for caption, own in zip(captions, said, strict=True):
         identity, text, wrong = caption.get("caption_id"), caption["text"], denied(own, boxed)
         described: Asked = ("description", dice.choice(DESCRIBE), sentence(text))
-        told = _of_caption(own, Known([own]) if wrong else true, dice, boxed)
+        told = _of_caption(own, Known([own]) if wrong else true, dice, kinds, boxed)
         for about, asked in [(None, described), *told]:
-            again = about is not None and (asked[0], about) in before
+            again = about in before
             found.append(Turn(*asked, identity, TEMPLATE, "denied" if wrong else "duplicate" if again else None))
             if about is not None and not wrong:
-                before.add((asked[0], about))
-    found += [Turn(*asked, None, TEMPLATE) for asked in asked_of_boxes(boxed, dice, every_way)]
+                before.add(about)
+    found += [Turn(*asked, None, TEMPLATE) for asked in asked_of_boxes(boxed, dice, kinds, every_way)]
     return [turn for turn in found if turn.kind in kinds]
 
 
 def _of_caption(
-    said: Said, known: Known, dice: Random, boxed: Sequence[Boxed]
-) -> Iterator[tuple[frozenset[str] | None, Asked]]:
+    said: Said, known: Known, dice: Random, kinds: Collection[Kind], boxed: Sequence[Boxed]
+) -> Iterator[tuple[About | None, Asked]]:
     """What each is about, and what is asked; also of kinds that are not wanted."""
     unseen = [thing for thing in said.things if not fitting(thing.name, boxed)]
     for thing in said.things:
         for asked in _of_thing(thing, known, dice):
             if thing in unseen or (asked[0] == "colour" and _colour_is_open(thing, boxed)):
-                yield frozenset((thing.shown,)), asked
+                yield (asked[0], frozenset((thing.shown,))), asked
     for relation in said.relations:
         ends = relation.one, relation.other
         if all(thing in unseen and known.meant(thing) for thing in ends) and known.undenied(relation):
-            way = relation.words, RELATIONS[relation.words]
-            yield frozenset((*(thing.shown for thing in ends), *way)), _of_relation(relation, known, dice)
+            words = *(thing.shown for thing in ends), relation.words, RELATIONS[relation.words]
+            yield ("relation", frozenset(words)), _of_relation(relation, known, dice, kinds)
     for text in said.readings:
         question = dice.choice(("What is written in the image?", "What does the text say?", "What can be read here?"))
         yield None, ("reading", question, text)
@@ -107,17 +107,18 @@ def _of_thing(thing: Thing, known: Known, dice: Random) -> Iterator[Asked]:
         yield "place", f"Where {'are' if thing.several else 'is'} the {thing.shown}?", thing.place
 
 
-def _of_relation(relation: Relation, known: Known, dice: Random) -> Asked:
+def _of_relation(relation: Relation, known: Known, dice: Random, kinds: Collection[Kind]) -> Asked:
     """In the caption's own words, where; or yes or no, from either end, for captions say `in front of` more often than
     `behind`: one way it holds, the other it does not, and no word is right more often than another."""
     one, true, other = relation.one, relation.words, relation.other
-    if len(known.relations(one, other)) == 1 and dice.random() < 0.5:  # of two that hold, either would be right
+    clear = len(known.relations(one, other)) == 1  # of two that hold, either would be right
+    if clear and "relation" in kinds and ("verify" not in kinds or dice.random() < 0.5):
         question = f"Where {'are' if one.several else 'is'} the {one.shown}, seen from the {other.shown}?"
         return "relation", question, true.removesuffix(" than")
     if dice.random() < 0.5:
         one, true, other = other, RELATIONS[true], one
     words, answer = (true, "yes") if dice.random() < 0.5 else (RELATIONS[true], "no")
-    return "relation", f"{'Are' if one.several else 'Is'} the {one.shown} {words} the {other.shown}?", answer
+    return "verify", f"{'Are' if one.several else 'Is'} the {one.shown} {words} the {other.shown}?", answer
 
 
 def _reasoned(things: Sequence[Thing], dice: Random) -> Iterator[Asked]:

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["description", "question", "count", "colour", "relation", "place", "reading", "reasoning"]
+Kind = Literal["description", "question", "count", "colour", "relation", "verify", "place", "reading", "reasoning"]
+"""`verify` asks whether a relation holds, yes or no (so called in GQA, Hudson and Manning 2019)."""
 Asked = tuple[Kind, str, str]
 """Kind, question and answer."""
 TEMPLATE = "template"

@@ -31,7 +31,7 @@ from tests.benchmarks.bench_real_clip import SHARED, split
 from tests.benchmarks.figures import Figure
 
 SAMPLES = 9600
-SHORT: tuple[Kind, ...] = ("colour", "count", "relation", "place", "reading")
+SHORT: tuple[Kind, ...] = ("colour", "count", "relation", "verify", "place", "reading")
 """Kinds of questions that are answered in a word or two."""
 TEXT = """
 dag: real_instruct
