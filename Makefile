@@ -73,7 +73,7 @@ demo-instruct: .venv/installed
 proof-instruct: .venv/installed
 	$(call instruct,proof/instruct,16000,--set urls.files=proof/instruct/web/urls.parquet --set llava.seeds=3 \
 	  --set llava.samples=100000 --set 'leaks.sets=$(call compared,proof/instruct)' \
-	  --set answers.sets.questions=proof/instruct/sets/questions)
+	  --set 'answers.sets={questions: proof/instruct/sets/questions}')
 
 # folder, pages, settings
 define instruct
