@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -75,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--boxes", action="store_true", help="a column with a box around every thing, as detectors find"
     )
-    parser.add_argument("--words", type=_share, default=0.0, help="share of images with a word over them (default 0)")
+    parser.add_argument(
+        "--words", type=_share, default=0.0, metavar="SHARE", help="how many images have a word over them (default 0)"
+    )
     parser.add_argument("--port", type=_port, default=18080, help="port on 127.0.0.1, 0 for a free one (default 18080)")
     parser.add_argument("--key", type=Path, help=f"the file of the answers (default DIR/../key/{KEY})")
     parser.add_argument("--evaluation", type=Path, metavar="EVALUATION", help="where to write the evaluation set too")
@@ -93,13 +96,10 @@ def _pages(text: str) -> int:
 
 
 def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no share; expected 0 to 1")
-    return share
+    with suppress(ValueError):
+        if 0 <= (share := float(text)) <= 1:  # which no NaN is
+            return share
+    raise argparse.ArgumentTypeError(f"{text!r} is no share; expected 0 to 1")
 
 
 def _port(text: str) -> int:

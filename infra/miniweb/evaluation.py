@@ -1,6 +1,7 @@
 """The evaluation set of a web: a folder of images that no training set may hold, in the layout of imagefolder.
 
-`images/0000.jpg` …, and `metadata.jsonl` with a line for each: `file_name`, five `captions`, `groups`, `background`.
+`images/0000.jpg` …, and `metadata.jsonl` with a line for each: `file_name`, five `captions`, `groups`, `background`,
+`written`.
 https://huggingface.co/docs/datasets/image_dataset describes the layout.
 """
 
@@ -19,7 +20,11 @@ def write(plan: Plan, folder: Path) -> None:
         for number in range(plan.evaluation):
             scene, name = plan.evaluation_scene(number), f"images/{number:04d}.jpg"
             (folder / name).write_bytes(jpeg(scene))
-            facts = {"groups": [asdict(group) for group in scene.groups], "background": scene.colour}
+            facts = {
+                "groups": [asdict(group) for group in scene.groups],
+                "background": scene.colour,
+                "written": scene.written,
+            }
             captions = [caption.text for caption in plan.evaluation_captions(number)]
             entry = {"file_name": name, "captions": captions, **facts}
             print(json.dumps(entry), file=lines)

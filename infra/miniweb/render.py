@@ -43,8 +43,8 @@ ROWS = {1: (1,), 2: (2,), 3: (2, 1), 4: (2, 2), 5: (3, 2), 6: (3, 3)}
 """How the things of a group stand in their cell: so many in each row."""
 LINES = {"plain": 0.0, "hollow": 0.22, "striped": 0.08, "dotted": 0.08}
 """Width of the line around a thing, in shares of its radius, by texture."""
-READABLE = 0.8
-"""Share of the width that a word takes."""
+READABLE = 0.8, 0.6
+"""Shares of width and height that a word takes at most, one of them whole."""
 TILE = 512
 
 
@@ -217,15 +217,15 @@ def _write(image: Image.Image, word: str) -> None:
     draw = ImageDraw.Draw(image)
     size = 10.0
     for _ in range(3):  # widths grow nearly as sizes do
-        left, _, right, _ = draw.textbbox((0, 0), word, ImageFont.load_default(size))
-        size *= READABLE * image.width / (right - left)
+        left, top, right, bottom = draw.textbbox((0, 0), word, ImageFont.load_default(size))
+        size *= min(READABLE[0] * image.width / (right - left), READABLE[1] * image.height / (bottom - top))
     draw.text(
         (image.width / 2, image.height / 2),
         word,
         (255, 255, 255),
         ImageFont.load_default(size),
         anchor="mm",
-        stroke_width=max(1, round(image.width / 60)),
+        stroke_width=max(1, round(min(image.width / 60, size / 12))),
         stroke_fill=(0, 0, 0),
     )
 

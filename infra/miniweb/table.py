@@ -43,7 +43,7 @@ KEY_SCHEMA = pa.schema(
         ("damaged", pa.bool_()),  # a curated set is better without the pair
         ("ends", pa.list_(pa.string())),  # statuses with which a careful download may end; none: no row in a pool
         ("source", pa.int64()),  # the page of which it is a copy or a look-alike, or whose caption it has
-        ("changed", pa.string()),  # what a look-alike or the image of a mismatch has otherwise than its source
+        ("changed", pa.string()),  # what a look-alike, or a mismatch beside its word, has otherwise than its source
         ("leaked", pa.int32()),  # the image of the evaluation set that it shows
         ("language", pa.string()),  # ISO 639-1, of a caption that describes something
         ("true_caption", pa.string()),

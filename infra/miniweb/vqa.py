@@ -105,7 +105,7 @@ def relation(scene: Scene, dice: random.Random, verify: bool = False) -> Questio
 
 
 def reading(scene: Scene, dice: random.Random) -> Question:
-    """A word over the picture."""
+    """A word over the picture, which is sharp: asked is whether it can be read, and not through what."""
     word = dice.choice(WORDS)
     scene = replace(simplified(scene), noise=0, blur=1, written=word)
     return Question(scene, "What is written in the image?", (word.lower(),) * PEOPLE, "reading")

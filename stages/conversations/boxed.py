@@ -135,7 +135,8 @@ def asked_of_boxes(
                 continue
             sides = f"{before} or {RELATIONS[before]}"
             wanted = [way for way in _ways(one.thing, other.thing, sides, true) if way[0] in kinds]
-            yield from wanted if every_way else wanted and [dice.choice(wanted)]
+            if wanted:
+                yield from wanted if every_way else [dice.choice(wanted)]
 
 
 def _ways(one: Thing, other: Thing, sides: str, true: str) -> Iterator[Asked]:

@@ -180,8 +180,8 @@ class Conversations(Writing):
     """
 
     apart: bool = False
-    """For trainings that read turns apart (`data.texts.turns=apart`): what another turn tells is asked, too, and
-    relations in every way."""
+    """For trainings that read turns apart (`data.texts.turns=apart`): what another turn tells is asked, too, and how
+    two labels of boxes lie to each other in all ways that `kinds` has."""
     revision: ClassVar[int] = 9
     promise: ClassVar[Promise] = "pure"
 

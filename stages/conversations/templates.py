@@ -82,7 +82,7 @@ def _of_caption(
             yield ("relation", frozenset(words)), _of_relation(relation, known, dice, kinds)
     for text in said.readings:
         question = dice.choice(("What is written in the image?", "What does the text say?", "What can be read here?"))
-        yield None, ("reading", question, text)
+        yield ("reading", frozenset((text.lower(),))), ("reading", question, text)
     yield from ((None, asked) for asked in _reasoned([thing for thing in unseen if known.meant(thing)], dice))
 
 
@@ -109,7 +109,8 @@ def _of_thing(thing: Thing, known: Known, dice: Random) -> Iterator[Asked]:
 
 def _of_relation(relation: Relation, known: Known, dice: Random, kinds: Collection[Kind]) -> Asked:
     """In the caption's own words, where; or yes or no, from either end, for captions say `in front of` more often than
-    `behind`: one way it holds, the other it does not, and no word is right more often than another."""
+    `behind`: one way it holds, the other it does not, and no word is right more often than another. Of two of `kinds`
+    one is drawn; where more than one relation holds it is yes or no, wanted or not."""
     one, true, other = relation.one, relation.words, relation.other
     clear = len(known.relations(one, other)) == 1  # of two that hold, either would be right
     if clear and "relation" in kinds and ("verify" not in kinds or dice.random() < 0.5):

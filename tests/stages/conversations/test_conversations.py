@@ -296,7 +296,7 @@ def test_what_has_boxes_is_asked_of_these_alone(store: Store) -> None:
         "hearts": "one",
     }
     assert {row["answer"] for row in of_captions if row["kind"] == "colour"} == {"green"}
-    assert not any(row["kind"] == "relation" for row in of_captions)
+    assert not any(row["kind"] in RELATED for row in of_captions)
     assert {row["answer"] for row in of_boxes if row["kind"] == "colour"} == {"red", "blue"}
     assert {row["answer"] for row in rows if row["kind"] == "place"} == {"in the bottom left corner", "at the top"}
     more = sample(1, "five red stars and two green boxes", boxes=boxes), sample(2, "five red stars and two green boxes")
