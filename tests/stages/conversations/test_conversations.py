@@ -357,6 +357,15 @@ def test_what_two_captions_say_is_asked_once(store: Store) -> None:
     assert {row["verdict"] for row in rows if row["caption_id"].endswith("-0")} == {"kept"}
 
 
+def test_what_two_captions_read_is_asked_once_and_another_word_too(store: Store) -> None:
+    texts = ('a wall with the word "STOP"', 'a sign that says "stop"', 'a wall and the text "SALE"')
+    pairs = write_pairs(store, [[sample(number, *texts) for number in range(20)]])
+    rows = [row for row in turns(store, made(store, Conversations(), pairs)) if row["kind"] == "reading"]
+    assert {row["verdict"] for row in rows if row["answer"] == "stop"} == {"duplicate"}
+    assert {row["verdict"] for row in rows if row["answer"] == "STOP"} == {"kept"}
+    assert "kept" in {row["verdict"] for row in rows if row["answer"] == "SALE"}, "unless in the same words"
+
+
 def test_two_ways_in_which_things_lie_to_each_other_are_both_asked(store: Store) -> None:
     one, other = "a red star above a blue heart", "a red star to the left of a blue heart"
     rows = turns(store, made(store, Conversations(), write_pairs(store, [[sample(0, one, other)]])))
