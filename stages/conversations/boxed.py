@@ -22,6 +22,7 @@ from stages.conversations.phrases import (
     Thing,
     how_many,
     in_words,
+    is_the,
     said_by,
     singular,
     which_colour,
@@ -142,13 +143,9 @@ def asked_of_boxes(
 def _ways(one: Thing, other: Thing, sides: str, true: str) -> Iterator[Asked]:
     """How to ask for a relation: on which of two sides, from either end, or whether it is on one of them."""
     for first, second, answer in (one, other, true), (other, one, RELATIONS[true]):
-        yield "relation", f"{_is(first)} {sides} the {second.shown}?", answer
+        yield "relation", f"{is_the(first)} {sides} the {second.shown}?", answer
     for words, answer in (true, "yes"), (RELATIONS[true], "no"):
-        yield "verify", f"{_is(one)} {words} the {other.shown}?", answer
-
-
-def _is(thing: Thing) -> str:
-    return f"{'Are' if thing.several else 'Is'} the {thing.shown}"
+        yield "verify", f"{is_the(one)} {words} the {other.shown}?", answer
 
 
 def _centre(box: Sequence[float]) -> tuple[float, float]:

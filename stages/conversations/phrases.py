@@ -251,6 +251,11 @@ def plural(noun: str) -> str:
     return f"{first}{space}{many}"
 
 
+def is_the(thing: Thing) -> str:
+    """Begins a question of yes or no, or of one thing or another."""
+    return f"{'Are' if thing.several else 'Is'} the {thing.shown}"
+
+
 def which_colour(thing: Thing, dice: Random) -> str:
     """Asks for it, without saying it."""
     noun, be, do = (plural(thing.name), "are", "do") if thing.several else (thing.name, "is", "does")

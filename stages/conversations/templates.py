@@ -22,6 +22,7 @@ from stages.conversations.phrases import (
     Thing,
     how_many,
     in_words,
+    is_the,
     said_by,
     which_colour,
 )
@@ -119,7 +120,7 @@ def _of_relation(relation: Relation, known: Known, dice: Random, kinds: Collecti
     if dice.random() < 0.5:
         one, true, other = other, RELATIONS[true], one
     words, answer = (true, "yes") if dice.random() < 0.5 else (RELATIONS[true], "no")
-    return "verify", f"{'Are' if one.several else 'Is'} the {one.shown} {words} the {other.shown}?", answer
+    return "verify", f"{is_the(one)} {words} the {other.shown}?", answer
 
 
 def _reasoned(things: Sequence[Thing], dice: Random) -> Iterator[Asked]:
