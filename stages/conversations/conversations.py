@@ -36,7 +36,7 @@ SHARD, TURNS, SAMPLES = "shard", "conversation", "samples"
 BRIEF = "Answer the question using a single word or phrase."
 """What LLaVA-1.5 puts behind a question that has a short answer (Liu et al. 2024, section 3.3)."""
 KINDS: tuple[Kind, ...] = (
-    "question", "count", "colour", "relation", "verify", "place", "reading", "reasoning", "description",
+    "medium", "question", "count", "colour", "relation", "verify", "place", "reading", "reasoning", "description",
 )  # fmt: skip
 """In the order in which they are asked: what is told early must not give away what is asked later. Who asks for the
 colour names a number (`is the star`), who asks what stands where names both, and two places say what is left of what.
@@ -182,7 +182,7 @@ class Conversations(Writing):
     apart: bool = False
     """For trainings that read turns apart (`data.texts.turns=apart`): what another turn tells is asked, too, and how
     two labels of boxes lie to each other in all ways that `kinds` has."""
-    revision: ClassVar[int] = 9
+    revision: ClassVar[int] = 10
     promise: ClassVar[Promise] = "pure"
 
     def open(self, device: Device) -> Writer:

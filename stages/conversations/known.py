@@ -39,6 +39,10 @@ class Known:
         """Of all that have the colour, backgrounds among them."""
         return {thing.name for said in self._captions for thing in said.things if thing.colour == colour}
 
+    def media(self) -> set[str]:
+        """What kinds of picture it is said to be."""
+        return {said.medium for said in self._captions if said.medium is not None}
+
     def relations(self, one: Thing, other: Thing) -> set[str]:
         """How the one stands to the other, also as told from the other's side."""
         ends = (one.name, one.colour), (other.name, other.colour)

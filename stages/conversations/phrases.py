@@ -88,6 +88,18 @@ QUOTED = re.compile(
     r"[\"“]([^\"“”]{1,80})[\"”]",
     re.IGNORECASE,
 )
+MEDIA = {"photo": "photograph"} | {name: name for name in (
+    "photograph", "painting", "drawing", "sketch", "engraving", "illustration", "cartoon", "diagram", "graph", "chart",
+    "map", "screenshot", "micrograph",
+)}  # fmt: skip
+"""What a picture is, as captions begin -> as it is asked for."""
+MEDIUM = re.compile(
+    r"(?:\([a-z]\) ?)?(?:this is )?(?:([a-z0-9'-]+) )?(?:([a-z0-9'-]+) )?(?:([a-z0-9'-]+) )?"
+    rf"({'|'.join(MEDIA)})s?(?: \(?[a-z]\)?)?,? "
+    r"(?:of|showing|depicting|illustrating|comparing|with|titled|labell?ed|in which|(?:is|are) (?:shown|titled|labell?ed)"
+    r"|(?:show|depict|illustrate|compare|display|represent|include|contain|capture|define)s?|ha(?:s|ve)|consists? of)\b"
+)
+"""Up to three words that may begin a caption, what the picture is, and what goes on to its content."""
 BROKEN_OFF = ("…", "...")
 """Follows a word of which perhaps only the half is there."""
 WORD = re.compile(r"[a-z0-9]+(?:['-][a-z0-9]+)*|[,.;:!?()\"“”]")
@@ -131,6 +143,8 @@ class Said:
     things: tuple[Thing, ...] = ()
     relations: tuple[Relation, ...] = ()
     readings: tuple[str, ...] = ()
+    medium: str | None = None
+    """What kind of picture it is, where the caption begins with that."""
 
 
 def said_by(caption: str) -> Said:
@@ -143,7 +157,16 @@ def said_by(caption: str) -> Said:
         if words in RELATIONS and not {one.name, other.name} & GROUNDS and one.shown != other.shown:
             relations.append(Relation(one, words, other))
     quoted = tuple(match[1].strip(" ,;:") for match in QUOTED.finditer(caption))
-    return Said(tuple(thing for thing, _, _ in found), tuple(relations), quoted)
+    return Said(tuple(thing for thing, _, _ in found), tuple(relations), quoted, _medium(caption.lower()))
+
+
+def _medium(text: str) -> str | None:
+    found = MEDIUM.match(text)
+    if found is None:
+        return None
+    first, *between, medium = found.groups()
+    begins = first not in ENDS - ARTICLES - VAGUE - {"this"}
+    return MEDIA[medium] if begins and ENDS.isdisjoint(between) else None  # `a man with a map of` is none
 
 
 def _things(text: str) -> Iterator[tuple[Thing, int, int]]:

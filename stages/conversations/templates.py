@@ -84,6 +84,9 @@ def _of_caption(
     for text in said.readings:
         question = dice.choice(("What is written in the image?", "What does the text say?", "What can be read here?"))
         yield ("reading", frozenset((text.lower(),))), ("reading", question, text)
+    if "medium" in kinds and said.medium is not None and known.media() == {said.medium}:
+        question = dice.choice(("What kind of picture is this?", "What kind of image is this?"))
+        yield ("medium", frozenset((said.medium,))), ("medium", question, said.medium)
     yield from ((None, asked) for asked in _reasoned([thing for thing in unseen if known.meant(thing)], dice))
 
 

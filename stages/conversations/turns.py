@@ -10,8 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["description", "question", "count", "colour", "relation", "verify", "place", "reading", "reasoning"]
-"""`verify` asks whether a relation holds, yes or no (so called in GQA, Hudson and Manning 2019)."""
+Kind = Literal[
+    "description", "medium", "question", "count", "colour", "relation", "verify", "place", "reading", "reasoning"
+]
+"""`medium` asks what kind of picture it is, a photograph or a diagram; `verify` whether a relation holds, yes or no (so
+called in GQA, Hudson and Manning 2019)."""
 Asked = tuple[Kind, str, str]
 """Kind, question and answer."""
 TEMPLATE = "template"

@@ -85,7 +85,7 @@ def measure(samples: int = SAMPLES) -> list[Figure]:
     return [Figure("the whole path", took_s, "s", note=note), *figures]
 
 
-def split() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def split(one_in: int = HELD_OUT) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The images that are held out, and the others: by a hash of their names."""
     entries = []
     for of in SETS:
@@ -93,7 +93,7 @@ def split() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
             entry = json.loads(line)
             if entry.get("captions"):
                 entries.append({"path": f"{of}/{entry['file']}", "captions": entry["captions"]})
-    chosen = [int(sha256(entry["path"].encode()).hexdigest(), 16) % HELD_OUT == 0 for entry in entries]
+    chosen = [int(sha256(entry["path"].encode()).hexdigest(), 16) % one_in == 0 for entry in entries]
     held = [entry for entry, yes in zip(entries, chosen, strict=True) if yes]
     return held, [entry for entry, yes in zip(entries, chosen, strict=True) if not yes]
 

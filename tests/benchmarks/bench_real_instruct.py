@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.bench_real_instruct 9600      # samples seen by LLaVA
 
-A tenth of the figures, chosen by their names, is held out: the questions that rules ask of their captions are asked of
-the model, beside shuffled images and the best guess. 800 figures teach no model to see; what is shown is that every
-step works on real input, and what comes out.
+A fifth of the figures, chosen by their names, is held out: the questions that rules ask of their captions are asked of
+the model, beside shuffled images and the best guess. 650 figures teach it what kind of picture one is, and neither to
+count nor to read words of a few pixels.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from tests.benchmarks.bench_real_clip import SHARED, split
 from tests.benchmarks.figures import Figure
 
 SAMPLES = 9600
-SHORT: tuple[Kind, ...] = ("colour", "count", "relation", "verify", "place", "reading")
+HELD_OUT = 5
+"""One figure in so many is asked about and not learnt from."""
+SHORT: tuple[Kind, ...] = ("medium", "colour", "count", "relation", "verify", "place", "reading")
 """Kinds of questions that are answered in a word or two."""
 TEXT = """
 dag: real_instruct
@@ -97,8 +99,8 @@ def measure(samples: int = SAMPLES) -> list[Figure]:
         return [Figure("questions about real figures", None, "%", note=f"not run: no {SHARED}")]
     with tempfile.TemporaryDirectory(prefix="sluice-real-") as name, Folder(SHARED) as web:
         folder = Path(name)
-        held, others = ([one for one in found if one["path"].startswith("openstax")] for found in split())
-        asked = write_questions(folder / "held_out", held)
+        held, others = ([one for one in found if one["path"].startswith("openstax")] for found in split(HELD_OUT))
+        write_questions(folder / "held_out", held)
         rows = [{"url": web.url(entry["path"]), "alt": caption} for entry in others for caption in entry["captions"]]
         pq.write_table(pa.Table.from_pylist(rows), folder / "urls.parquet")
         port = re.findall(r":(\d+)", web.url("x"))[0]
@@ -111,21 +113,21 @@ def measure(samples: int = SAMPLES) -> list[Figure]:
         scores = {row["metric"]: row for row in catalog.sql("FROM answers").to_pylist()}
     told = ", ".join(f"{row['n']:,} {row['verdict']}" for row in turns)
     note = f"turns: {told}; loss {losses[0].as_py():.2f} to {losses[-1].as_py():.2f}"
-    row, blind = scores["vqa_accuracy"], scores["vqa_accuracy_shuffled"]
-    about = f"{asked} questions; shuffled {100 * blind['value']:.1f}, best guess {100 * row['chance']:.1f}"
-    return [
-        Figure("the whole path", took_s, "s", note=note),
-        Figure("VQA accuracy, held out", 100 * row["value"], "%", note=about),
-    ]
+    figures = [Figure("the whole path", took_s, "s", note=note)]
+    for metric in ("vqa_accuracy", *(f"vqa_accuracy/{kind}" for kind in SHORT)):
+        if metric in scores:
+            row, blind = scores[metric], scores[f"{metric}_shuffled"]
+            about = f"{row['samples']} questions; shuffled {100 * blind['value']:.1f}, best guess {100 * row['chance']:.1f}"
+            figures.append(Figure(metric.replace("_", " ").replace("vqa", "VQA"), 100 * row["value"], "%", note=about))
+    return figures
 
 
-def write_questions(folder: Path, entries: list[dict[str, Any]]) -> int:
-    """A set of what rules ask of captions, in shards; how many questions."""
+def write_questions(folder: Path, entries: list[dict[str, Any]]) -> None:
+    """A set of what rules ask of captions, in shards."""
     (folder / "test").mkdir(parents=True)
     (folder / "dataset_type.txt").write_text("vqa")
     (folder / "vqa_prompt.txt").write_text("{question}")
     (folder / "test" / "nshards.txt").write_text("1")
-    count = 0
     with tarfile.open(folder / "test" / "0.tar", "w") as tar:
         for number, entry in enumerate(entries):
             captions = [{"text": text} for text in entry["captions"]]
@@ -139,8 +141,6 @@ def write_questions(folder: Path, entries: list[dict[str, Any]]) -> int:
                 info = tarfile.TarInfo(f"{number:04d}.{suffix}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
-            count += len(said)
-    return count
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 from stages.conversations.conversations import KINDS
 from stages.conversations.phrases import plural, said_by, singular
 from stages.conversations.templates import turns_of
+from stages.conversations.turns import Kind
 
 
 def things(caption: str) -> list[tuple[str, int | None, str | None, str | None]]:
@@ -54,6 +55,41 @@ def test_a_relation_is_between_two_neighbouring_things(caption: str, words: str 
     assert [relation.words for relation in found] == ([] if words is None else [words])
     for relation in found:
         assert (relation.one.name, relation.other.name) == ("star", "box")
+
+
+@pytest.mark.parametrize(
+    ("caption", "medium"),
+    [
+        ("A photo of a dog", "photograph"),
+        ("(a) Photograph B shows two people.", "photograph"),
+        ("Three photographs show groups of people.", "photograph"),
+        ("This is a black and white photo of a dog", None),  # more words before it than may be
+        ("A bar graph is titled “Percent”.", "graph"),
+        ("The frequency graph shows how often", "graph"),
+        ("Stock vector illustration with trees", "illustration"),
+        ("A map of the world", "map"),
+        ("A painting, which is old", None),
+        ("A man holds a map of the city", None),
+        ("In a photo of the year a dog", None),
+        ("A man with photos of his dog", None),
+        ("photos", None),
+        ("photography of dogs", None),
+    ],
+)
+def test_what_a_caption_begins_with_is_what_kind_of_picture_it_is(caption: str, medium: str | None) -> None:
+    assert said_by(caption).medium == medium
+
+
+def test_what_kind_of_picture_it_is_is_asked_once_where_captions_agree_and_it_is_wanted() -> None:
+    def asked(*texts: str, kinds: tuple[Kind, ...] = ("medium",)) -> list[tuple[str, str, str | None]]:
+        turns = turns_of([{"text": text} for text in texts], [], Random(0), kinds)
+        return [(turn.kind, turn.answer, turn.verdict) for turn in turns]
+
+    one = ("medium", "photograph")
+    assert asked("A photo of a dog", "a big dog") == [(*one, None)]
+    assert asked("A photo of a dog", "A photograph shows a dog") == [(*one, None), (*one, "duplicate")]
+    assert asked("A photo of a dog", "A drawing of a dog") == []
+    assert asked("A photo of a dog", kinds=("colour",)) == []
 
 
 def test_what_is_in_quotes_can_be_read_where_the_caption_says_so() -> None:

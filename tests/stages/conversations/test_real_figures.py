@@ -30,3 +30,4 @@ def test_every_figure_gets_a_description_and_many_a_question(shared_data: Path) 
     assert kinds["count"] > 100
     assert kinds["colour"] + kinds["question"] > 60, "of a colour, or of what has it"
     assert kinds["colour"] > 25
+    assert kinds["medium"] > 280, "what kind of picture it is"
