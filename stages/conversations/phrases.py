@@ -96,7 +96,7 @@ MEDIA = {"photo": "photograph"} | {name: name for name in (
 MEDIUM = re.compile(
     r"(?:\([a-z]\) ?)?(?:this is )?(?:([a-z0-9'-]+) )?(?:([a-z0-9'-]+) )?(?:([a-z0-9'-]+) )?"
     rf"({'|'.join(MEDIA)})s?(?: \(?[a-z]\)?)?,? "
-    r"(?:of|showing|depicting|illustrating|comparing|with|titled|labell?ed|in which|(?:is|are) (?:shown|titled|labell?ed)"
+    r"(?:of|showing|depicting|illustrating|comparing|with|in which|(?:(?:is|are) )?(?:titled|labell?ed|shown)"
     r"|(?:show|depict|illustrate|compare|display|represent|include|contain|capture|define)s?|ha(?:s|ve)|consists? of)\b"
 )
 """Up to three words that may begin a caption, what the picture is, and what goes on to its content."""

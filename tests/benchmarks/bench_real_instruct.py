@@ -117,7 +117,8 @@ def measure(samples: int = SAMPLES) -> list[Figure]:
     for metric in ("vqa_accuracy", *(f"vqa_accuracy/{kind}" for kind in SHORT)):
         if metric in scores:
             row, blind = scores[metric], scores[f"{metric}_shuffled"]
-            about = f"{row['samples']} questions; shuffled {100 * blind['value']:.1f}, best guess {100 * row['chance']:.1f}"
+            beside = f"shuffled {100 * blind['value']:.1f}, best guess {100 * row['chance']:.1f}"
+            about = f"± {100 * row['standard_error']:.1f} of {row['samples']} questions; {beside}"
             figures.append(Figure(metric.replace("_", " ").replace("vqa", "VQA"), 100 * row["value"], "%", note=about))
     return figures
 
