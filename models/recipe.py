@@ -270,6 +270,9 @@ class Parallel(Part):
     """Samples that a process works on at once; more than that are accumulated."""
     checkpoint_activations: bool = False
     compile: bool = False
+    decoders: int = Field(default=0, ge=0)
+    """Processes that read and decode for each that trains; 0: threads of its own, which wait for each other from about
+    four cores on."""
 
 
 class Recipe(Part):

@@ -19,8 +19,8 @@ import models.without_torchvision  # isort: skip  # noqa: F401
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from models.data.chat import IMAGE, ChatTemplate, TemplateMismatch, Turn
+from models.data.collate import Collate
 from models.data.images import images_of
-from models.data.loader import Collate
 from models.data.order import Order
 from models.data.pairs import LEARNT_FROM, LONGEST, captions_of, document_of, drawn
 from models.data.rounds import Tree, apart, whole

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from models.data.collate import Collate
 from models.data.images import RATIOS, Pixels, decoded, image_of, opened, random_box, resized
-from models.data.loader import Collate
 from models.data.shards import Damaged, Sample
 from models.recipe import Crops, Data, Images
 from models.trainable import Batch

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from models.data import sentence_pairs, texts
 from models.data.chat import ready_to_chat
+from models.data.collate import Collate
 from models.data.conversations import Conversations, conversation_tokenizer
 from models.data.crops import ManyCrops
 from models.data.labelled import Labelled
-from models.data.loader import Collate
 from models.data.pairs import Pairs, tokenizer_for
 from models.data.sentence_pairs import SentencePairs
 from models.data.shards import Samples

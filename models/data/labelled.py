@@ -7,8 +7,8 @@ from random import Random
 
 import torch
 
+from models.data.collate import Collate
 from models.data.images import training_pixels
-from models.data.loader import Collate
 from models.data.pairs import document_of
 from models.data.shards import Damaged, Sample
 from models.recipe import Data, Labels

@@ -16,8 +16,9 @@ import torch
 import models.without_torchvision  # isort: skip  # noqa: F401
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from models.data.collate import Collate
 from models.data.images import image_of, training_pixels
-from models.data.loader import Collate, Loader
+from models.data.loader import Loader
 from models.data.order import Order
 from models.data.phases import PhasedOrder, Places
 from models.data.shards import Damaged, DataError, Sample, Samples

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from models.data.loader import Collate
+from models.data.collate import Collate
 from models.data.masking import SHARE, Masked, Masking
 from models.data.pairs import tokenizer_for
 from models.data.shards import Damaged, Sample, Samples

@@ -39,6 +39,10 @@ class Damaged(ValueError):
         super().__init__(f"{key}: {reason}" + (f": {detail}" if detail else ""))
         self.reason = reason
         self.key = key
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type[Damaged], tuple[str, str, str]]:
+        return Damaged, (self.reason, self.key, self.detail)
 
 
 class Unreachable(OSError):
@@ -52,7 +56,8 @@ class Sample(NamedTuple):
 
 
 class Samples(Sequence[Sample]):
-    """All samples of some tars, in the order of the tars. Threads may share one."""
+    """All samples of some tars, in the order of the tars. Threads may share one; another process gets a copy of the
+    index, and opens the tars itself."""
 
     def __init__(self, fs: Any, index: Index) -> None:
         self._fs = fs
@@ -78,6 +83,9 @@ class Samples(Sequence[Sample]):
             told = "; ".join(f"{tar}: {fault}" for tar, fault in list(made.faults.items())[:1])
             raise DataError(f"{where!r} holds no sample; expected WebDataset shards" + (f" ({told})" if told else ""))
         return cls(fs, made)
+
+    def __reduce__(self) -> tuple[type[Samples], tuple[Any, Index]]:
+        return Samples, (self._fs, self._index)
 
     @property
     def faults(self) -> dict[str, str]:

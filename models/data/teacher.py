@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from models.data.collate import Collate
 from models.data.images import image_of, training_pixels
-from models.data.loader import Collate
 from models.data.pairs import Pair, Pairs, cleaned, document_of, image_id, listed_in
 from models.data.shards import Damaged, Sample
 from models.recipe import Data

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
-from models.data.loader import Collate
+from models.data.collate import Collate
 from models.data.pairs import captions_of, drawn, tokenizer_for
 from models.data.shards import Damaged, Sample, Samples
 from models.data.tokenizer import WRITTEN_ON, Tokens

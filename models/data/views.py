@@ -11,9 +11,9 @@ from random import Random
 
 from transformers import PreTrainedTokenizerBase
 
+from models.data.collate import Collate
 from models.data.crops import SMALL, cut, side_of_whole, view, whole
 from models.data.images import image_of
-from models.data.loader import Collate
 from models.data.pairs import Pair, Pairs, captions_of, drawn, image_id
 from models.data.shards import Sample
 from models.recipe import Data

@@ -67,7 +67,10 @@ class Shards(Source):
 
     def open(self, start: int) -> Loader:
         rank, world, pin = self._place.rank, self._place.world, self._place.device.type == "cuda"
-        return loader.Loader(self._sets, self._order, self._collate, self._recipe.batch, rank, world, start, None, pin)
+        recipe, decoders = self._recipe, self._recipe.parallel.decoders
+        return loader.Loader(
+            self._sets, self._order, self._collate, recipe.batch, rank, world, start, pin=pin, decoders=decoders
+        )
 
     def content(self) -> dict[str, Any]:
         return {name: samples.content() for name, samples in self._sets.items()}

@@ -23,8 +23,9 @@ from typing import Any
 
 import torch
 
+from models.data.collate import Collate
 from models.data.images import training_pixels
-from models.data.loader import Collate, Loader
+from models.data.loader import Loader
 from models.data.order import Order
 from models.data.pairs import Pair, Pairs, captions_of, drawn, image_id
 from models.data.shards import Sample, Samples

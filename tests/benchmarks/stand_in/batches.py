@@ -11,7 +11,8 @@ import torch
 
 from infra.miniweb.captions import Caption, caption
 from infra.miniweb.scenes import Scene
-from models.data.loader import Collate, Loader
+from models.data.collate import Collate
+from models.data.loader import Loader
 from models.data.order import Order
 from models.train.source import Source
 from models.trainable import Batch

@@ -14,8 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.data.loader import ATTEMPTS, Collate, Loader
+from models.data.collate import Collate
+from models.data.loader import Loader
 from models.data.order import Order, dice
+from models.data.rows import ATTEMPTS
 from models.data.shards import Damaged, DataError, Sample, Samples
 from models.trainable import Batch
 from tests.models.data.tars_made import pair, shards, tar_of
