@@ -82,7 +82,7 @@ class TemplateMismatch(ValueError):
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer. Threads may share one."""
+    """The chat template of a tokenizer. Threads may share one; another process makes its own."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raises `DataError` where the template cannot be learnt from."""
@@ -107,6 +107,9 @@ class ChatTemplate:
         self.listed = False
         self._first: list[int] = []
         self._settle()
+
+    def __reduce__(self) -> tuple[type[ChatTemplate], tuple[PreTrainedTokenizerBase]]:
+        return ChatTemplate, (self._tokenizer,)  # a cache is of one process
 
     def _settle(self) -> None:
         """Find out whether texts are given as they are or in lists of parts, by a conversation of two rounds."""

@@ -25,7 +25,7 @@ from models.data.rows import Made, Processes, Some, Threads
 from models.data.shards import DataError, Samples
 from models.trainable import Batch
 
-AHEAD = 2048
+AHEAD = 1024
 """Samples that are decoded ahead, about; two batches at least, `BATCHES` at most."""
 BATCHES = 16
 TOGETHER = 64

@@ -65,7 +65,8 @@ class Shared(Recycled):
 
     def _fresh(self, nbytes: int) -> np.ndarray:
         memory = _Memory(create=True, size=max(1, nbytes))
-        block = np.ndarray(nbytes, np.uint8, memory.buf)
+        assert memory.buf is not None
+        block = np.frombuffer(memory.buf, np.uint8, nbytes)  # not `np.ndarray`, which would not keep it mapped
         self._memories[block.ctypes.data] = memory
         return block
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -36,6 +38,17 @@ def row(tokenizer: Any, members: talks.Members, kind: str = "llava", **texts: An
     data = talks.recipe(kind).data
     data = data.model_copy(update={"texts": data.texts.model_copy(update=texts)})
     return Conversations(data, tokenizer).row(talks.sample(members), Random(0), {}, 0)
+
+
+def test_other_processes_make_the_same_batches(folders: dict[str, str], tokenizer: Any) -> None:
+    found = []
+    for decoders in (0, 1):
+        recipe = talks.recipe(parallel={"decoders": decoders})
+        with closing(Shards(recipe, folders, Place.here(), tokenizer).open(0)) as loader:
+            found.append(list(islice(loader, 3)))
+    for threads, processes in zip(*found, strict=True):
+        assert threads.keys() == processes.keys()
+        assert all(torch.equal(threads[key], processes[key]) for key in threads)
 
 
 def test_images_stand_where_a_human_says_so(tokenizer: Any) -> None:

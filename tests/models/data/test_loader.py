@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -9,12 +13,16 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
+import psutil
 import pytest
 import torch
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.data.collate import Collate
+from models.data.index import index, listed
 from models.data.loader import Loader
 from models.data.order import Order, dice
 from models.data.rows import ATTEMPTS
@@ -298,3 +306,92 @@ def test_reading_waits_for_a_store_in_many_threads_while_few_decode(
 def test_a_rank_without_samples_is_refused(sets: dict[str, Samples], rank: int, world: int, batch: int) -> None:
     with pytest.raises(DataError, match=f"rank {rank} of {world}, batch of {batch}|rank {rank} of {world} processes"):
         Loader(sets, order_of(sets), Numbers(), batch, rank, world)
+
+
+# -- in processes ------------------------------------------------------------------------------------------------------
+
+
+def test_processes_see_the_same_as_threads_and_say_what_they_skipped(sets: dict[str, Samples]) -> None:
+    found = []
+    for decoders in (0, 2):
+        with Loader(sets, order_of(sets), Numbers((3, 8, 101)), 12, decoders=decoders) as loader:
+            rows = [{name: column.tolist() for name, column in each.items()} for each in islice(loader, 4)]
+            found.append((rows, loader.skipped, sorted(loader.named)))
+    assert found[0] == found[1]
+    assert found[0][1]["spoilt"] > 0
+
+
+def test_what_a_process_made_stays_while_somebody_holds_it_and_is_gone_then(sets: dict[str, Samples]) -> None:
+    def lying() -> set[str]:
+        return {path.name for path in Path("/dev/shm").glob("psm_*")}
+
+    before = lying()
+    with Loader(sets, order_of(sets), Numbers(), 12, decoders=1) as loader:
+        first = next(loader)
+        for _ in range(20):
+            next(loader)
+        assert torch.equal(first["again"][:, 0], first["number"])
+        assert lying() > before
+    assert lying() == before
+    assert torch.equal(first["again"][:, 0], first["number"])
+
+
+def test_of_a_store_a_process_reads_many_samples_at_once(tmp_path: Path) -> None:
+    local = Samples.open(shards(tmp_path / "set", range(30), per_shard=30))
+    fs = DirFileSystem(str(tmp_path), LocalFileSystem())
+    samples = Samples(fs, index(fs, listed(fs, ["set"])))
+    assert samples.remote
+    assert len(samples) == len(local)
+    order = Order({"a": 30}, {"a": 1}, 0)
+    found = []
+    for one, decoders in ((local, 0), (samples, 2)):
+        with Loader({"a": one}, order, Numbers((3, 8)), 12, decoders=decoders) as loader:
+            found.append([each["number"].tolist() for each in islice(loader, 4)])
+    assert found[0] == found[1]
+
+
+def test_a_decoder_that_was_killed_is_told_with_its_remedy(sets: dict[str, Samples]) -> None:
+    told = r"^a process that decodes was killed.*`parallel.decoders`, or 0$"
+    with Loader(sets, order_of(sets), Fatal(), 12, decoders=1) as loader, pytest.raises(DataError, match=told):
+        next(loader)
+
+
+class Fatal(Numbers):
+    def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Row:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def test_an_error_in_a_process_reaches_the_trainer(sets: dict[str, Samples]) -> None:
+    told, none = f"^mixture.big: none of {ATTEMPTS} samples tried for place", Numbers(range(37))
+    with Loader(sets, order_of(sets), none, 12, decoders=1) as loader, pytest.raises(DataError, match=told):
+        next(loader)
+
+
+TRAINING = """
+import sys, time
+from models.data.loader import Loader
+from models.data.order import Order
+from models.data.shards import Samples
+from tests.models.data.test_loader import Numbers
+
+if __name__ == "__main__":
+    samples = Samples.open(sys.argv[1])
+    loader = Loader({"a": samples}, Order({"a": len(samples)}, {"a": 1}, 0), Numbers(), 4, decoders=2)
+    next(loader)
+    print(*loader._makers._pool._processes, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_where_the_trainer_is_killed_its_decoders_end(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "set", range(30), per_shard=30)
+    (tmp_path / "training.py").write_text(TRAINING)
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
+    command = [sys.executable, str(tmp_path / "training.py"), str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as training:
+        assert training.stdout is not None
+        decoders = [psutil.Process(int(pid)) for pid in training.stdout.readline().split()]
+        assert len(decoders) == 2
+        training.kill()
+    assert psutil.wait_procs(decoders, timeout=20)[1] == []

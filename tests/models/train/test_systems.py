@@ -8,7 +8,9 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -33,6 +35,8 @@ from models.evaluate.probes import nearest_neighbours
 from models.recipe import Recipe, RecipeError
 from models.towers.image_encoder import ImageEncoder
 from models.train.loop import Trained, train
+from models.train.parallel import Place
+from models.train.source import Shards
 from tests.models.data.tars_made import tar_of
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200), "grey": (120, 120, 120)}
@@ -160,6 +164,21 @@ def test_a_training_that_stopped_in_between_ends_the_same_to_the_bit(
     assert curve(out) == curve(trained(name))
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (out, trained(name))]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("name", SMALLER)
+def test_other_processes_make_the_same_batches(name: str, shards: Path) -> None:
+    tokenizer, found = None, []
+    for decoders in (0, 1):
+        settings = [*SMALLER[name], f"batch={BATCH}", f"parallel.decoders={decoders}"]
+        recipe = Recipe.load(name, tiny=True, overrides=settings)
+        source = Shards(recipe, {"shards": str(shards)}, Place.here(), tokenizer)
+        tokenizer = source.tokenizer
+        with closing(source.open(0)) as loader:
+            found.append(list(islice(loader, 3)))
+    for threads, processes in zip(*found, strict=True):
+        assert threads.keys() == processes.keys()
+        assert all(torch.equal(threads[key], processes[key]) for key in threads)
 
 
 @pytest.mark.parametrize("name", ALONE)
