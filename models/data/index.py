@@ -3,7 +3,7 @@
 The shards that sluice writes have an index already: Parquet, which a node's generation names together with the tars.
 Other tools' tars are scanned, header by header, and remote ones are read through once for that. What took long to make
 is kept in `~/.cache/sluice/indexes` (`XDG_CACHE_HOME`) as long as no tar changes, and is mapped into memory from there
-by all processes of a machine: 16 bytes a sample, once.
+by all processes that train on a machine: 16 bytes a sample, once. Processes that decode for them get copies.
 """
 
 from __future__ import annotations

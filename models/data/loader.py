@@ -21,15 +21,13 @@ import torch
 
 from models.data.collate import Collate, Row
 from models.data.phases import Places
-from models.data.rows import Made, Processes, Some, Threads
+from models.data.rows import DecoderDied, Made, Processes, Some, Threads
 from models.data.shards import DataError, Samples
 from models.trainable import Batch
 
 AHEAD = 1024
 """Samples that are decoded ahead, about; two batches at least, `BATCHES` at most."""
 BATCHES = 16
-TOGETHER = 64
-"""Samples that a thread works on before it looks for others, at most."""
 NAMED = 100
 """Damaged samples that are named, at most; all are counted."""
 log = logging.getLogger(__name__)
@@ -82,8 +80,7 @@ class Loader(Iterator[Batch], Generic[Row]):
         self._last = ThreadPoolExecutor(1, "loader-batch")
         rows = self._slice[1] - self._slice[0]
         self._depth = min(max(2, AHEAD // rows), BATCHES)
-        share = rows * self._depth // (4 * self._makers.count)
-        self._together = 1 if self._makers.remote else max(1, min(TOGETHER, share))
+        self._together = max(1, min(self._makers.together, rows * self._depth // (4 * self._makers.count)))
         self._next = start
         self._coming: deque[tuple[Future[Batch], list[Future[Made]]]] = deque()
         for name in order.names if rank == 0 else ():  # which all processes see
@@ -91,16 +88,13 @@ class Loader(Iterator[Batch], Generic[Row]):
                 self._count("damaged tar", f"{name}/{tar}: {fault}")
 
     def __next__(self) -> Batch:
-        while len(self._coming) < self._depth:
-            self._begin()
-        coming, parts = self._coming.popleft()
         try:
+            while len(self._coming) < self._depth:
+                self._begin()
+            coming, parts = self._coming.popleft()
             batch = coming.result()
-        except BrokenExecutor:
-            raise DataError(
-                "a process that decodes was killed, by the system where memory ran out; take fewer "
-                "`parallel.decoders`, or 0"
-            ) from None
+        except BrokenExecutor as error:
+            raise DecoderDied from error
         for part in parts:
             for damaged in part.result().skipped:
                 self._count(damaged.reason, str(damaged))
@@ -108,9 +102,10 @@ class Loader(Iterator[Batch], Generic[Row]):
         return batch
 
     def close(self) -> None:
-        """Stop the threads or processes; what they work on at the moment is finished."""
+        """Stop the threads or processes; the samples that they work on at the moment are finished."""
         self._makers.close()
         self._last.shutdown(cancel_futures=True)
+        self._coming.clear()
 
     def __enter__(self) -> Self:
         return self

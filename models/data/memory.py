@@ -7,11 +7,11 @@ takes to decode one.
 from __future__ import annotations
 
 import math
+import os
 import weakref
-from collections import defaultdict, deque
-from contextlib import suppress
+from collections import deque
 from functools import cache
-from multiprocessing.shared_memory import SharedMemory
+from mmap import mmap
 from typing import NamedTuple
 
 import numpy as np
@@ -22,67 +22,75 @@ class Recycled:
     """Threads may share one."""
 
     def __init__(self) -> None:
-        self._free: defaultdict[int, deque[np.ndarray]] = defaultdict(deque)
+        self._free: dict[int, deque[np.ndarray]] = {}
 
     def empty(self, *shape: int) -> torch.Tensor:
         """uint8 of that shape, with whatever was there before. It is free again when the last view of it is gone."""
-        free = self._free[math.prod(shape)]
+        free = self._free.setdefault(math.prod(shape), deque())
         try:
             block = free.pop()
         except IndexError:
             block = self._fresh(math.prod(shape))
         held = block.view()  # which every tensor over it holds, and nothing else does
-        weakref.finalize(held, free.append, block).atexit = False
+        weakref.finalize(held, _given_back, self._free, block).atexit = False
         return torch.from_numpy(held).view(shape)
 
     def _fresh(self, nbytes: int) -> np.ndarray:
         return np.empty(nbytes, np.uint8)
 
 
-class Block(NamedTuple):
-    """Memory as another process finds it."""
+def _given_back(free: dict[int, deque[np.ndarray]], block: np.ndarray) -> None:
+    if block.nbytes in free:  # not where all was closed
+        free[block.nbytes].append(block)
 
-    name: str
+
+class Block(NamedTuple):
+    """Memory as another process of the same user finds it."""
+
+    place: str
     shape: tuple[int, ...]
 
 
 class Shared(Recycled):
-    """The same, of which other processes can write to what is lent to them by its name."""
+    """The same, of which other processes can write to what is lent to them. Linux only.
+
+    Files without a name: nothing stays behind, however a process ends, and no `/dev/shm` is too small.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._memories: dict[int, SharedMemory] = {}
+        self._descriptors: dict[int, int] = {}
+        self._close = weakref.finalize(self, _closed, self._descriptors)
 
     def block(self, rows: torch.Tensor) -> Block:
         """What `empty` gave, to be sent to `lent`."""
-        return Block(self._memories[rows.data_ptr()].name, tuple(rows.shape))
+        return Block(f"/proc/{os.getpid()}/fd/{self._descriptors[rows.data_ptr()]}", tuple(rows.shape))
 
     def close(self) -> None:
-        """No process can find it any more; tensors that somebody holds stay as they are."""
-        for memory in self._memories.values():
-            memory.unlink()
-        self._memories.clear()
+        """Nothing can be lent any more. Tensors that somebody holds stay as they are, and nothing else does."""
+        self._close()
+        self._free.clear()
 
     def _fresh(self, nbytes: int) -> np.ndarray:
-        memory = _Memory(create=True, size=max(1, nbytes))
-        assert memory.buf is not None
-        block = np.frombuffer(memory.buf, np.uint8, nbytes)  # not `np.ndarray`, which would not keep it mapped
-        self._memories[block.ctypes.data] = memory
+        descriptor = os.memfd_create("sluice-batch")
+        os.ftruncate(descriptor, max(1, nbytes))
+        block = np.frombuffer(mmap(descriptor, max(1, nbytes)), np.uint8, nbytes)
+        self._descriptors[block.ctypes.data] = descriptor
         return block
 
 
 def lent(block: Block) -> torch.Tensor:
     """uint8 over a block of another process."""
-    return torch.frombuffer(_opened(block.name).buf, dtype=torch.uint8)[: math.prod(block.shape)].view(block.shape)
+    return torch.frombuffer(_mapped(block.place), dtype=torch.uint8)[: math.prod(block.shape)].view(block.shape)
 
 
 @cache
-def _opened(name: str) -> SharedMemory:
+def _mapped(place: str) -> mmap:
     """Once a process: pages that are mapped anew are found anew, one by one."""
-    return _Memory(name)
+    with open(place, "r+b") as file:
+        return mmap(file.fileno(), 0)
 
 
-class _Memory(SharedMemory):
-    def __del__(self) -> None:
-        with suppress(BufferError):  # batches lie in it still; the system takes it back with the last of them
-            super().__del__()
+def _closed(descriptors: dict[int, int]) -> None:
+    while descriptors:
+        os.close(descriptors.popitem()[1])

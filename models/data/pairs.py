@@ -175,4 +175,5 @@ def open_pairs(
     sets = open_sets(recipe, folders)
     tokenizer = tokenizer if tokenizer is not None else tokenizer_for(recipe, sets)
     collate = Pairs(recipe.data, tokenizer)
-    return Loader(sets, order_of(recipe, sets), collate, recipe.batch, rank, world, start, threads, pin), tokenizer
+    order, decoders = order_of(recipe, sets), recipe.parallel.decoders
+    return Loader(sets, order, collate, recipe.batch, rank, world, start, threads, pin, decoders), tokenizer

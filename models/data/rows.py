@@ -7,12 +7,15 @@ the longer each waits for it. A process costs some seconds, and a copy of the in
 from __future__ import annotations
 
 import os
-import signal
 import threading
+import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import nullcontext
-from multiprocessing import get_context, parent_process
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for
 from random import Random
 from typing import Any, NamedTuple
 
@@ -22,13 +25,17 @@ from models.data.collate import Collate
 from models.data.memory import Block, Recycled, Shared, lent
 from models.data.order import dice
 from models.data.phases import Places
-from models.data.shards import Damaged, DataError, Samples
+from models.data.shards import Damaged, DataError, Samples, Unreachable
 from models.trainable import Batch
 
 ATTEMPTS = 100
 """Samples that are tried for one place. Where nine in ten are damaged, one place in 37,000 finds none."""
 REQUESTS = 32
 """Requests to a store at once."""
+TOGETHER = 64
+"""Samples that a thread works on before it looks for others, at most."""
+GRACE_S = 5.0
+"""What a process has to finish its sample."""
 Sets = Mapping[str, Samples]
 Room = dict[str, torch.Tensor]
 
@@ -62,6 +69,8 @@ class Threads:
         self.memory = Recycled()
         self.count = threads
         self.remote = any(sets[name].remote for name in order.names)
+        self.together = 1 if self.remote else TOGETHER
+        self.ending = threading.Event()
         # Only where more threads read than may decode; 2 us a sample of the 30 that one costs undecoded.
         cores = threading.Semaphore(threads) if self.remote else nullcontext()
         self._sets, self._order, self._collate, self._cores = sets, order, collate, cores
@@ -72,11 +81,14 @@ class Threads:
         return self._pool.submit(self.make, some, room)
 
     def close(self) -> None:
+        self.ending.set()
         self._pool.shutdown(cancel_futures=True)
 
     def make(self, some: Some, room: Batch) -> Made:
         made, again = Made([], []), Random(0)  # seeded again for every sample
         for at, (whose, number) in enumerate(zip(some.sets, some.numbers, strict=True), some.start):
+            if self.ending.is_set():
+                raise CancelledError
             name = self._order.names[whose]
             made.rows.append(self._row(some.first + at, at, name, number, again, room, made.skipped))
         return made
@@ -100,24 +112,45 @@ class Threads:
 
 
 class Processes:
-    """The same by other processes, which write into memory that they share with this one."""
+    """The same by other processes, which write into memory that they share with this one. Linux only."""
 
     def __init__(self, sets: Sets, order: Places, collate: Collate[Any], processes: int):
+        if not hasattr(os, "memfd_create"):
+            raise DataError(f"parallel.decoders = {processes}: this system has no memory files as Linux has; take 0")
         self.memory = Shared()
         self.count = processes
-        self.remote = False  # a process reads what it was given at once, in threads of its own
+        self.together = TOGETHER
         context = get_context("forkserver")  # not a fork of this one, whose threads may hold locks
-        context.set_forkserver_preload([type(collate).__module__])  # imported once, for all
-        given = (sets, order, collate, -(-REQUESTS // processes))
+        context.set_forkserver_preload(["models.data.own_group", type(collate).__module__])
+        self._ending, self._open = context.Pipe(duplex=False)
+        given = (sets, order, collate, -(-REQUESTS // processes), self._ending)
         self._pool = ProcessPoolExecutor(processes, context, _begin, given)
         collate.meet(sets)
 
     def submit(self, some: Some, room: Room) -> Future[Made]:
-        return self._pool.submit(_make, some, {name: self.memory.block(rows) for name, rows in room.items()})
+        coming = self._pool.submit(_make, some, {name: self.memory.block(rows) for name, rows in room.items()})
+        coming.add_done_callback(partial(_hold, room))
+        return coming
 
     def close(self) -> None:
+        self._open.close()
         self._pool.shutdown(cancel_futures=True)
+        self._ending.close()
         self.memory.close()
+
+
+def _hold(room: Room, _: Future[Made]) -> None:
+    """What is called when it is done has the room until then: as long as it is written to, nobody else gets it."""
+
+
+class DecoderDied(Unreachable):
+    """A process that decodes ended by itself. Another one may not."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a process that decodes ended by itself: killed where memory ran out, or not even begun, for it imports "
+            'the script that trains, which needs `if __name__ == "__main__":`; take fewer `parallel.decoders`, or 0'
+        )
 
 
 # -- in such a process -------------------------------------------------------------------------------------------------
@@ -125,24 +158,31 @@ class Processes:
 _working: list[Threads] = []
 
 
-def _begin(sets: Sets, order: Places, collate: Collate[Any], requests: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of Ctrl-C, who started this one knows
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _begin(sets: Sets, order: Places, collate: Collate[Any], requests: int, ending: Connection) -> None:
     torch.set_num_threads(1)
-    _working.append(Threads(sets, order, collate, 1, requests))
+    threads = Threads(sets, order, collate, 1, requests)
+    threading.Thread(target=_end, args=(threads, ending), daemon=True).start()
+    _working.append(threads)
 
 
-def _end_with_parent() -> None:
-    """Where it was killed, nobody else ends this process."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
+def _end(threads: Threads, ending: Connection) -> None:
+    """When the trainer closed its end, or was killed: then nobody else ends this process."""
+    wait_for([ending])
+    threads.ending.set()
+    time.sleep(GRACE_S)
     os._exit(1)
 
 
 def _make(some: Some, blocks: Mapping[str, Block]) -> Made:
     threads, room = _working[0], {name: lent(block) for name, block in blocks.items()}
-    if not threads.remote:
-        return threads.make(some, room)
-    parts = [part.result() for part in [threads.submit(one, room) for one in some.each()]]
-    return Made([row for part in parts for row in part.rows], [one for part in parts for one in part.skipped])
+    try:
+        if not threads.remote:
+            return threads.make(some, room)
+        coming = [threads.submit(one, room) for one in some.each()]
+        wait(coming)  # all, for none may write there later
+        parts = [part.result() for part in coming]
+        return Made([row for part in parts for row in part.rows], [one for part in parts for one in part.skipped])
+    except (DataError, Unreachable):
+        raise
+    except Exception as error:  # of a class that may not come whole through a pipe
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error

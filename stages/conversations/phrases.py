@@ -93,13 +93,21 @@ MEDIA = {"photo": "photograph"} | {name: name for name in (
     "map", "screenshot", "micrograph",
 )}  # fmt: skip
 """What a picture is, as captions begin -> as it is asked for."""
+LOOKS = (
+    "black[- ]and[- ]white", "colou?r(?:ful|ed)?", "old", "vintage", "historical", "close-up", "aerial", "stock",
+    "vector", "oil", "pencil", "ink", "bar", "line", "pie", "flow", "frequency", "population", "scatter", "venn",
+    "world", "road", "concept", "political", "simple", "detailed", "framed", "famous", "modern", "abstract", "digital",
+    "line-art", "cross-sectional", "medical", "anatomical", "small", "large",
+)  # fmt: skip
+"""What may be said of a picture before it is named, as patterns. Other words may be who paints or holds it."""
 MEDIUM = re.compile(
-    r"(?:\([a-z]\) ?)?(?:this is )?(?:([a-z0-9'-]+) )?(?:([a-z0-9'-]+) )?(?:([a-z0-9'-]+) )?"
-    rf"({'|'.join(MEDIA)})s?(?: \(?[a-z]\)?)?,? "
-    r"(?:of|showing|depicting|illustrating|comparing|with|in which|(?:(?:is|are) )?(?:titled|labell?ed|shown)"
-    r"|(?:show|depict|illustrate|compare|display|represent|include|contain|capture|define)s?|ha(?:s|ve)|consists? of)\b"
+    r"(?:\([a-z]\) ?)?(?:this is )?(?:(?:an?|the|this|two|three|four|several|some) )?"
+    rf"(?:(?:{'|'.join(LOOKS)}) ){{0,2}}({'|'.join(MEDIA)})s?(?: \(?[a-z]\)?)?,? "
+    r"(?:of|showing|depicting|illustrating|comparing|in which|(?:(?:is|are) )?(?:titled|labell?ed|shown)"
+    r"|(?:show|depict|illustrate|compare|display|represent|include|contain|capture|define)s?|ha(?:s|ve)(?! been)"
+    r"|consists? of)\b"
 )
-"""Up to three words that may begin a caption, what the picture is, and what goes on to its content."""
+"""Nothing but looks before what the picture is, and then its content."""
 BROKEN_OFF = ("…", "...")
 """Follows a word of which perhaps only the half is there."""
 WORD = re.compile(r"[a-z0-9]+(?:['-][a-z0-9]+)*|[,.;:!?()\"“”]")
@@ -157,16 +165,9 @@ def said_by(caption: str) -> Said:
         if words in RELATIONS and not {one.name, other.name} & GROUNDS and one.shown != other.shown:
             relations.append(Relation(one, words, other))
     quoted = tuple(match[1].strip(" ,;:") for match in QUOTED.finditer(caption))
-    return Said(tuple(thing for thing, _, _ in found), tuple(relations), quoted, _medium(caption.lower()))
-
-
-def _medium(text: str) -> str | None:
-    found = MEDIUM.match(text)
-    if found is None:
-        return None
-    first, *between, medium = found.groups()
-    begins = first not in ENDS - ARTICLES - VAGUE - {"this"}
-    return MEDIA[medium] if begins and ENDS.isdisjoint(between) else None  # `a man with a map of` is none
+    medium = MEDIUM.match(caption.lower())
+    things = tuple(thing for thing, _, _ in found)
+    return Said(things, tuple(relations), quoted, None if medium is None else MEDIA[medium[1]])
 
 
 def _things(text: str) -> Iterator[tuple[Thing, int, int]]:

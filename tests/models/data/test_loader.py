@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from models.data.collate import Collate
 from models.data.index import index, listed
 from models.data.loader import Loader
 from models.data.order import Order, dice
-from models.data.rows import ATTEMPTS
+from models.data.rows import ATTEMPTS, DecoderDied, Processes, Some
 from models.data.shards import Damaged, DataError, Sample, Samples
 from models.trainable import Batch
 from tests.models.data.tars_made import pair, shards, tar_of
@@ -316,24 +317,50 @@ def test_processes_see_the_same_as_threads_and_say_what_they_skipped(sets: dict[
     for decoders in (0, 2):
         with Loader(sets, order_of(sets), Numbers((3, 8, 101)), 12, decoders=decoders) as loader:
             rows = [{name: column.tolist() for name, column in each.items()} for each in islice(loader, 4)]
-            found.append((rows, loader.skipped, sorted(loader.named)))
+            found.append((rows, loader.skipped, loader.named))
     assert found[0] == found[1]
     assert found[0][1]["spoilt"] > 0
 
 
 def test_what_a_process_made_stays_while_somebody_holds_it_and_is_gone_then(sets: dict[str, Samples]) -> None:
-    def lying() -> set[str]:
-        return {path.name for path in Path("/dev/shm").glob("psm_*")}
+    def held() -> int:
+        gc.collect()
+        opened = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.exists()]
+        return sum("memfd:sluice-batch" in name for name in opened)
 
-    before = lying()
     with Loader(sets, order_of(sets), Numbers(), 12, decoders=1) as loader:
         first = next(loader)
         for _ in range(20):
             next(loader)
+        assert 4 <= held() < 20, "two for each block, which are taken again"
         assert torch.equal(first["again"][:, 0], first["number"])
-        assert lying() > before
-    assert lying() == before
+    assert held() == 1
     assert torch.equal(first["again"][:, 0], first["number"])
+    del first
+    assert held() == 0
+
+
+def test_memory_is_nobody_elses_while_a_process_may_write_to_it(sets: dict[str, Samples]) -> None:
+    makers = Processes(sets, order_of(sets), Slow(), 1)
+    try:
+        room = {"again": makers.memory.empty(1, 1)}
+        place = room["again"].data_ptr()
+        coming = makers.submit(Some(0, 0, [0], [0]), room)
+        del room
+        gc.collect()
+        assert makers.memory.empty(1, 1).data_ptr() != place
+        coming.result()
+        del coming
+        gc.collect()
+        assert place in {makers.memory.empty(1, 1).data_ptr() for _ in range(1)}
+    finally:
+        makers.close()
+
+
+class Slow(Numbers):
+    def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Row:
+        time.sleep(0.5)
+        return super().row(sample, dice, room, at)
 
 
 def test_of_a_store_a_process_reads_many_samples_at_once(tmp_path: Path) -> None:
@@ -350,16 +377,54 @@ def test_of_a_store_a_process_reads_many_samples_at_once(tmp_path: Path) -> None
     assert found[0] == found[1]
 
 
-def test_a_decoder_that_was_killed_is_told_with_its_remedy(sets: dict[str, Samples]) -> None:
-    told = r"^a process that decodes was killed.*`parallel.decoders`, or 0$"
-    with Loader(sets, order_of(sets), Fatal(), 12, decoders=1) as loader, pytest.raises(DataError, match=told):
+DIED = r"^a process that decodes ended by itself.*`parallel.decoders`, or 0$"
+
+
+def test_a_decoder_that_never_began_is_told_with_its_remedy(sets: dict[str, Samples]) -> None:
+    with Loader(sets, order_of(sets), Fatal(), 12, decoders=1) as loader, pytest.raises(DecoderDied, match=DIED):
         next(loader)
+
+
+def test_a_decoder_that_is_killed_between_two_batches_is_told_too(sets: dict[str, Samples]) -> None:
+    with Loader(sets, order_of(sets), Numbers(), 12, decoders=1) as loader:
+        next(loader)
+        os.kill(decoders_of(loader)[0], signal.SIGKILL)
+        time.sleep(0.5)  # a step of the trainer
+        with pytest.raises(DecoderDied, match=DIED):
+            list(islice(loader, 40))
 
 
 class Fatal(Numbers):
     def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Row:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
+
+
+def decoders_of(loader: Loader[Row]) -> list[int]:
+    assert isinstance(loader._makers, Processes)
+    return list(loader._makers._pool._processes)
+
+
+def test_what_stops_the_trainers_group_does_not_stop_its_decoders(sets: dict[str, Samples]) -> None:
+    with Loader(sets, order_of(sets), Numbers(), 12, decoders=1) as loader:
+        next(loader)
+        assert [os.getpgid(decoder) == os.getpgrp() for decoder in decoders_of(loader)] == [False]
+
+
+def test_an_error_that_cannot_be_sent_is_told_in_words(sets: dict[str, Samples]) -> None:
+    told = pytest.raises(RuntimeError, match=r"^Odd: two")
+    with Loader(sets, order_of(sets), Wrong(), 12, decoders=1) as loader, told:
+        next(loader)
+
+
+class Odd(Exception):
+    def __init__(self, one: int, other: int) -> None:
+        super().__init__("two")
+
+
+class Wrong(Numbers):
+    def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Row:
+        raise Odd(1, 2)
 
 
 def test_an_error_in_a_process_reaches_the_trainer(sets: dict[str, Samples]) -> None:

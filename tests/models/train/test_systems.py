@@ -90,7 +90,7 @@ SMALLER: Mapping[str, list[str]] = {
 ALONE = [name for name in SMALLER if name not in ("slip", "mobileclip")]
 """What has no second tower; of two towers `test_recipes.py` has what transformers loads."""
 FALLS = {"llama": 0.4, "bert": 0.9, "vit-b16": 0.5, "superclass-vit-b16": 0.6, "slip": 0.6, "mobileclip": 0.4}
-"""The loss of the last steps over that of the first. That of DINO rises at first, see the last test but one."""
+"""The loss of the last steps over that of the first. That of DINO rises at first, see the test of textures."""
 RATES = dict.fromkeys(["dino-vit-s16", "slip", "mobileclip"], 1e-3)
 """At ten times that, so small a one takes all images for one at first."""
 TIMED = {"samples_per_second", "tokens_per_second", "waiting", "mfu"}
