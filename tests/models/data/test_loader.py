@@ -26,7 +26,7 @@ from models.data.collate import Collate
 from models.data.index import index, listed
 from models.data.loader import Loader
 from models.data.order import Order, dice
-from models.data.rows import ATTEMPTS, DecoderDied, Processes, Some
+from models.data.rows import ATTEMPTS, DecoderDied, Processes, Some, Threads
 from models.data.shards import Damaged, DataError, Sample, Samples
 from models.trainable import Batch
 from tests.models.data.tars_made import pair, shards, tar_of
@@ -276,6 +276,29 @@ def test_closing_ends_the_threads(sets: dict[str, Samples]) -> None:
     assert [thread.name for thread in threading.enumerate() if thread not in before] == []
 
 
+def test_closing_waits_for_the_samples_at_hand_alone(sets: dict[str, Samples]) -> None:
+    made, reached, gate = list[int](), threading.Event(), threading.Event()
+
+    class Gated(Numbers):
+        def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Row:
+            made.append(at)
+            if len(made) == 25:
+                reached.set()
+                assert gate.wait(10)
+            return super().row(sample, dice, room, at)
+
+    loader = Loader(sets, order_of(sets), Gated(), batch=20, threads=1)
+    next(loader)
+    assert reached.wait(10)
+    closing = threading.Thread(target=loader.close)
+    closing.start()
+    assert isinstance(loader._makers, Threads)
+    assert loader._makers.ending.wait(10)
+    gate.set()
+    closing.join()
+    assert len(made) == 25
+
+
 def test_reading_waits_for_a_store_in_many_threads_while_few_decode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,6 +357,7 @@ def test_what_a_process_made_stays_while_somebody_holds_it_and_is_gone_then(sets
             next(loader)
         assert 4 <= held() < 20, "two for each block, which are taken again"
         assert torch.equal(first["again"][:, 0], first["number"])
+    del loader
     assert held() == 1
     assert torch.equal(first["again"][:, 0], first["number"])
     del first
