@@ -40,7 +40,7 @@ from tests.benchmarks.pictures import jpeg
 SHARDS, PER_SHARD, TURNS = 4, 1024, 5
 MOTIFS = 64
 CORES = 2
-BATCH = 64
+BATCH = 256
 SAMPLES = SHARDS * PER_SHARD
 DATA = Data()
 
