@@ -2,9 +2,9 @@
 
 A sample is a JPEG of 256 px with a caption and a JSON. Without decoding, both give the bytes of shuffled samples in one
 process. With it, both crop, resize to 224 px and find tokens, on two cores: two decoders here, and webdataset in two
-workers of torch's DataLoader; the first eight batches, which go into memory that is new, are not counted. The headers of
-tars without an index are read before, once, and timed apart. The codec alone decodes and resizes what lies in memory, in
-two processes. All in turns, each in a process of its own.
+workers of torch's DataLoader; the first eight batches, which go into new memory, are not counted. The headers of tars
+without an index are read before, once, and timed apart. The codec alone decodes and resizes what lies in memory, in two
+processes. All in turns, each in a process of its own.
 """
 
 from __future__ import annotations
