@@ -159,6 +159,7 @@ _working: list[Threads] = []
 
 
 def _begin(sets: Sets, order: Places, collate: Collate[Any], requests: int, ending: Connection) -> None:
+    os.setpgid(0, 0)  # where something else had begun the server, which knows nothing of `own_group`
     torch.set_num_threads(1)
     threads = Threads(sets, order, collate, 1, requests)
     threading.Thread(target=_end, args=(threads, ending), daemon=True).start()
