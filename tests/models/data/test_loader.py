@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 from models.data.collate import Collate
 from models.data.index import index, listed
 from models.data.loader import Loader
+from models.data.memory import Shared
 from models.data.order import Order, dice
-from models.data.rows import ATTEMPTS, DecoderDied, Processes, Some, Threads
+from models.data.rows import ATTEMPTS, DecoderDied, Processes, Some, Threads, _make
 from models.data.shards import Damaged, DataError, Sample, Samples
 from models.trainable import Batch
 from tests.models.data.tars_made import pair, shards, tar_of
@@ -402,6 +403,29 @@ def test_of_a_store_a_process_reads_many_samples_at_once(tmp_path: Path) -> None
 
 
 DIED = r"^a process that decodes ended by itself.*`parallel.decoders`, or 0$"
+
+
+def test_an_error_waits_for_those_who_still_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs, written = DirFileSystem(str(tmp_path), LocalFileSystem()), list[int]()
+    shards(tmp_path / "set", range(30), per_shard=30)
+    samples = {"a": Samples(fs, index(fs, listed(fs, ["set"])))}
+
+    class Late(Numbers):
+        def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Row:
+            if at == 0:
+                raise KeyError(at)
+            time.sleep(0.3)
+            written.append(at)
+            return super().row(sample, dice, room, at)
+
+    threads, memory = Threads(samples, Order({"a": 30}, {"a": 1}, 0), Late(), 1), Shared()
+    monkeypatch.setattr("models.data.rows._working", [threads])
+    room = memory.empty(2, 1)
+    with pytest.raises(RuntimeError, match=r"^KeyError: 0"):
+        _make(Some(0, 0, [0, 0], [4, 5]), {"again": memory.block(room)})
+    assert written == [1]
+    threads.close()
+    memory.close()
 
 
 def test_a_decoder_that_never_began_is_told_with_its_remedy(sets: dict[str, Samples]) -> None:
