@@ -15,6 +15,8 @@ import torch
 from models.data.chat import ready_to_chat
 from models.data.conversations import Conversations, conversation_tokenizer, turns_of
 from models.data.images import images_of
+from models.data.loader import Loader
+from models.data.rows import Processes, Threads
 from models.data.shards import Damaged, DataError, Sample, Samples
 from models.data.tiles import tokens_of
 from models.recipe import Recipe, RecipeError
@@ -45,6 +47,8 @@ def test_other_processes_make_the_same_batches(folders: dict[str, str], tokenize
     for decoders in (0, 1):
         recipe = talks.recipe(parallel={"decoders": decoders})
         with closing(Shards(recipe, folders, Place.here(), tokenizer).open(0)) as loader:
+            assert isinstance(loader, Loader)
+            assert isinstance(loader._makers, Processes if decoders else Threads)
             found.append(list(islice(loader, 3)))
     for threads, processes in zip(*found, strict=True):
         assert threads.keys() == processes.keys()

@@ -31,6 +31,8 @@ from transformers import (
 )
 
 from models.data.images import save_preprocessor
+from models.data.loader import Loader
+from models.data.rows import Processes, Threads
 from models.evaluate.probes import nearest_neighbours
 from models.recipe import Recipe, RecipeError
 from models.towers.image_encoder import ImageEncoder
@@ -175,6 +177,8 @@ def test_other_processes_make_the_same_batches(name: str, shards: Path) -> None:
         source = Shards(recipe, {"shards": str(shards)}, Place.here(), tokenizer)
         tokenizer = source.tokenizer
         with closing(source.open(0)) as loader:
+            assert isinstance(loader, Loader)
+            assert isinstance(loader._makers, Processes if decoders else Threads)
             found.append(list(islice(loader, 3)))
     for threads, processes in zip(*found, strict=True):
         assert threads.keys() == processes.keys()
