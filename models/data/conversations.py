@@ -19,7 +19,7 @@ import models.without_torchvision  # isort: skip  # noqa: F401
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from models.data.chat import IMAGE, ChatTemplate, TemplateMismatch, Turn
-from models.data.collate import Collate
+from models.data.collate import Collate, Room
 from models.data.images import images_of
 from models.data.order import Order
 from models.data.pairs import LEARNT_FROM, LONGEST, captions_of, document_of, drawn
@@ -56,7 +56,7 @@ class Conversations(Collate[Row]):
         self._template = ChatTemplate(tokenizer)
         self._pad = tokenizer.pad_token_id or 0  # whatever it is, the mask hides it
 
-    def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Row:
+    def row(self, sample: Sample, dice: Random, room: Room, at: int) -> Row:
         given = images_of(sample)
         if len(given) > MOST_IMAGES:
             raise Damaged("too many images", sample.key, f"{len(given)}; at most {MOST_IMAGES} are read")

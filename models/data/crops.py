@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from models.data.collate import Collate
+from models.data.collate import Collate, Room
 from models.data.images import RATIOS, Pixels, decoded, image_of, opened, random_box, resized
 from models.data.shards import Damaged, Sample
 from models.recipe import Crops, Data, Images
@@ -52,7 +52,7 @@ class ManyCrops(Collate[None]):
         views = {"pixel_values": (2, self._images.side), "small_pixel_values": (self._crops.count, self._crops.side)}
         return {name: (count, 3, side, side) for name, (count, side) in views.items() if count}
 
-    def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> None:
+    def row(self, sample: Sample, dice: Random, room: Room, at: int) -> None:
         whole_hwc = whole(sample, self._side)
         for number, change in enumerate((FIRST, SECOND)):
             room["pixel_values"][at, number] = view(whole_hwc, self._images, self._images.flip, change, dice)

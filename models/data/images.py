@@ -14,7 +14,7 @@ import re
 import threading
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from torch.nn.functional import interpolate
 
+from models.data.collate import Room
 from models.data.shards import Damaged, Sample
 from models.recipe import Images
 from models.trainable import Batch
@@ -75,14 +76,31 @@ def images_of(sample: Sample) -> list[bytes]:
     return [sample.members[ending] for ending in ENDINGS if ending in sample.members][:1]
 
 
-def training_pixels(sample: Sample, images: Images, dice: Random) -> Pixels:
-    """uint8 (3, side, side): a random crop, mirrored by chance. Raises `Damaged`."""
+class Crop(NamedTuple):
+    """What was decoded of an image, before it is resized: that cannot fail."""
+
+    pixels_hwc: np.ndarray
+    """uint8 (height, width, 3 or 4), which no other image shares."""
+    side: int
+    mirrored: bool
+
+    def write(self, room: Room, at: int) -> None:
+        """To row `at` of `pixel_values`, with others."""
+        room.later(self.pixels_hwc.nbytes, lambda: room["pixel_values"][at].copy_(self.resized()))
+
+    def resized(self) -> Pixels:
+        """uint8 (3, side, side)."""
+        return resized(self.pixels_hwc, self.side, self.mirrored)
+
+
+def training_crop(sample: Sample, images: Images, dice: Random) -> Crop:
+    """A random crop, mirrored by chance. Raises `Damaged`."""
     data = image_of(sample)
     try:
         with opened(data) as image:
             box = random_box(*image.size, images.crop, dice)
             mirrored = dice.random() < images.flip
-            return resized(decoded(image, box, images.side), images.side, mirrored)
+            return Crop(decoded(image, box, images.side).copy(), images.side, mirrored)
     except MemoryError:
         raise
     except Exception as error:  # readers of bytes that anyone may have written raise anything
@@ -158,7 +176,7 @@ def rgb(image: ImageFile) -> np.ndarray:
 
 def resized(image_hwc: np.ndarray, side: int, mirrored: bool) -> Pixels:
     """uint8 (3, side, side)."""
-    pixels = torch.from_numpy(image_hwc.copy()).permute(2, 0, 1)
+    pixels = torch.from_numpy(np.require(image_hwc, requirements=("C", "W"))).permute(2, 0, 1)
     if mirrored:  # not by numpy, which moves single bytes and takes longer than the resizing
         pixels = pixels.flip(-1)
     if pixels.shape[1:] != (side, side):

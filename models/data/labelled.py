@@ -7,8 +7,8 @@ from random import Random
 
 import torch
 
-from models.data.collate import Collate
-from models.data.images import training_pixels
+from models.data.collate import Collate, Room
+from models.data.images import training_crop
 from models.data.pairs import document_of
 from models.data.shards import Damaged, Sample
 from models.recipe import Data, Labels
@@ -25,9 +25,9 @@ class Labelled(Collate[int]):
         side = self._data.images.side
         return {"pixel_values": (3, side, side)}
 
-    def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> int:
+    def row(self, sample: Sample, dice: Random, room: Room, at: int) -> int:
         label = class_of(sample, self._data.labels)
-        room["pixel_values"][at] = training_pixels(sample, self._data.images, dice)
+        training_crop(sample, self._data.images, dice).write(room, at)
         return label
 
     def batch(self, rows: Sequence[int]) -> Batch:

@@ -16,8 +16,8 @@ import torch
 import models.without_torchvision  # isort: skip  # noqa: F401
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from models.data.collate import Collate
-from models.data.images import image_of, training_pixels
+from models.data.collate import Collate, Room
+from models.data.images import image_of, training_crop
 from models.data.loader import Loader
 from models.data.order import Order
 from models.data.phases import PhasedOrder, Places
@@ -50,9 +50,9 @@ class Pairs(Collate[Pair]):
         side = self._data.images.side
         return {"pixel_values": (3, side, side)}
 
-    def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Pair:
+    def row(self, sample: Sample, dice: Random, room: Room, at: int) -> Pair:
         texts = drawn(captions_of(sample), self._data.captions, dice)
-        room["pixel_values"][at] = training_pixels(sample, self._data.images, dice)
+        training_crop(sample, self._data.images, dice).write(room, at)
         return Pair(texts, image_id(image_of(sample)))
 
     def batch(self, rows: Sequence[Pair]) -> Batch:

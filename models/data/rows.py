@@ -21,12 +21,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from models.data.collate import Collate
+from models.data.collate import Collate, Room
 from models.data.memory import Block, Recycled, Shared, lent
 from models.data.order import dice
 from models.data.phases import Places
 from models.data.shards import Damaged, DataError, Samples, Unreachable
-from models.trainable import Batch
 
 ATTEMPTS = 100
 """Samples that are tried for one place. Where nine in ten are damaged, one place in 37,000 finds none."""
@@ -37,7 +36,7 @@ TOGETHER = 64
 GRACE_S = 5.0
 """What a process has to finish its sample."""
 Sets = Mapping[str, Samples]
-Room = dict[str, torch.Tensor]
+Tensors = dict[str, torch.Tensor]
 
 
 class Some(NamedTuple):
@@ -77,24 +76,27 @@ class Threads:
         self._pool = ThreadPoolExecutor(threads + requests * self.remote, "loader")
         collate.meet(sets)
 
-    def submit(self, some: Some, room: Room) -> Future[Made]:
+    def submit(self, some: Some, room: Tensors) -> Future[Made]:
         return self._pool.submit(self.make, some, room)
 
     def close(self) -> None:
         self.ending.set()
         self._pool.shutdown(cancel_futures=True)
 
-    def make(self, some: Some, room: Batch) -> Made:
-        made, again = Made([], []), Random(0)  # seeded again for every sample
+    def make(self, some: Some, tensors: Tensors) -> Made:
+        made, room = Made([], []), Room(tensors)
+        again = Random(0)  # seeded again for every sample
         for at, (whose, number) in enumerate(zip(some.sets, some.numbers, strict=True), some.start):
             if self.ending.is_set():
                 raise CancelledError
             name = self._order.names[whose]
             made.rows.append(self._row(some.first + at, at, name, number, again, room, made.skipped))
+        with self._cores:
+            room.finish()
         return made
 
     def _row(
-        self, place: int, at: int, name: str, number: int, again: Random, room: Batch, skipped: list[Damaged]
+        self, place: int, at: int, name: str, number: int, again: Random, room: Room, skipped: list[Damaged]
     ) -> Any:
         seed = self._order.seed
         for attempt in range(ATTEMPTS):
@@ -127,7 +129,7 @@ class Processes:
         self._pool = ProcessPoolExecutor(processes, context, _begin, given)
         collate.meet(sets)
 
-    def submit(self, some: Some, room: Room) -> Future[Made]:
+    def submit(self, some: Some, room: Tensors) -> Future[Made]:
         coming = self._pool.submit(_make, some, {name: self.memory.block(rows) for name, rows in room.items()})
         coming.add_done_callback(partial(_hold, room))
         return coming
@@ -139,7 +141,7 @@ class Processes:
         self.memory.close()
 
 
-def _hold(room: Room, _: Future[Made]) -> None:
+def _hold(room: Tensors, _: Future[Made]) -> None:
     """What is called when it is done has the room until then: as long as it is written to, nobody else gets it."""
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from models.data.collate import Collate
+from models.data.collate import Collate, Room
 from models.data.masking import SHARE, Masked, Masking
 from models.data.pairs import tokenizer_for
 from models.data.shards import Damaged, Sample, Samples
@@ -53,7 +53,7 @@ class SentencePairs(Collate[Pair]):
     def meet(self, sets: Mapping[str, Samples]) -> None:
         self._sets = [sets[name] for name in sorted(sets)]
 
-    def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Pair:
+    def row(self, sample: Sample, dice: Random, room: Room, at: int) -> Pair:
         first, second = self._halves(sample, dice)
         label = NEXT if dice.random() < 0.5 else RANDOM
         if label == RANDOM:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from models.data.collate import Collate
-from models.data.images import image_of, training_pixels
+from models.data.collate import Collate, Room
+from models.data.images import image_of, training_crop
 from models.data.pairs import Pair, Pairs, cleaned, document_of, image_id, listed_in
 from models.data.shards import Damaged, Sample
 from models.recipe import Data
@@ -38,7 +38,7 @@ class PairsAndTeacher(Collate[Taught]):
     def room(self) -> dict[str, tuple[int, ...]]:
         return self._pairs.room()
 
-    def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Taught:
+    def row(self, sample: Sample, dice: Random, room: Room, at: int) -> Taught:
         said, names = document_of(sample), self._teacher
         captions = [(text, one) for one in listed_in(said) if (text := cleaned(one.get("text"))) is not None]
         if not captions:
@@ -53,7 +53,7 @@ class PairsAndTeacher(Collate[Taught]):
                 "no teacher", sample.key, f"expected {name} in the json: {names.width} numbers (`data.teacher`)"
             )
         text, text_d = dice.choice(rows)
-        room["pixel_values"][at] = training_pixels(sample, self._data.images, dice)
+        training_crop(sample, self._data.images, dice).write(room, at)
         return Taught(Pair([text], image_id(image_of(sample))), image_d, text_d)
 
     def batch(self, rows: Sequence[Taught]) -> Batch:

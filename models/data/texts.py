@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
-from models.data.collate import Collate
+from models.data.collate import Collate, Room
 from models.data.pairs import captions_of, drawn, tokenizer_for
 from models.data.shards import Damaged, Sample, Samples
 from models.data.tokenizer import WRITTEN_ON, Tokens
@@ -33,7 +33,7 @@ class Texts(Collate[list[int]]):
         self._context = data.texts.context
         self._tokens = Tokens(tokenizer)
 
-    def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> list[int]:
+    def row(self, sample: Sample, dice: Random, room: Room, at: int) -> list[int]:
         text, first, last = window_of(text_of(sample, dice), WINDOW, dice)
         tokens = self._tokens(text, start=first, end=last)
         if len(tokens) < 2:

@@ -11,7 +11,7 @@ from random import Random
 
 from transformers import PreTrainedTokenizerBase
 
-from models.data.collate import Collate
+from models.data.collate import Collate, Room
 from models.data.crops import SMALL, cut, side_of_whole, view, whole
 from models.data.images import image_of
 from models.data.pairs import Pair, Pairs, captions_of, drawn, image_id
@@ -31,7 +31,7 @@ class PairsAndViews(Collate[Pair]):
         count, side = self._data.crops.count, self._data.crops.side
         return {**self._pairs.room(), "view_pixel_values": (count, 3, side, side)}
 
-    def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Pair:
+    def row(self, sample: Sample, dice: Random, room: Room, at: int) -> Pair:
         images, crops, flip = self._data.images, self._data.crops, self._data.flip_of_crops
         texts = drawn(captions_of(sample), self._data.captions, dice)
         image_hwc = whole(sample, self._side)

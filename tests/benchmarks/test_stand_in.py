@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from models.data.collate import Room
+
 import models.without_torchvision  # isort: skip  # noqa: F401
 from transformers import AlignModel, AutoTokenizer
 
@@ -132,7 +134,7 @@ def test_the_saved_model_computes_what_was_trained(folder: Path, tmp_path: Path)
     assert model.temperature.item() == pytest.approx(1 / 20)
 
     captions = Captions(training.seen(student, images), SCENES, tokenizer, each=2)
-    rows = [captions.row(number, random.Random(number), {}, 0) for number in range(len(SCENES))]
+    rows = [captions.row(number, random.Random(number), Room(), 0) for number in range(len(SCENES))]
     texts = tokenizer([told.text for _, some in rows for told in some], padding=True, return_tensors="pt")
     assert len(texts["input_ids"]) > ALIKE
     assert len({*texts["attention_mask"].sum(1).tolist()}) > 4

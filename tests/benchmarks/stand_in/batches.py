@@ -11,7 +11,7 @@ import torch
 
 from infra.miniweb.captions import Caption, caption
 from infra.miniweb.scenes import Scene
-from models.data.collate import Collate
+from models.data.collate import Collate, Room
 from models.data.loader import Loader
 from models.data.order import Order
 from models.train.source import Source
@@ -50,7 +50,7 @@ class Looks(Collate[int]):
         self._cells_nkq = torch.from_numpy(np.stack([cells(scene) for scene in scenes]))
         self._grounds_nq = torch.from_numpy(np.stack([ground(scene) for scene in scenes]))
 
-    def row(self, sample: Any, dice: Random, room: Batch, at: int) -> int:
+    def row(self, sample: Any, dice: Random, room: Room, at: int) -> int:
         return int(sample)
 
     def batch(self, rows: Sequence[int]) -> Batch:
@@ -67,7 +67,7 @@ class Captions(Collate[Told]):
     def __init__(self, seen_ncyx: torch.Tensor, scenes: Sequence[Scene], tokenizer: Any, each: int) -> None:
         self._seen_ncyx, self._scenes, self._tokenizer, self._each = seen_ncyx, scenes, tokenizer, each
 
-    def row(self, sample: Any, dice: Random, room: Batch, at: int) -> Told:
+    def row(self, sample: Any, dice: Random, room: Room, at: int) -> Told:
         scene = self._scenes[sample]
         return sample, [tell(scene, dice) for tell in (caption, false_caption) for _ in range(self._each)]
 

@@ -8,7 +8,7 @@ from random import Random
 
 import torch
 
-from models.data.collate import Collate
+from models.data.collate import Collate, Room
 from models.data.order import Order
 from models.data.shards import Damaged, Sample, Samples
 from models.trainable import Batch
@@ -25,7 +25,7 @@ class Numbers(Collate[Row]):
     def __init__(self, damaged: Sequence[int] = ()) -> None:
         self.damaged = set(damaged)
 
-    def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Row:
+    def row(self, sample: Sample, dice: Random, room: Room, at: int) -> Row:
         number = int(sample.key, 16)
         if number in self.damaged:
             raise Damaged("spoilt", sample.key, "by a test")

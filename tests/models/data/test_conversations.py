@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from models.data.chat import ready_to_chat
+from models.data.collate import Room
 from models.data.conversations import Conversations, conversation_tokenizer, turns_of
 from models.data.images import images_of
 from models.data.loader import Loader
@@ -39,7 +40,7 @@ def tokenizer(folders: dict[str, str]) -> Any:
 def row(tokenizer: Any, members: talks.Members, kind: str = "llava", **texts: Any) -> Any:
     data = talks.recipe(kind).data
     data = data.model_copy(update={"texts": data.texts.model_copy(update=texts)})
-    return Conversations(data, tokenizer).row(talks.sample(members), Random(0), {}, 0)
+    return Conversations(data, tokenizer).row(talks.sample(members), Random(0), Room(), 0)
 
 
 def test_other_processes_make_the_same_batches(folders: dict[str, str], tokenizer: Any) -> None:
@@ -101,7 +102,7 @@ def test_answers_may_say_image_without_meaning_one(tokenizer: Any) -> None:
 def test_rows_become_tensors_whose_row_i_is_of_sample_i(tokenizer: Any, kind: str) -> None:
     collate = Conversations(talks.recipe(kind).data, tokenizer)
     samples = [talks.sample(talks.about(number, images)) for number, images in enumerate((1, 0, 2, 1))]
-    rows = [collate.row(one, Random(0), {}, 0) for one in samples]
+    rows = [collate.row(one, Random(0), Room(), 0) for one in samples]
     batch = collate.batch(rows)
     assert all(len(column) == 4 for column in batch.values())
     length = batch["input_ids"].shape[1]
@@ -124,7 +125,7 @@ def test_rows_become_tensors_whose_row_i_is_of_sample_i(tokenizer: Any, kind: st
 
 def test_a_batch_without_any_image_has_room_for_none(tokenizer: Any) -> None:
     collate = Conversations(talks.recipe().data, tokenizer)
-    batch = collate.batch([collate.row(talks.sample(talks.about(1, 0)), Random(0), {}, 0)])
+    batch = collate.batch([collate.row(talks.sample(talks.about(1, 0)), Random(0), Room(), 0)])
     assert batch["pixel_values"].shape == (1, 0, 3, talks.SIDE, talks.SIDE)
     assert batch["tiles"].shape == (1, 0)
 

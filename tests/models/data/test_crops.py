@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from models.data.collate import Room
 from models.data.crops import FIRST, SMALL, Change, ManyCrops, changed_by, jittered
 from models.data.images import normalise
 from models.data.shards import Damaged, Sample
@@ -29,7 +30,7 @@ def reader(**changes: Any) -> ManyCrops:
 
 def views(sample: Sample, seed: int, **changes: Any) -> dict[str, torch.Tensor]:
     collate = reader(**changes)
-    room = {name: torch.full((1, *shape), 7, dtype=torch.uint8) for name, shape in collate.room().items()}
+    room = Room({name: torch.full((1, *shape), 7, dtype=torch.uint8) for name, shape in collate.room().items()})
     collate.row(sample, Random(seed), room, 0)
     return room
 

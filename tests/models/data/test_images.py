@@ -22,7 +22,7 @@ import models.without_torchvision  # isort: skip  # noqa: F401
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from models.data import images as subject
-from models.data.images import image_of, normalise, preprocessor_config, random_box, save_preprocessor, training_pixels
+from models.data.images import image_of, normalise, preprocessor_config, random_box, save_preprocessor, training_crop
 from models.data.shards import Damaged, Sample
 from models.recipe import Images
 from models.towers.preprocess import Preprocessing
@@ -54,7 +54,7 @@ def test_pixels_are_pillows_bicubic_ones_of_the_box(width: int, height: int, sid
     image = noise(width, height)
     images = Images(side=side, crop=(0.4, 1))
     left, top, wide, tall = random_box(width, height, images.crop, Random(seed))
-    found = training_pixels(sample(encoded(image)), images, Random(seed))
+    found = training_crop(sample(encoded(image)), images, Random(seed)).resized()
     assert (found.shape, found.dtype) == ((3, side, side), torch.uint8)
     wanted = Image.fromarray(image[top : top + tall, left : left + wide]).resize((side, side), Image.Resampling.BICUBIC)
     off = np.abs(found.permute(1, 2, 0).numpy().astype(int) - np.asarray(wanted))
@@ -92,8 +92,8 @@ def test_a_flip_mirrors_what_would_have_been_there_and_happens_as_often_as_asked
     data = encoded(noise(40, 32))
     flipped = 0
     for seed in range(200):
-        plain = training_pixels(sample(data), Images(side=32, flip=0), Random(seed))
-        found = training_pixels(sample(data), Images(side=32, flip=0.3), Random(seed))
+        plain = training_crop(sample(data), Images(side=32, flip=0), Random(seed)).resized()
+        found = training_crop(sample(data), Images(side=32, flip=0.3), Random(seed)).resized()
         mirrored = torch.equal(found, plain.flip(2))
         assert mirrored or torch.equal(found, plain)
         flipped += mirrored
@@ -103,7 +103,7 @@ def test_a_flip_mirrors_what_would_have_been_there_and_happens_as_often_as_asked
 def test_the_same_dice_give_the_same_bits_and_others_do_not() -> None:
     data = encoded(noise(60, 60))
     images = Images(side=32, crop=(0.3, 1))
-    one, again, other = (training_pixels(sample(data), images, Random(seed)) for seed in (1, 1, 2))
+    one, again, other = (training_crop(sample(data), images, Random(seed)).resized() for seed in (1, 1, 2))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
 
@@ -123,15 +123,15 @@ def test_large_jpegs_at_reduced_scale_look_as_decoded_whole(
         return made
 
     monkeypatch.setattr(JpegImageFile, "draft", watched)
-    reduced = training_pixels(sample(data), images, Random(5)).float()
+    reduced = training_crop(sample(data), images, Random(5)).resized().float()
     monkeypatch.setattr(JpegImageFile, "draft", lambda *_: None)
-    whole = training_pixels(sample(data), images, Random(5)).float()
+    whole = training_crop(sample(data), images, Random(5)).resized().float()
     assert scales[0] >= 2
     assert 10 * math.log10(255**2 / float((reduced - whole).square().mean())) > 38
 
 
 def test_a_small_image_is_enlarged() -> None:
-    assert training_pixels(sample(encoded(noise(5, 7))), WHOLE, Random(0)).shape == (3, 32, 32)
+    assert training_crop(sample(encoded(noise(5, 7))), WHOLE, Random(0)).resized().shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
@@ -144,7 +144,7 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
         sink = io.BytesIO()
         Image.fromarray(plain).convert(mode).save(sink, "JPEG" if mode == "CMYK" else "PNG", quality=95)
         data = sink.getvalue()
-    found = training_pixels(sample(data), WHOLE, Random(0)).float().numpy()
+    found = training_crop(sample(data), WHOLE, Random(0)).resized().float().numpy()
     coloured = mode in ("P", "RGBA", "CMYK")
     wanted = plain.transpose(2, 0, 1) if coloured else np.stack([grey] * 3)
     if mode != "1":
@@ -154,7 +154,7 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
 def test_transparency_lies_over_white() -> None:
     image = np.zeros((32, 32, 4), np.uint8)
     image[:16, :, 3] = 255
-    found = training_pixels(sample(encoded(image)), WHOLE, Random(0))
+    found = training_crop(sample(encoded(image)), WHOLE, Random(0)).resized()
     assert found[:, :16].max() == 0
     assert found[:, 16:].min() == 255
 
@@ -164,7 +164,7 @@ def test_transparency_lies_over_white() -> None:
 
 def refused(data: bytes) -> str:
     with pytest.raises(Damaged) as found:
-        training_pixels(sample(data), WHOLE, Random(0))
+        training_crop(sample(data), WHOLE, Random(0)).resized()
     assert found.value.reason == "undecodable image"
     assert "\n" not in str(found.value)
     return str(found.value)
@@ -196,7 +196,7 @@ def test_only_one_large_image_is_decoded_at_a_time(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(subject, "rgb", watched)
     data = encoded(noise(300, 300))
     threads = [
-        threading.Thread(target=lambda: [training_pixels(sample(data), WHOLE, Random(0)) for _ in range(5)])
+        threading.Thread(target=lambda: [training_crop(sample(data), WHOLE, Random(0)).resized() for _ in range(5)])
         for _ in range(6)
     ]
     for thread in threads:
@@ -208,7 +208,7 @@ def test_only_one_large_image_is_decoded_at_a_time(monkeypatch: pytest.MonkeyPat
 
 def test_the_largest_image_that_is_decoded_costs_a_bounded_memory() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert training_pixels(sample(bomb(7000, 7000)), WHOLE, Random(0)).max() == 0
+    assert training_crop(sample(bomb(7000, 7000)), WHOLE, Random(0)).resized().max() == 0
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 700_000  # KiB; pixels as 4, 3 and 1 bytes
 
 
@@ -228,7 +228,7 @@ def test_real_malformed_images_are_decoded_or_refused(shared_data: Path) -> None
     counts = {True: 0, False: 0}
     for path in files[::4]:
         try:
-            found = training_pixels(sample(path.read_bytes()), WHOLE, Random(0))
+            found = training_crop(sample(path.read_bytes()), WHOLE, Random(0)).resized()
             assert (found.shape, found.dtype) == ((3, 32, 32), torch.uint8)
             counts[True] += 1
         except Damaged:
@@ -269,7 +269,7 @@ def test_training_normalises_as_evaluation_does(tmp_path: Path) -> None:
 
 def test_a_square_image_of_the_right_size_is_trained_on_as_it_is_evaluated(tmp_path: Path) -> None:
     data = picture(3, 32, 32)
-    trained = training_pixels(sample(data), WHOLE, Random(1))
+    trained = training_crop(sample(data), WHOLE, Random(1)).resized()
     save_preprocessor(WHOLE, tmp_path)
     evaluated = Preprocessing.load(tmp_path)(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
     box = random_box(32, 32, WHOLE.crop, Random(1))

@@ -14,11 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.data.collate import Room
 from models.data.loader import Loader
 from models.data.order import Order, dice
 from models.data.rows import ATTEMPTS, Threads
 from models.data.shards import Damaged, DataError, Sample, Samples
-from models.trainable import Batch
 from tests.models.data.numbers_made import SETS, Numbers, Row, order_of, sets_in
 from tests.models.data.tars_made import pair, shards, tar_of
 
@@ -102,7 +102,7 @@ def test_undamaged_data_is_exactly_what_the_order_says(sets: dict[str, Samples])
 class Gaussian(Numbers):
     """Takes one of the two numbers that `Random.gauss` makes at once; the dice keep the other."""
 
-    def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Row:
+    def row(self, sample: Sample, dice: Random, room: Room, at: int) -> Row:
         chance = dice.gauss(0, 1)
         return super().row(sample, dice, room, at)[0], chance
 
@@ -117,7 +117,7 @@ def test_every_place_has_dice_of_its_own_whatever_was_thrown_before(sets: dict[s
 class Refusing(Gaussian):
     """Refuses half of what it is given, by the dice."""
 
-    def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Row:
+    def row(self, sample: Sample, dice: Random, room: Room, at: int) -> Row:
         if dice.random() < 0.5:
             raise Damaged("refused", sample.key)
         return super().row(sample, dice, room, at)
@@ -206,7 +206,7 @@ def test_a_tar_that_is_cut_under_the_loader_is_replaced_sample_by_sample(tmp_pat
 
 def test_an_error_of_the_collator_reaches_the_trainer(sets: dict[str, Samples]) -> None:
     class Broken(Numbers):
-        def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Row:
+        def row(self, sample: Sample, dice: Random, room: Room, at: int) -> Row:
             raise KeyError("a mistake")
 
     with Loader(sets, order_of(sets), Broken(), batch=8) as loader, pytest.raises(KeyError, match="a mistake"):
@@ -217,7 +217,7 @@ def test_samples_are_made_ahead_but_not_without_bound(sets: dict[str, Samples]) 
     made, enough = [], threading.Event()
 
     class Counted(Numbers):
-        def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Row:
+        def row(self, sample: Sample, dice: Random, room: Room, at: int) -> Row:
             made.append(sample.key)
             if len(made) >= 40:
                 enough.set()
@@ -242,7 +242,7 @@ def test_closing_waits_for_the_samples_at_hand_alone(sets: dict[str, Samples]) -
     made, reached, gate = list[int](), threading.Event(), threading.Event()
 
     class Gated(Numbers):
-        def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Row:
+        def row(self, sample: Sample, dice: Random, room: Room, at: int) -> Row:
             made.append(at)
             if len(made) == 25:
                 reached.set()
@@ -275,7 +275,7 @@ def test_reading_waits_for_a_store_in_many_threads_while_few_decode(
         return read(number)
 
     class Slow(Numbers):
-        def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Row:
+        def row(self, sample: Sample, dice: Random, room: Room, at: int) -> Row:
             decoding.append(sample.key)
             most[0] = max(most[0], len(decoding))
             time.sleep(0.002)

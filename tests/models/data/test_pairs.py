@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import models.without_torchvision  # isort: skip  # noqa: F401
-from models.data.images import training_pixels
+from models.data.images import training_crop
 from models.data.order import dice
 from models.data.pairs import TAIL, captions_of, drawn, image_id, open_pairs, order_of
 from models.data.shards import Damaged, DataError, Sample, Samples
@@ -61,7 +61,7 @@ def test_a_batch_holds_images_and_the_tokens_of_their_captions(tmp_path: Path) -
         chance = dice(recipe.seed, place, 0)
         (text,) = drawn(captions_of(sample), 1, chance)
         assert str(tokenizer.decode(batch["input_ids"][place], skip_special_tokens=True)).strip() == text
-        assert torch.equal(batch["pixel_values"][place], training_pixels(sample, recipe.data.images, chance))
+        assert torch.equal(batch["pixel_values"][place], training_crop(sample, recipe.data.images, chance).resized())
         assert batch["attention_mask"][place].sum() == (batch["input_ids"][place] != tokenizer.pad_token_id).sum()
 
 

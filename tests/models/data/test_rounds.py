@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from models.data.chat import ChatTemplate, Encoded, Turn
+from models.data.collate import Room
 from models.data.conversations import Conversations, turns_of
 from models.data.images import normalise
 from models.data.rounds import MISFITS, TRUNK, Tree, _tree
@@ -57,7 +58,7 @@ def data(turns: str | None = "apart", context: int = 160) -> Data:
 
 
 def read(sample: Sample, seed: int = 0, **settings: Any) -> Tree:
-    tree: Tree = Conversations(data(**settings), seeing.tokenizer()).row(sample, Random(seed), {}, 0).tree
+    tree: Tree = Conversations(data(**settings), seeing.tokenizer()).row(sample, Random(seed), Room(), 0).tree
     return tree
 
 
@@ -122,7 +123,7 @@ def test_of_thousands_of_rounds_few_are_tried(monkeypatch: pytest.MonkeyPatch) -
     picture = talks.shape(Random(0))[0]
     sample = talks.sample(talks.talk("a", [picture], said))
     tried.clear()
-    tree = collate.row(sample, Random(0), {}, 0).tree
+    tree = collate.row(sample, Random(0), Room(), 0).tree
     assert len(tree.text.ids) <= 160
     assert len(tried) == tree.branches.max() + MISFITS
 
@@ -190,7 +191,7 @@ def step(kind: str, samples: list[Sample], turns: str | None, micro: int | None)
     """The loss of all answers, and its gradients."""
     said = talks.recipe(seeing.KINDS[kind][0]).data
     collate = Conversations(apart_of(said, turns), seeing.tokenizer())
-    rows = [collate.row(sample, Random(number), {}, 0) for number, sample in enumerate(samples)]
+    rows = [collate.row(sample, Random(number), Room(), 0) for number, sample in enumerate(samples)]
     model = seeing.model(kind)
     batch = normalise({**collate.batch(rows), "position": torch.arange(len(rows))}, said.images)
     losses = gradients(System(model, [NextToken()], [1.0], Place.here()), batch, 0, micro)
@@ -200,7 +201,7 @@ def step(kind: str, samples: list[Sample], turns: str | None, micro: int | None)
 def test_another_round_changes_nothing_of_an_answer() -> None:
     tree, model = read(talk()), seeing.model("mlp").eval()
     collate = Conversations(data(), seeing.tokenizer())
-    batch = dict(collate.batch([collate.row(talk(), Random(0), {}, 0)]))
+    batch = dict(collate.batch([collate.row(talk(), Random(0), Room(), 0)]))
     del batch["learnt"]  # then all tokens have logits
     other = (tree.branches == 2).nonzero()[0]
     changed = {**batch, "input_ids": batch["input_ids"].clone()}
@@ -235,7 +236,7 @@ def test_a_model_that_no_mask_can_tell_who_sees_what_is_refused_before_its_train
     eager.model.model.language_model.set_attn_implementation("eager")
     collate = Conversations(data(), seeing.tokenizer())
     with pytest.raises(ValueError, match="eager attention; expected sdpa; leave"):
-        eager(collate.batch([collate.row(talk(), Random(0), {}, 0)]))
+        eager(collate.batch([collate.row(talk(), Random(0), Room(), 0)]))
     with pytest.raises(ValueError, match="CausalLanguageModel has no branches; leave"):
         CausalLanguageModel(
             talks.recipe().model.parameters["config"]["text_config"] | {"vocab_size": 300}

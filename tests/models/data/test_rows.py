@@ -18,13 +18,13 @@ import torch
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from models.data.collate import Room
 from models.data.index import index, listed
 from models.data.loader import Loader
 from models.data.memory import Shared
 from models.data.order import Order
 from models.data.rows import ATTEMPTS, DecoderDied, Processes, Some, Threads, _make
 from models.data.shards import DataError, Sample, Samples
-from models.trainable import Batch
 from tests.models.data.numbers_made import Numbers, Row, order_of, sets_in
 from tests.models.data.tars_made import shards
 
@@ -86,7 +86,7 @@ def test_memory_is_nobody_elses_while_a_process_may_write_to_it(sets: dict[str, 
 
 
 class Slow(Numbers):
-    def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Row:
+    def row(self, sample: Sample, dice: Random, room: Room, at: int) -> Row:
         time.sleep(0.5)
         return super().row(sample, dice, room, at)
 
@@ -114,7 +114,7 @@ def test_an_error_waits_for_those_who_still_write(tmp_path: Path, monkeypatch: p
     samples = {"a": Samples(fs, index(fs, listed(fs, ["set"])))}
 
     class Late(Numbers):
-        def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Row:
+        def row(self, sample: Sample, dice: Random, room: Room, at: int) -> Row:
             if at == 0:
                 raise KeyError(at)
             time.sleep(0.3)
@@ -146,7 +146,7 @@ def test_a_decoder_that_is_killed_between_two_batches_is_told_too(sets: dict[str
 
 
 class Fatal(Numbers):
-    def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Row:
+    def row(self, sample: Sample, dice: Random, room: Room, at: int) -> Row:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
@@ -174,7 +174,7 @@ class Odd(Exception):
 
 
 class Wrong(Numbers):
-    def row(self, sample: Sample, dice: Random, room: Batch, at: int) -> Row:
+    def row(self, sample: Sample, dice: Random, room: Room, at: int) -> Row:
         raise Odd(1, 2)
 
 

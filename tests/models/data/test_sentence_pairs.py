@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.data.collate import Room
 from models.data.masking import Masking
 from models.data.sentence_pairs import NEXT, RANDOM, SentencePairs, fitted, halves
 from models.data.shards import Damaged, Sample, Samples
@@ -45,7 +46,7 @@ def test_half_of_the_pairs_go_on_and_the_others_come_from_another_sample(
     tokenizer: Any, sets: dict[str, Samples]
 ) -> None:
     pairs = reader(tokenizer, sets)
-    rows = [pairs.row(sets["shards"][at % 20], Random(at), {}, 0) for at in range(400)]
+    rows = [pairs.row(sets["shards"][at % 20], Random(at), Room(), 0) for at in range(400)]
     batch = pairs.batch(rows)
     restored = batch["input_ids"].clone()
     for row, (places, labels) in enumerate(zip(batch["masked_places"], batch["masked_labels"], strict=True)):
@@ -95,8 +96,8 @@ def test_a_tokenizer_without_a_mask_is_refused() -> None:
 
 def test_the_same_dice_give_the_same_row_and_others_another(tokenizer: Any, sets: dict[str, Samples]) -> None:
     pairs, one = reader(tokenizer, sets), sets["shards"][3]
-    assert pairs.row(one, Random(5), {}, 0) == pairs.row(one, Random(5), {}, 7)
-    assert len({str(pairs.row(one, Random(seed), {}, 0)) for seed in range(20)}) > 15
+    assert pairs.row(one, Random(5), Room(), 0) == pairs.row(one, Random(5), Room(), 7)
+    assert len({str(pairs.row(one, Random(seed), Room(), 0)) for seed in range(20)}) > 15
 
 
 def test_a_lone_sample_has_no_random_partner(tokenizer: Any, tmp_path: Path) -> None:
@@ -105,12 +106,12 @@ def test_a_lone_sample_has_no_random_partner(tokenizer: Any, tmp_path: Path) -> 
     pairs = reader(tokenizer, sets)
     label = next(seed for seed in range(20) if not _goes_on(pairs, sets["shards"][0], seed))
     with pytest.raises(Damaged, match="no other text"):
-        pairs.row(sets["shards"][0], Random(label), {}, 0)
+        pairs.row(sets["shards"][0], Random(label), Room(), 0)
 
 
 def _goes_on(pairs: SentencePairs, sample: Sample, seed: int) -> bool:
     try:
-        return pairs.row(sample, Random(seed), {}, 0).label == NEXT
+        return pairs.row(sample, Random(seed), Room(), 0).label == NEXT
     except Damaged:
         return False
 
@@ -137,7 +138,7 @@ def test_a_long_pair_fits_the_context(tokenizer: Any, tmp_path: Path) -> None:
     (tmp_path / "0.tar").write_bytes(tar_of([("0.txt", long.encode()), ("1.txt", long.encode())]))
     sets = {"shards": Samples.open(str(tmp_path))}
     pairs = reader(tokenizer, sets, context=20)
-    rows = [pairs.row(sets["shards"][0], Random(seed), {}, 0) for seed in range(30)]
+    rows = [pairs.row(sets["shards"][0], Random(seed), Room(), 0) for seed in range(30)]
     batch = pairs.batch(rows)
     assert batch["input_ids"].shape == (30, 20)
     assert batch["attention_mask"].sum(dim=1).float().mean() > 18

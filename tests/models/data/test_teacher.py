@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from models.data.collate import Room
 from models.data.shards import Damaged, Sample
 from models.data.teacher import PairsAndTeacher
 from models.recipe import Data, Recipe, RecipeError
@@ -24,8 +25,9 @@ def row(said: dict[str, Any], seed: int = 0) -> tuple[list[str], dict[str, torch
     texts = {"vocabulary": 300, "context": 16}
     data = {"kind": "pairs_and_teacher", "images": {"side": 32}, "teacher": {"width": 3}, "texts": texts}
     collate = PairsAndTeacher(Data.model_validate(data), small.words(300, 16))
-    room = {name: torch.empty(1, *shape, dtype=torch.uint8) for name, shape in collate.room().items()}
+    room = Room({name: torch.empty(1, *shape, dtype=torch.uint8) for name, shape in collate.room().items()})
     made = collate.row(sample, Random(seed), room, 0)
+    room.finish()
     return made.pair.texts, {**room, **collate.batch([made])}
 
 

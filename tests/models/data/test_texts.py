@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from models.data.collate import Room
 from models.data.loader import Loader
 from models.data.order import Order
 from models.data.shards import Damaged, Sample, Samples
@@ -35,7 +36,7 @@ def sample(text: str) -> Sample:
 
 def test_a_text_begins_with_a_start_and_ends_with_an_end_and_the_mask_covers_it() -> None:
     texts, tokenizer = reader()
-    batch = texts.batch([texts.row(sample(text), Random(0), {}, 0) for text in ("It rained.", "The cat sat.")])
+    batch = texts.batch([texts.row(sample(text), Random(0), Room(), 0) for text in ("It rained.", "The cat sat.")])
     assert tokenizer.decode(batch["input_ids"][0], skip_special_tokens=True).strip() == "It rained."
     for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
         length = int(mask.sum())
@@ -49,7 +50,7 @@ def test_a_text_begins_with_a_start_and_ends_with_an_end_and_the_mask_covers_it(
 def test_the_pieces_of_a_long_text_are_all_of_it_and_about_equally_long() -> None:
     texts, tokenizer = reader()
     text = " ".join(LINES)
-    rows = {tuple(texts.row(sample(text), Random(seed), {}, 0)) for seed in range(200)}
+    rows = {tuple(texts.row(sample(text), Random(seed), Room(), 0)) for seed in range(200)}
     whole = Tokens(tokenizer)(text)
     assert sum(map(len, rows)) == len(whole)
     assert {len(row) for row in rows} <= {len(whole) // len(rows), len(whole) // len(rows) + 1}
@@ -69,7 +70,7 @@ def test_the_windows_of_a_book_are_all_of_it_and_cut_no_word() -> None:
 
 def test_what_looks_like_an_end_in_a_text_is_none() -> None:
     texts, tokenizer = reader(context=64)
-    row = texts.row(sample(f"a {END} b"), Random(1), {}, 0)
+    row = texts.row(sample(f"a {END} b"), Random(1), Room(), 0)
     assert row.count(tokenizer.eos_token_id) == 1
     assert tokenizer.decode(row[1:-1]).strip() == f"a {END} b"
 
@@ -83,7 +84,7 @@ def test_captions_of_curated_samples_have_their_turn_by_the_dice() -> None:
 @pytest.mark.parametrize("members", [{"jpg": b"x"}, {"txt": b"  "}])
 def test_a_sample_without_text_is_counted_as_damaged(members: dict[str, bytes]) -> None:
     with pytest.raises(Damaged, match="no caption"):
-        reader()[0].row(Sample("key", members), Random(0), {}, 0)
+        reader()[0].row(Sample("key", members), Random(0), Room(), 0)
 
 
 def test_the_same_place_gives_the_same_piece_on_any_number_of_processes(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from models.data.collate import Room
 from models.data.shards import Damaged, Sample
 from models.data.views import PairsAndViews
 from models.recipe import Data
@@ -22,7 +23,7 @@ def row(sample: Sample, seed: int = 0, **crops: Any) -> tuple[list[str], dict[st
     texts = {"vocabulary": 300, "context": 16}
     data = Data.model_validate({"kind": "pairs_and_views", "images": {"side": 32}, "crops": said, "texts": texts})
     collate = PairsAndViews(data, small.words(300, 16))
-    room = {name: torch.empty(1, *shape, dtype=torch.uint8) for name, shape in collate.room().items()}
+    room = Room({name: torch.empty(1, *shape, dtype=torch.uint8) for name, shape in collate.room().items()})
     return collate.row(sample, Random(seed), room, 0).texts, room
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from models.data.chat import ready_to_chat
+from models.data.collate import Room
 from models.data.conversations import Conversations
 from models.data.images import normalise
 from models.data.tokenizer import WRITTEN_ON, trained
@@ -58,7 +59,7 @@ def batch(kind: str, images: tuple[int, ...] = IMAGES, turns: str | None = None)
         data = data.model_copy(update={"images": looks})
     collate = Conversations(data, tokenizer())
     samples = [talks.sample(talks.about(number, count)) for number, count in enumerate(images)]
-    rows = collate.batch([collate.row(sample, Random(0), {}, 0) for sample in samples])
+    rows = collate.batch([collate.row(sample, Random(0), Room(), 0) for sample in samples])
     return normalise({**rows, "position": torch.arange(len(images))}, data.images)
 
 

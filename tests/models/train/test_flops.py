@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from models.data.collate import Room
 from models.data.conversations import Conversations
 from models.data.images import normalise
 from models.recipe import Phase
@@ -191,5 +192,5 @@ def conversations(words: int) -> Batch:
     data = talks.recipe().data
     collate, picture = Conversations(data, seeing.tokenizer()), talks.shape(Random(0))[0]
     said = [("human", "<image>\n" + " ".join(["blue"] * (30 - words))), ("gpt", " ".join(["red"] * words))]
-    rows = [collate.row(talks.sample(talks.talk("a", [picture], said)), Random(0), {}, 0) for _ in range(2)]
+    rows = [collate.row(talks.sample(talks.talk("a", [picture], said)), Random(0), Room(), 0) for _ in range(2)]
     return normalise({**collate.batch(rows), "position": torch.arange(2)}, data.images)
