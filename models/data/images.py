@@ -168,7 +168,7 @@ def rgb(image: ImageFile) -> np.ndarray:
     if picture.mode != "RGB":  # to itself, it would be a copy
         picture = picture.convert("RGB")
     try:  # Pillow's own memory, which has 4 bytes a pixel: `asarray` copies it three times, with the interpreter's lock
-        pixels = pa.array(picture).flatten().to_numpy(zero_copy_only=True)
+        pixels = pa.array(picture).values.to_numpy(zero_copy_only=True)
     except ValueError:  # of more than 4 megapixels, it is in pieces
         return np.asarray(picture)
     return np.asarray(pixels).reshape(picture.height, picture.width, 4)

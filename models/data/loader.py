@@ -28,6 +28,8 @@ from models.trainable import Batch
 AHEAD = 1024
 """Samples that are decoded ahead, about; two batches at least, `BATCHES` at most."""
 BATCHES = 16
+DRAWN = 4096
+"""Places whose samples are drawn at once, about."""
 NAMED = 100
 """Damaged samples that are named, at most; all are counted."""
 log = logging.getLogger(__name__)
@@ -82,6 +84,7 @@ class Loader(Iterator[Batch], Generic[Row]):
         self._depth = min(max(2, AHEAD // rows), BATCHES)
         self._together = max(1, min(self._makers.together, rows * self._depth // (4 * self._makers.count)))
         self._next = start
+        self._drawn = self._draws(start)
         self._coming: deque[tuple[Future[Batch], list[Future[Made]]]] = deque()
         for name in order.names if rank == 0 else ():  # which all processes see
             for tar, fault in sets[name].faults.items():
@@ -117,14 +120,25 @@ class Loader(Iterator[Batch], Generic[Row]):
         """Set threads to work on the next batch."""
         first, end = (self._next + place for place in self._slice)
         self._next += self._batch
-        sets, numbers = self._order.span(first, end)
-        whose, which = sets.tolist(), numbers.tolist()
+        whose, which = next(self._drawn)
         room = {name: self._makers.memory.empty(end - first, *shape) for name, shape in self._collate.room().items()}
         parts = []
         for at in range(0, end - first, self._together):
             end_at = at + self._together
             parts.append(self._makers.submit(Some(first, at, whose[at:end_at], which[at:end_at]), room))
         self._coming.append((self._last.submit(self._whole, parts, first, room), parts))
+
+    def _draws(self, start: int) -> Iterator[tuple[list[int], list[int]]]:
+        """Set and number of the samples of every batch, of some batches at once where they are small: a call for 4,096
+        places takes as long as two for 256."""
+        batches = max(1, DRAWN // self._batch)
+        while True:
+            end = start + (batches - 1) * self._batch + self._slice[1]
+            sets, numbers = (found.tolist() for found in self._order.span(start + self._slice[0], end))
+            for first in range(0, batches * self._batch, self._batch):
+                mine = slice(first, first + self._slice[1] - self._slice[0])
+                yield sets[mine], numbers[mine]
+            start += batches * self._batch
 
     def _whole(self, parts: Sequence[Future[Made]], first: int, room: Batch) -> Batch:
         rows = [row for part in parts for row in part.result().rows]
