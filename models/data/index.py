@@ -3,7 +3,7 @@
 The shards that sluice writes have an index already: Parquet, which a node's generation names together with the tars.
 Other tools' tars are scanned, header by header, and remote ones are read through once for that. What took long to make
 is kept in `~/.cache/sluice/indexes` (`XDG_CACHE_HOME`) as long as no tar changes, and is mapped into memory from there
-by all processes that train on a machine: 16 bytes a sample, once. Processes that decode for them get copies.
+by all processes that train on a machine, and by those that decode for them: 16 bytes a sample, once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -62,6 +62,17 @@ class Index:
     spans_n2: Spans
     faults: dict[str, str]
     """What is wrong, by tar."""
+    kept: Path | None = None
+    """The file that the spans are mapped from. Another process is told of it, and gets no copy of them."""
+
+    def __reduce__(self) -> tuple[Callable[..., Index], tuple[object, ...]]:
+        if self.kept is None:
+            return Index, (self.tars, self.ends, self.spans_n2, self.faults)
+        return _mapped, (self.tars, self.ends, self.faults, self.kept)
+
+
+def _mapped(tars: tuple[Tar, ...], ends: npt.NDArray[np.int64], faults: dict[str, str], kept: Path) -> Index:
+    return Index(tars, ends, np.asarray(np.load(kept, mmap_mode="r")), faults, kept)
 
 
 # -- which tars --------------------------------------------------------------------------------------------------------
@@ -144,8 +155,7 @@ def index(fs: Any, tars: Sequence[Tar]) -> Index:
     entry = _cache() / blake2b(json.dumps([VERSION, str(fs.protocol), tars]).encode(), digest_size=16).hexdigest()
     if all(entry.with_suffix(ending).exists() for ending in (".json", ".npy")):
         said = json.loads(entry.with_suffix(".json").read_text())
-        spans_n2 = np.asarray(np.load(entry.with_suffix(".npy"), mmap_mode="r"))
-        return Index(tuple(tars), np.array(said["ends"], np.int64), spans_n2, said["faults"])
+        return _mapped(tuple(tars), np.array(said["ends"], np.int64), said["faults"], entry.with_suffix(".npy"))
     known = _recorded(fs, tars)
 
     def look(tar: Tar) -> Scanned:
@@ -162,9 +172,7 @@ def index(fs: Any, tars: Sequence[Tar]) -> Index:
     faults = {tar.path: one.fault for tar, one in zip(tars, found, strict=True) if one.fault}
     ends = np.cumsum([len(one.spans_n2) for one in found], dtype=np.int64)
     made = Index(tuple(tars), ends, np.concatenate([one.spans_n2 for one in found]), faults)
-    if not local or len(made.spans_n2) >= CACHED:
-        _remember(entry, made)
-    return made
+    return made if local and len(made.spans_n2) < CACHED else _remembered(entry, made)
 
 
 def is_local(fs: Any) -> bool:
@@ -246,8 +254,8 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sluice" / "indexes"
 
 
-def _remember(entry: Path, made: Index) -> None:
-    """The spans first: the JSON says that they are there."""
+def _remembered(entry: Path, made: Index) -> Index:
+    """The same, mapped from where it is kept. The spans first: the JSON says that they are there."""
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         temporary = entry.with_name(f"{entry.name}.{uuid4().hex[:8]}")
@@ -256,8 +264,10 @@ def _remember(entry: Path, made: Index) -> None:
         temporary.replace(entry.with_suffix(".npy"))
         temporary.write_text(json.dumps({"ends": made.ends.tolist(), "faults": made.faults}))
         temporary.replace(entry.with_suffix(".json"))
+        return _mapped(made.tars, made.ends, made.faults, entry.with_suffix(".npy"))
     except OSError as error:
         log.warning("the index of %d samples could not be kept, and will be made again: %s", made.ends[-1], error)
+        return made
 
 
 def file_system(address: str) -> tuple[Any, str]:

@@ -1,12 +1,13 @@
 """Rows of batches, made ahead: in threads, or in processes that do not wait for each other's interpreter.
 
 Threads start at once and share all that is read; but only one at a time has the interpreter, and the more there are,
-the longer each waits for it. A process costs some seconds, and a copy of the index.
+the longer each waits for it. A process costs some seconds, and a copy of an index that is too small to be kept.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -161,7 +162,8 @@ _working: list[Threads] = []
 
 
 def _begin(sets: Sets, order: Places, collate: Collate[Any], requests: int, ending: Connection) -> None:
-    os.setpgid(0, 0)  # where something else had begun the server, which knows nothing of `own_group`
+    os.setpgid(0, 0)  # this and the next where something else had begun the server, which knows nothing of `own_group`
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
     threads = Threads(sets, order, collate, 1, requests)
     threading.Thread(target=_end, args=(threads, ending), daemon=True).start()

@@ -56,8 +56,8 @@ class Sample(NamedTuple):
 
 
 class Samples(Sequence[Sample]):
-    """All samples of some tars, in the order of the tars. Threads may share one; another process gets a copy of the
-    index, and opens the tars itself."""
+    """All samples of some tars, in the order of the tars. Threads may share one; another process gets the index,
+    and opens the tars itself."""
 
     def __init__(self, fs: Any, index: Index) -> None:
         self._fs = fs

@@ -162,6 +162,14 @@ def test_what_stops_the_trainers_group_does_not_stop_its_decoders(sets: dict[str
         assert [os.getpgid(decoder) == os.getpgrp() for decoder in decoders_of(loader)] == [False]
 
 
+def test_what_stops_every_process_does_not_stop_decoders_before_the_trainer(sets: dict[str, Samples]) -> None:
+    with Loader(sets, order_of(sets), Numbers(), 12, decoders=2) as loader:
+        next(loader)
+        for decoder in decoders_of(loader):
+            os.kill(decoder, signal.SIGTERM)
+        assert len(list(islice(loader, 40))) == 40
+
+
 def test_an_error_that_cannot_be_sent_is_told_in_words(sets: dict[str, Samples]) -> None:
     told = pytest.raises(RuntimeError, match=r"^Odd: two")
     with Loader(sets, order_of(sets), Wrong(), 12, decoders=1) as loader, told:

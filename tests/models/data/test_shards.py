@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
@@ -278,6 +279,18 @@ def test_a_kept_index_is_used_until_a_tar_changes(
     assert again.faults
     shards(folder, range(50, 53), per_shard=4)
     assert numbers(Samples.open(folder))[:3] == [50, 51, 52]
+
+
+def test_another_process_maps_a_kept_index_and_gets_a_copy_of_another(
+    tmp_path: Path, kept_indexes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shards(tmp_path / "set", range(300), per_shard=300)
+    copied = pickle.dumps(Samples.open(folder))
+    monkeypatch.setattr(indexes, "CACHED", 5)
+    for _ in range(2):  # made, and found
+        sent = pickle.dumps(Samples.open(folder))
+        assert len(sent) < len(copied) - 300 * 15
+        assert list(pickle.loads(sent)) == list(pickle.loads(copied))
 
 
 def test_small_local_sets_leave_no_index_behind(tmp_path: Path, kept_indexes: Path) -> None:
