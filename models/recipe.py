@@ -271,8 +271,8 @@ class Parallel(Part):
     checkpoint_activations: bool = False
     compile: bool = False
     decoders: int = Field(default=0, ge=0)
-    """Processes that read and decode for each that trains, with a copy of the index each; on Linux only. 0: threads of
-    its own, which wait for each other more the more there are."""
+    """Processes that read and decode for each that trains; on Linux only. 0: threads of its own, which wait for each
+    other more the more there are."""
 
 
 class Recipe(Part):

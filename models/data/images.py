@@ -77,7 +77,7 @@ def images_of(sample: Sample) -> list[bytes]:
 
 
 class Crop(NamedTuple):
-    """What was decoded of an image, before it is resized: that cannot fail."""
+    """What was decoded of an image, before it is resized, which fails for want of memory alone."""
 
     pixels_hwc: np.ndarray
     """uint8 (height, width, 3 or 4), which no other image shares."""
@@ -86,7 +86,8 @@ class Crop(NamedTuple):
 
     def write(self, room: Room, at: int) -> None:
         """To row `at` of `pixel_values`, with others."""
-        room.later(self.pixels_hwc.nbytes, lambda: room["pixel_values"][at].copy_(self.resized()))
+        row = room["pixel_values"][at]
+        room.later(self.pixels_hwc.nbytes, lambda: row.copy_(self.resized()))
 
     def resized(self) -> Pixels:
         """uint8 (3, side, side)."""

@@ -66,7 +66,7 @@ class Index:
     """The file that the spans are mapped from. Another process is told of it, and gets no copy of them."""
 
     def __reduce__(self) -> tuple[Callable[..., Index], tuple[object, ...]]:
-        if self.kept is None:
+        if self.kept is None or not self.kept.exists():
             return Index, (self.tars, self.ends, self.spans_n2, self.faults)
         return _mapped, (self.tars, self.ends, self.faults, self.kept)
 
@@ -264,10 +264,10 @@ def _remembered(entry: Path, made: Index) -> Index:
         temporary.replace(entry.with_suffix(".npy"))
         temporary.write_text(json.dumps({"ends": made.ends.tolist(), "faults": made.faults}))
         temporary.replace(entry.with_suffix(".json"))
-        return _mapped(made.tars, made.ends, made.faults, entry.with_suffix(".npy"))
     except OSError as error:
         log.warning("the index of %d samples could not be kept, and will be made again: %s", made.ends[-1], error)
         return made
+    return _mapped(made.tars, made.ends, made.faults, entry.with_suffix(".npy"))
 
 
 def file_system(address: str) -> tuple[Any, str]:

@@ -61,7 +61,7 @@ class Loader(Iterator[Batch], Generic[Row]):
         """`batch`: samples of a step, over all processes. `start`: samples that were seen before, over all processes.
         `threads`: that decode; by default one more than there are cores for this process, for they wait for the
         interpreter's lock at times. `pin`: copy batches to pinned memory, from which a GPU fetches them by itself.
-        `decoders`: processes that do what the threads do otherwise; `sets` and `collate` are copied to them."""
+        `decoders`: processes that do what the threads do otherwise; they get copies of `sets` and `collate`."""
         if not 0 <= rank < world <= batch:
             raise DataError(
                 f"rank {rank} of {world} processes with a batch of {batch}: expected a sample for every rank"
@@ -84,7 +84,7 @@ class Loader(Iterator[Batch], Generic[Row]):
         self._depth = min(max(2, AHEAD // rows), BATCHES)
         self._together = max(1, min(self._makers.together, rows * self._depth // (4 * self._makers.count)))
         self._next = start
-        self._drawn = self._draws(start)
+        self._drawn: deque[tuple[list[int], list[int]]] = deque()
         self._coming: deque[tuple[Future[Batch], list[Future[Made]]]] = deque()
         for name in order.names if rank == 0 else ():  # which all processes see
             for tar, fault in sets[name].faults.items():
@@ -118,9 +118,11 @@ class Loader(Iterator[Batch], Generic[Row]):
 
     def _begin(self) -> None:
         """Set threads to work on the next batch."""
+        if not self._drawn:
+            self._draw()
         first, end = (self._next + place for place in self._slice)
         self._next += self._batch
-        whose, which = next(self._drawn)
+        whose, which = self._drawn.popleft()
         room = {name: self._makers.memory.empty(end - first, *shape) for name, shape in self._collate.room().items()}
         parts = []
         for at in range(0, end - first, self._together):
@@ -128,17 +130,15 @@ class Loader(Iterator[Batch], Generic[Row]):
             parts.append(self._makers.submit(Some(first, at, whose[at:end_at], which[at:end_at]), room))
         self._coming.append((self._last.submit(self._whole, parts, first, room), parts))
 
-    def _draws(self, start: int) -> Iterator[tuple[list[int], list[int]]]:
-        """Set and number of the samples of every batch, of some batches at once where they are small: a call for 4,096
-        places takes as long as two for 256."""
+    def _draw(self) -> None:
+        """Set and number of the samples of the next batches: of some at once where they are small, for 4,096 places
+        take three times as long as 256. Those of other processes in between are drawn with them."""
         batches = max(1, DRAWN // self._batch)
-        while True:
-            end = start + (batches - 1) * self._batch + self._slice[1]
-            sets, numbers = (found.tolist() for found in self._order.span(start + self._slice[0], end))
-            for first in range(0, batches * self._batch, self._batch):
-                mine = slice(first, first + self._slice[1] - self._slice[0])
-                yield sets[mine], numbers[mine]
-            start += batches * self._batch
+        mine = self._slice[1] - self._slice[0]
+        start, places = self._next + self._slice[0], (batches - 1) * self._batch + mine
+        sets, numbers = (found.tolist() for found in self._order.span(start, start + places))
+        for first in range(0, places, self._batch):
+            self._drawn.append((sets[first : first + mine], numbers[first : first + mine]))
 
     def _whole(self, parts: Sequence[Future[Made]], first: int, room: Batch) -> Batch:
         rows = [row for part in parts for row in part.result().rows]

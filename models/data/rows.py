@@ -1,17 +1,16 @@
 """Rows of batches, made ahead: in threads, or in processes that do not wait for each other's interpreter.
 
 Threads start at once and share all that is read; but only one at a time has the interpreter, and the more there are,
-the longer each waits for it. A process costs some seconds, and a copy of an index that is too small to be kept.
+the longer each waits for it. A process costs some seconds, and a copy of the index where none is kept on disk.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from functools import partial
 from multiprocessing import get_context
@@ -92,8 +91,7 @@ class Threads:
                 raise CancelledError
             name = self._order.names[whose]
             made.rows.append(self._row(some.first + at, at, name, number, again, room, made.skipped))
-        with self._cores:
-            room.finish()
+        room.finish()
         return made
 
     def _row(
@@ -106,7 +104,10 @@ class Threads:
             try:
                 sample = self._sets[name].read(number)
                 with self._cores:
-                    return self._collate.row(sample, dice(seed, place, attempt, again), room, at)
+                    row = self._collate.row(sample, dice(seed, place, attempt, again), room, at)
+                    if self.remote:  # another thread waits for this core, and this one has no other sample
+                        room.finish()
+                    return row
             except Damaged as damaged:
                 skipped.append(damaged)
         raise DataError(
@@ -132,18 +133,24 @@ class Processes:
 
     def submit(self, some: Some, room: Tensors) -> Future[Made]:
         coming = self._pool.submit(_make, some, {name: self.memory.block(rows) for name, rows in room.items()})
-        coming.add_done_callback(partial(_hold, room))
+        coming.add_done_callback(partial(self._done, room))
         return coming
+
+    def _done(self, room: Tensors, coming: Future[Made]) -> None:
+        """What is called when it is done has the room until then: as long as it is written to, nobody else gets it.
+
+        Where a process died, the others are killed: they may wait for ever for what it held, and SIGTERM, with which
+        the pool would end them, they do not hear.
+        """
+        if not coming.cancelled() and isinstance(coming.exception(), BrokenExecutor):
+            for process in list((self._pool._processes or {}).values()):
+                process.kill()
 
     def close(self) -> None:
         self._open.close()
         self._pool.shutdown(cancel_futures=True)
         self._ending.close()
         self.memory.close()
-
-
-def _hold(room: Tensors, _: Future[Made]) -> None:
-    """What is called when it is done has the room until then: as long as it is written to, nobody else gets it."""
 
 
 class DecoderDied(Unreachable):
@@ -162,8 +169,7 @@ _working: list[Threads] = []
 
 
 def _begin(sets: Sets, order: Places, collate: Collate[Any], requests: int, ending: Connection) -> None:
-    os.setpgid(0, 0)  # this and the next where something else had begun the server, which knows nothing of `own_group`
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.setpgid(0, 0)  # where something else had begun the server, which knows nothing of `own_group`
     torch.set_num_threads(1)
     threads = Threads(sets, order, collate, 1, requests)
     threading.Thread(target=_end, args=(threads, ending), daemon=True).start()

@@ -85,15 +85,16 @@ def measure(samples: int = SAMPLES) -> list[Figure]:
     return [Figure("the whole path", took_s, "s", note=note), *figures]
 
 
-def split(one_in: int = HELD_OUT) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The images that are held out, and the others: by a hash of their names."""
+def split(one_in: int = HELD_OUT, fold: int = 0) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The images that are held out, and the others: by a hash of their names. Every image is held out in one of the
+    `one_in` folds."""
     entries = []
     for of in SETS:
         for line in (SHARED / of / "manifest.jsonl").read_text().splitlines():
             entry = json.loads(line)
             if entry.get("captions"):
                 entries.append({"path": f"{of}/{entry['file']}", "captions": entry["captions"]})
-    chosen = [int(sha256(entry["path"].encode()).hexdigest(), 16) % one_in == 0 for entry in entries]
+    chosen = [int(sha256(entry["path"].encode()).hexdigest(), 16) % one_in == fold for entry in entries]
     held = [entry for entry, yes in zip(entries, chosen, strict=True) if yes]
     return held, [entry for entry, yes in zip(entries, chosen, strict=True) if not yes]
 

@@ -2,20 +2,22 @@
 
     python -m tests.benchmarks.bench_real_instruct 9600      # samples seen by LLaVA
 
-A fifth of the figures, chosen by their names, is held out: the questions that rules ask of their captions are asked of
-the model, beside shuffled images and the best guess. 650 figures teach it what kind of picture one is, and neither to
-count nor to read words of a few pixels.
+Five times: each time another fifth of the figures is held out, by their names, and what is a copy of one of these is
+left out, too. The questions that rules ask of their captions are asked of the model, beside shuffled images and the
+best guess. 650 figures teach it what kind of picture one is, and neither to count nor to read words of a few pixels.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -31,8 +33,7 @@ from tests.benchmarks.bench_real_clip import SHARED, split
 from tests.benchmarks.figures import Figure
 
 SAMPLES = 9600
-HELD_OUT = 5
-"""One figure in so many is asked about and not learnt from."""
+FOLDS = 5
 SHORT: tuple[Kind, ...] = ("medium", "colour", "count", "relation", "verify", "place", "reading")
 """Kinds of questions that are answered in a word or two."""
 TEXT = """
@@ -44,9 +45,12 @@ nodes:
     from: urls
     steps: [{{stages.download.Download: {{side: 256, allow_private_hosts: ["127.0.0.1:{port}"]}}}}]
   measures: {{from: pool, steps: [stages.text_quality.TextQuality]}}
+  leaks: {{from: pool, steps: [{{stages.decontaminate.Decontaminate: {{sets: {{held_out: {folder}/held_out}}}}}}]}}
   kept:
-    from: [pool, measures]
-    steps: [{{stages.select.Select: {{rules: [{{downloaded: "status = 'success'"}}, {{worded: "words >= 3"}}]}}}}]
+    from: [pool, measures, leaks]
+    steps:
+      - stages.select.Select:
+          rules: [downloaded: status = 'success', worded: words >= 3, no_leak: leaks_from IS NULL]
   pairs: {{from: [pool, kept], steps: [{{stages.shard.WebDataset: {{shuffle: true}}}}]}}
   conversations:
     from: pairs
@@ -93,13 +97,40 @@ nodes:
 """
 
 
+Rows = dict[str, dict[str, Any]]
+"""What an evaluation found, by metric."""
+
+
 def measure(samples: int = SAMPLES) -> list[Figure]:
     """What is asked and answered, the shuffled images and the best guess in the notes."""
     if not SHARED.is_dir():
         return [Figure("questions about real figures", None, "%", note=f"not run: no {SHARED}")]
+    paths, scores = zip(*(asked(fold, samples) for fold in range(FOLDS)), strict=True)
+    figures = list(paths)
+    for metric in ("vqa_accuracy", *(f"vqa_accuracy/{kind}" for kind in SHORT)):
+        rows = [found[metric] for found in scores if metric in found]
+        blind = [found[f"{metric}_shuffled"] for found in scores if metric in found]
+        if rows:
+            count = sum(row["samples"] for row in rows)
+            error = math.hypot(*((row["standard_error"] or 0) * row["samples"] for row in rows)) / count
+            beside = f"shuffled {100 * mean(blind, 'value'):.1f}, best guess {100 * mean(rows, 'chance'):.1f}"
+            about = f"± {100 * error:.1f} of {count} questions; {beside}"
+            name = metric.replace("_", " ").replace("vqa", "VQA")
+            figures.append(Figure(name, 100 * mean(rows, "value"), "%", note=about))
+    return figures
+
+
+def mean(rows: Sequence[dict[str, Any]], name: str) -> float:
+    """Over all questions of all folds."""
+    return float(sum(row[name] * row["samples"] for row in rows) / sum(row["samples"] for row in rows))
+
+
+def asked(fold: int, samples: int) -> tuple[Figure, Rows]:
+    """One training, and what it answers about the figures that it has not seen."""
     with tempfile.TemporaryDirectory(prefix="sluice-real-") as name, Folder(SHARED) as web:
         folder = Path(name)
-        held, others = ([one for one in found if one["path"].startswith("openstax")] for found in split(HELD_OUT))
+        parts = split(FOLDS, fold)
+        held, others = ([one for one in found if one["path"].startswith("openstax")] for found in parts)
         write_questions(folder / "held_out", held)
         rows = [{"url": web.url(entry["path"]), "alt": caption} for entry in others for caption in entry["captions"]]
         pq.write_table(pa.Table.from_pylist(rows), folder / "urls.parquet")
@@ -113,14 +144,7 @@ def measure(samples: int = SAMPLES) -> list[Figure]:
         scores = {row["metric"]: row for row in catalog.sql("FROM answers").to_pylist()}
     told = ", ".join(f"{row['n']:,} {row['verdict']}" for row in turns)
     note = f"turns: {told}; loss {losses[0].as_py():.2f} to {losses[-1].as_py():.2f}"
-    figures = [Figure("the whole path", took_s, "s", note=note)]
-    for metric in ("vqa_accuracy", *(f"vqa_accuracy/{kind}" for kind in SHORT)):
-        if metric in scores:
-            row, blind = scores[metric], scores[f"{metric}_shuffled"]
-            beside = f"shuffled {100 * blind['value']:.1f}, best guess {100 * row['chance']:.1f}"
-            about = f"± {100 * row['standard_error']:.1f} of {row['samples']} questions; {beside}"
-            figures.append(Figure(metric.replace("_", " ").replace("vqa", "VQA"), 100 * row["value"], "%", note=about))
-    return figures
+    return Figure(f"fold {fold + 1}: the whole path", took_s, "s", note=note), scores
 
 
 def write_questions(folder: Path, entries: list[dict[str, Any]]) -> None:

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -23,7 +25,7 @@ from models.data.index import index, listed
 from models.data.loader import Loader
 from models.data.memory import Shared
 from models.data.order import Order
-from models.data.rows import ATTEMPTS, DecoderDied, Processes, Some, Threads, _make
+from models.data.rows import ATTEMPTS, GRACE_S, DecoderDied, Processes, Some, Threads, _make
 from models.data.shards import DataError, Sample, Samples
 from tests.models.data.numbers_made import Numbers, Row, order_of, sets_in
 from tests.models.data.tars_made import shards
@@ -162,12 +164,16 @@ def test_what_stops_the_trainers_group_does_not_stop_its_decoders(sets: dict[str
         assert [os.getpgid(decoder) == os.getpgrp() for decoder in decoders_of(loader)] == [False]
 
 
-def test_what_stops_every_process_does_not_stop_decoders_before_the_trainer(sets: dict[str, Samples]) -> None:
+def test_where_one_of_two_idle_decoders_is_killed_the_other_keeps_nobody_waiting(sets: dict[str, Samples]) -> None:
     with Loader(sets, order_of(sets), Numbers(), 12, decoders=2) as loader:
         next(loader)
-        for decoder in decoders_of(loader):
-            os.kill(decoder, signal.SIGTERM)
-        assert len(list(islice(loader, 40))) == 40
+        time.sleep(0.5)  # both have nothing to do, and one holds what the other waits for
+        holding = [one for one in decoders_of(loader) if "pipe_read" in Path(f"/proc/{one}/wchan").read_text()]
+        os.kill((holding or decoders_of(loader))[0], signal.SIGKILL)
+        with pytest.raises(DecoderDied, match=DIED):
+            list(islice(loader, 40))
+        started = time.monotonic()
+    assert time.monotonic() - started < GRACE_S / 2
 
 
 def test_an_error_that_cannot_be_sent_is_told_in_words(sets: dict[str, Samples]) -> None:
@@ -193,7 +199,8 @@ def test_an_error_in_a_process_reaches_the_trainer(sets: dict[str, Samples]) -> 
 
 
 TRAINING = """
-import sys, time
+import sys
+from itertools import islice
 from models.data.loader import Loader
 from models.data.order import Order
 from models.data.shards import Samples
@@ -204,18 +211,38 @@ if __name__ == "__main__":
     loader = Loader({"a": samples}, Order({"a": len(samples)}, {"a": 1}, 0), Numbers(), 4, decoders=2)
     next(loader)
     print(*loader._makers._pool._processes, flush=True)
-    time.sleep(60)
+    sys.stdin.readline()
+    print(sum(1 for _ in islice(loader, 90)), "batches more", flush=True)
+    loader.close()
 """
 
 
-def test_where_the_trainer_is_killed_its_decoders_end(tmp_path: Path) -> None:
-    folder = shards(tmp_path / "set", range(30), per_shard=30)
-    (tmp_path / "training.py").write_text(TRAINING)
+@contextmanager
+def trained_elsewhere(folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
+    """A training that is killed at the end, and its two decoders."""
+    (folder / "training.py").write_text(TRAINING)
     environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
-    command = [sys.executable, str(tmp_path / "training.py"), str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as training:
+    command = [sys.executable, str(folder / "training.py"), str(shards(folder / "set", range(30), per_shard=30))]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, text=True, env=environment, stdin=pipe, stdout=pipe) as training:
         assert training.stdout is not None
         decoders = [psutil.Process(int(pid)) for pid in training.stdout.readline().split()]
         assert len(decoders) == 2
+        yield training, decoders
         training.kill()
+
+
+def test_where_the_trainer_is_killed_its_decoders_end(tmp_path: Path) -> None:
+    with trained_elsewhere(tmp_path) as (_, decoders):
+        pass
     assert psutil.wait_procs(decoders, timeout=20)[1] == []
+
+
+def test_a_sigterm_to_every_process_is_left_to_the_trainer(tmp_path: Path) -> None:
+    with trained_elsewhere(tmp_path) as (training, decoders):
+        others = psutil.Process(training.pid).children(recursive=True)
+        assert {decoder.pid for decoder in decoders} < {other.pid for other in others}, "and the server"
+        for other in others:
+            other.terminate()
+        told, _ = training.communicate("go on\n", timeout=60)
+    assert told == "90 batches more\n"
