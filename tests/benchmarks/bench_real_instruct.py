@@ -95,8 +95,6 @@ nodes:
     workers: {{cpus: 2}}
     steps: [{{stages.evaluate.Evaluate: {{sets: {{held_out: {folder}/held_out}}}}}}]
 """
-
-
 Rows = dict[str, dict[str, Any]]
 """What an evaluation found, by metric."""
 
@@ -112,7 +110,7 @@ def measure(samples: int = SAMPLES) -> list[Figure]:
         blind = [found[f"{metric}_shuffled"] for found in scores if metric in found]
         if rows:
             count = sum(row["samples"] for row in rows)
-            error = math.hypot(*((row["standard_error"] or 0) * row["samples"] for row in rows)) / count
+            error = math.hypot(*(error_of(row) * row["samples"] for row in rows)) / count
             beside = f"shuffled {100 * mean(blind, 'value'):.1f}, best guess {100 * mean(rows, 'chance'):.1f}"
             about = f"± {100 * error:.1f} of {count} questions; {beside}"
             name = metric.replace("_", " ").replace("vqa", "VQA")
@@ -123,6 +121,12 @@ def measure(samples: int = SAMPLES) -> list[Figure]:
 def mean(rows: Sequence[dict[str, Any]], name: str) -> float:
     """Over all questions of all folds."""
     return float(sum(row[name] * row["samples"] for row in rows) / sum(row["samples"] for row in rows))
+
+
+def error_of(row: dict[str, Any]) -> float:
+    """Of one fold; where it had too few questions for that, the most that there can be."""
+    known: float | None = row["standard_error"]
+    return 0.5 / math.sqrt(row["samples"]) if known is None else known
 
 
 def asked(fold: int, samples: int) -> tuple[Figure, Rows]:

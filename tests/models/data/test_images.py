@@ -100,6 +100,12 @@ def test_a_flip_mirrors_what_would_have_been_there_and_happens_as_often_as_asked
     assert 35 <= flipped <= 85
 
 
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_a_crop_that_waits_does_not_hold_the_whole_image(format: str) -> None:
+    crop = training_crop(sample(encoded(noise(60, 60), format)), Images(side=32, crop=(0.3, 0.4)), Random(1))
+    assert crop.pixels_hwc.base is None
+
+
 def test_the_same_dice_give_the_same_bits_and_others_do_not() -> None:
     data = encoded(noise(60, 60))
     images = Images(side=32, crop=(0.3, 1))

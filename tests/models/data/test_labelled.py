@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from models.data.collate import Room
+from models.data.images import training_crop
 from models.data.labelled import Labelled, class_of
 from models.data.shards import Damaged, Sample
-from models.recipe import Data, Labels
+from models.recipe import Data, Images, Labels
 from tests.models.data.tars_made import picture
 
 NAMES = ("cat", "dog")
@@ -44,10 +45,11 @@ def test_a_class_is_a_number_or_one_of_the_names(members: dict[str, bytes], labe
 
 def test_a_batch_has_pixels_and_classes(tmp_path: Path) -> None:
     collate = Labelled(Data.model_validate({"kind": "labels", "images": {"side": 16}}))
-    room = Room({name: torch.empty(2, *shape, dtype=torch.uint8) for name, shape in collate.room().items()})
+    room = Room({name: torch.zeros(2, *shape, dtype=torch.uint8) for name, shape in collate.room().items()})
     samples = [Sample(str(number), {"jpg": picture(number), "cls": b"%d" % number}) for number in range(2)]
     rows = [collate.row(sample, Random(0), room, at) for at, sample in enumerate(samples)]
     room.finish()
     assert torch.equal(collate.batch(rows)["classes"], torch.tensor([0, 1]))
     assert room["pixel_values"].shape == (2, 3, 16, 16)
-    assert not torch.equal(room["pixel_values"][0], room["pixel_values"][1])
+    for sample, pixels in zip(samples, room["pixel_values"], strict=True):
+        assert torch.equal(pixels, training_crop(sample, Images(side=16), Random(0)).resized())

@@ -27,6 +27,7 @@ from tests.models.data.tars_made import pair, shards, tar_of
 def little_ahead() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("models.data.loader.AHEAD", 40)
+        patch.setattr("models.data.loader.DRAWN", 50)  # some times a test
         yield
 
 

@@ -291,6 +291,9 @@ def test_another_process_maps_a_kept_index_and_gets_a_copy_of_another(
         sent = pickle.dumps(Samples.open(folder))
         assert len(sent) < len(copied) - 300 * 15
         assert list(pickle.loads(sent)) == list(pickle.loads(copied))
+    samples = Samples.open(folder)
+    shutil.rmtree(kept_indexes)
+    assert list(pickle.loads(pickle.dumps(samples))) == list(pickle.loads(copied)), "nothing is kept any more"
 
 
 def test_small_local_sets_leave_no_index_behind(tmp_path: Path, kept_indexes: Path) -> None:

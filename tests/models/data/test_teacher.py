@@ -25,7 +25,7 @@ def row(said: dict[str, Any], seed: int = 0) -> tuple[list[str], dict[str, torch
     texts = {"vocabulary": 300, "context": 16}
     data = {"kind": "pairs_and_teacher", "images": {"side": 32}, "teacher": {"width": 3}, "texts": texts}
     collate = PairsAndTeacher(Data.model_validate(data), small.words(300, 16))
-    room = Room({name: torch.empty(1, *shape, dtype=torch.uint8) for name, shape in collate.room().items()})
+    room = Room({name: torch.zeros(1, *shape, dtype=torch.uint8) for name, shape in collate.room().items()})
     made = collate.row(sample, Random(seed), room, 0)
     room.finish()
     return made.pair.texts, {**room, **collate.batch([made])}
@@ -36,6 +36,7 @@ def test_a_caption_is_drawn_with_its_row_and_rows_have_length_one() -> None:
     for seed in range(10):
         (text,), room = row(SAID, seed)
         assert room["pixel_values"].shape == (1, 3, 32, 32)
+        assert room["pixel_values"].any()
         assert room["teacher_image"].tolist() == [[0, 0, 1]]
         found[text] = room["teacher_text"]
     torch.testing.assert_close(found["a cat"], torch.tensor([[0.6, 0, 0.8]]))
