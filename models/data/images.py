@@ -27,7 +27,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from torch.nn.functional import interpolate
 
-from models.data.collate import Room
+from models.data.collate import Decoded, Room
 from models.data.shards import Damaged, Sample
 from models.recipe import Images
 from models.trainable import Batch
@@ -84,14 +84,19 @@ class Crop(NamedTuple):
     side: int
     mirrored: bool
 
-    def write(self, room: Room, at: int) -> None:
-        """To row `at` of `pixel_values`, with others."""
-        row = room["pixel_values"][at]
-        room.later(self.pixels_hwc.nbytes, lambda: row.copy_(self.resized()))
-
     def resized(self) -> Pixels:
         """uint8 (3, side, side)."""
         return resized(self.pixels_hwc, self.side, self.mirrored)
+
+
+def crop_later(sample: Sample, images: Images, dice: Random, room: Room, at: int) -> None:
+    """A random crop for row `at` of `pixel_values`, decoded when others are. Raises `Damaged` where it has no image."""
+
+    def decode() -> Decoded:
+        crop = training_crop(sample, images, dice)
+        return Decoded(crop.pixels_hwc.nbytes, lambda: room["pixel_values"][at].copy_(crop.resized()))
+
+    room.later(at, len(image_of(sample)), decode)
 
 
 def training_crop(sample: Sample, images: Images, dice: Random) -> Crop:

@@ -8,7 +8,7 @@ from random import Random
 import torch
 
 from models.data.collate import Collate, Room
-from models.data.images import training_crop
+from models.data.images import crop_later
 from models.data.pairs import document_of
 from models.data.shards import Damaged, Sample
 from models.recipe import Data, Labels
@@ -27,7 +27,7 @@ class Labelled(Collate[int]):
 
     def row(self, sample: Sample, dice: Random, room: Room, at: int) -> int:
         label = class_of(sample, self._data.labels)
-        training_crop(sample, self._data.images, dice).write(room, at)
+        crop_later(sample, self._data.images, dice, room, at)
         return label
 
     def batch(self, rows: Sequence[int]) -> Batch:

@@ -17,7 +17,7 @@ import models.without_torchvision  # isort: skip  # noqa: F401
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from models.data.collate import Collate, Room
-from models.data.images import image_of, training_crop
+from models.data.images import crop_later, image_of
 from models.data.loader import Loader
 from models.data.order import Order
 from models.data.phases import PhasedOrder, Places
@@ -52,7 +52,7 @@ class Pairs(Collate[Pair]):
 
     def row(self, sample: Sample, dice: Random, room: Room, at: int) -> Pair:
         texts = drawn(captions_of(sample), self._data.captions, dice)
-        training_crop(sample, self._data.images, dice).write(room, at)
+        crop_later(sample, self._data.images, dice, room, at)
         return Pair(texts, image_id(image_of(sample)))
 
     def batch(self, rows: Sequence[Pair]) -> Batch:

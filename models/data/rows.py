@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import nullcontext
@@ -16,7 +17,6 @@ from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
-from random import Random
 from typing import Any, NamedTuple
 
 import torch
@@ -84,35 +84,45 @@ class Threads:
         self._pool.shutdown(cancel_futures=True)
 
     def make(self, some: Some, tensors: Tensors) -> Made:
-        made, room = Made([], []), Room(tensors)
-        again = Random(0)  # seeded again for every sample
-        for at, (whose, number) in enumerate(zip(some.sets, some.numbers, strict=True), some.start):
-            if self.ending.is_set():
-                raise CancelledError
-            name = self._order.names[whose]
-            made.rows.append(self._row(some.first + at, at, name, number, again, room, made.skipped))
-        room.finish()
+        made, room = Made([None] * len(some.sets), []), Room(tensors)
+        attempts = [0] * len(some.sets)
+        left = deque(range(len(some.sets)))
+        while left:
+            while left and not room.full:
+                row = left.popleft()
+                try:
+                    made.rows[row] = self._row(some, row, attempts[row], room)
+                except Damaged as damaged:
+                    self._replace(some, row, damaged, attempts, left, made)
+            with self._cores:
+                for at, undecodable in room.finish():
+                    self._replace(some, at - some.start, undecodable, attempts, left, made)
         return made
 
-    def _row(
-        self, place: int, at: int, name: str, number: int, again: Random, room: Room, skipped: list[Damaged]
-    ) -> Any:
-        seed = self._order.seed
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                name, number = self._order.instead(place, attempt)
-            try:
-                sample = self._sets[name].read(number)
-                with self._cores:
-                    row = self._collate.row(sample, dice(seed, place, attempt, again), room, at)
-                    if self.remote:  # another thread waits for this core, and this one has no other sample
-                        room.finish()
-                    return row
-            except Damaged as damaged:
-                skipped.append(damaged)
-        raise DataError(
-            f"mixture.{name}: none of {ATTEMPTS} samples tried for place {place} can be used; the last: {skipped[-1]}"
-        )
+    def _row(self, some: Some, row: int, attempt: int, room: Room) -> Any:
+        """What becomes of the sample at a place, or of another one instead of it. Raises `Damaged`."""
+        if self.ending.is_set():
+            raise CancelledError
+        at = some.start + row
+        place = some.first + at
+        name, number = self._order.names[some.sets[row]], some.numbers[row]
+        if attempt:
+            name, number = self._order.instead(place, attempt)
+        sample = self._sets[name].read(number)
+        with self._cores:
+            return self._collate.row(sample, dice(self._order.seed, place, attempt), room, at)
+
+    def _replace(
+        self, some: Some, row: int, damaged: Damaged, attempts: list[int], left: deque[int], made: Made
+    ) -> None:
+        made.skipped.append(damaged)
+        attempts[row] += 1
+        if attempts[row] == ATTEMPTS:
+            name, place = self._order.names[some.sets[row]], some.first + some.start + row
+            raise DataError(
+                f"mixture.{name}: none of {ATTEMPTS} samples tried for place {place} can be used; the last: {damaged}"
+            )
+        left.appendleft(row)
 
 
 class Processes:

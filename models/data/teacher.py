@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from models.data.collate import Collate, Room
-from models.data.images import image_of, training_crop
+from models.data.images import crop_later, image_of
 from models.data.pairs import Pair, Pairs, cleaned, document_of, image_id, listed_in
 from models.data.shards import Damaged, Sample
 from models.recipe import Data
@@ -53,7 +53,7 @@ class PairsAndTeacher(Collate[Taught]):
                 "no teacher", sample.key, f"expected {name} in the json: {names.width} numbers (`data.teacher`)"
             )
         text, text_d = dice.choice(rows)
-        training_crop(sample, self._data.images, dice).write(room, at)
+        crop_later(sample, self._data.images, dice, room, at)
         return Taught(Pair([text], image_id(image_of(sample))), image_d, text_d)
 
     def batch(self, rows: Sequence[Taught]) -> Batch:

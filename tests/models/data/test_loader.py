@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.data.collate import Room
+from models.data.collate import ENCODED, Decoded, Room
 from models.data.loader import Loader
 from models.data.order import Order, dice
 from models.data.rows import ATTEMPTS, Threads
@@ -134,6 +134,60 @@ def test_another_try_for_a_place_has_dice_of_its_own(sets: dict[str, Samples]) -
         return next(chance for chance in tries if chance.random() >= 0.5).gauss(0, 1)
 
     assert found.tolist() == torch.tensor([thrown(place) for place in range(20)]).tolist()
+
+
+class Late(Numbers):
+    """Has its image decoded with others, with dice of its own, and only then finds what cannot be used."""
+
+    def __init__(self, damaged: Sequence[int] = (), nbytes: int = 10) -> None:
+        super().__init__()
+        self.undecodable, self.nbytes = set(damaged), nbytes
+
+    def room(self) -> dict[str, tuple[int, ...]]:
+        return {**super().room(), "thrown": (1,)}
+
+    def row(self, sample: Sample, dice: Random, room: Room, at: int) -> Row:
+        found = super().row(sample, dice, room, at)
+
+        def decode() -> Decoded:
+            if found[0] in self.undecodable:
+                raise Damaged("spoilt", sample.key, "by a test")
+            thrown = int(255 * dice.random())
+            return Decoded(10, lambda: room["thrown"][at].fill_(thrown))
+
+        room.later(at, self.nbytes, decode)
+        return found
+
+
+@pytest.mark.parametrize("nbytes", [10, ENCODED // 3])
+@pytest.mark.parametrize("decoders", [0, 1])
+def test_what_turns_out_when_others_are_decoded_is_replaced_alike(
+    sets: dict[str, Samples], nbytes: int, decoders: int
+) -> None:
+    order, spoilt = order_of(sets), [3, 8, 101]
+    with Loader(sets, order, Numbers(spoilt), batch=42, threads=1) as loader:
+        wanted = [next(loader) for _ in range(3)]
+        counted = loader.skipped
+    with Loader(sets, order, Late(spoilt, nbytes), batch=42, threads=1, decoders=decoders) as loader:
+        found = [next(loader) for _ in range(3)]
+        assert loader.skipped == counted
+    for batch, other in zip(found, wanted, strict=True):
+        assert all(torch.equal(batch[name], other[name]) for name in ("number", "again", "chance"))
+
+    def second_throw(place: int, chance: float) -> int:
+        tries = (dice(order.seed, place, attempt) for attempt in range(ATTEMPTS))
+        own = next(one for one in tries if torch.tensor(one.random()).item() == chance)
+        return int(255 * own.random())
+
+    places, chances = (torch.cat([batch[name] for batch in found]).tolist() for name in ("position", "chance"))
+    thrown = torch.cat([batch["thrown"] for batch in found])[:, 0].tolist()
+    assert thrown == [second_throw(*one) for one in zip(places, chances, strict=True)]
+
+
+def test_where_nothing_can_be_decoded_it_is_said_in_a_line(sets: dict[str, Samples]) -> None:
+    told = pytest.raises(DataError, match=rf"none of {ATTEMPTS} samples tried for place \d+ can be used.*spoilt")
+    with Loader(sets, order_of(sets), Late(range(200)), batch=20) as loader, told:
+        next(loader)
 
 
 def test_what_cannot_be_used_is_replaced_within_its_set_counted_and_named(

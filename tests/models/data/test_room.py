@@ -1,46 +1,94 @@
-"""What is to be written to a batch later is written in its order, and does not pile up."""
+"""What is to be decoded later for a batch is decoded and written once, some at a time; damage is told with its row."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 
+import pytest
 import torch
 
-from models.data.collate import WAITING, Room
+from models.data.collate import DECODED, ENCODED, Decoded, Room
+from models.data.shards import Damaged
 
 
 def room() -> Room:
     return Room({"pixels": torch.zeros(3, dtype=torch.uint8)})
 
 
-def write(into: Room, at: int, value: int) -> None:
-    into["pixels"][at] = value
+def image(into: Room, at: int, value: int, nbytes: int = 10, done: list[str] | None = None) -> Callable[[], Decoded]:
+    told = done if done is not None else []
+
+    def write() -> None:
+        told.append(f"written {value}")
+        into["pixels"][at] = value
+
+    def decode() -> Decoded:
+        told.append(f"decoded {value}")
+        return Decoded(nbytes, write)
+
+    return decode
 
 
-def test_writes_wait_until_all_is_finished() -> None:
+def damaged() -> Decoded:
+    raise Damaged("undecodable image", "key", "no image at all")
+
+
+def test_images_wait_until_all_is_finished() -> None:
     into = room()
-    into.later(10, partial(write, into, 0, 7))
+    into.later(0, 10, image(into, 0, 7))
     assert into["pixels"].tolist() == [0, 0, 0]
-    into.finish()
+    assert into.finish() == []
     assert into["pixels"].tolist() == [7, 0, 0]
-    write(into, 0, 1)
+    into["pixels"][0] = 1
     into.finish()
     assert into["pixels"].tolist() == [1, 0, 0], "written once"
 
 
-def test_the_last_write_to_a_row_holds() -> None:
-    into = room()
-    for value in (1, 2, 3):  # as where a sample is taken instead of one that was found damaged after its image
-        into.later(10, partial(write, into, 1, value))
+def test_all_are_decoded_before_the_first_is_written() -> None:
+    into, done = room(), list[str]()
+    for value in (1, 2, 3):
+        into.later(value - 1, 10, image(into, value - 1, value, done=done))
     into.finish()
-    assert into["pixels"].tolist() == [0, 3, 0]
+    assert [told.split()[0] for told in done] == ["decoded"] * 3 + ["written"] * 3
+    assert into["pixels"].tolist() == [1, 2, 3]
 
 
-def test_no_more_waits_than_some_megabytes() -> None:
+def test_no_more_pixels_wait_than_some_megabytes() -> None:
+    into, done = room(), list[str]()
+    for value in (1, 2, 3):
+        into.later(value - 1, 10, image(into, value - 1, value, nbytes=DECODED // 2, done=done))
+    into.finish()
+    assert [told.split()[0] for told in done] == ["decoded", "decoded", "written", "written", "decoded", "written"]
+    assert into["pixels"].tolist() == [1, 2, 3]
+
+
+def test_it_is_full_with_a_megabyte_to_be_decoded() -> None:
     into = room()
-    into.later(WAITING // 2, partial(write, into, 0, 1))
-    assert into["pixels"].tolist() == [0, 0, 0]
-    into.later(WAITING // 2, partial(write, into, 1, 2))
-    assert into["pixels"].tolist() == [1, 2, 0]
-    into.later(WAITING // 2, partial(write, into, 2, 3))
-    assert into["pixels"].tolist() == [1, 2, 0], "what was written waits no more"
+    into.later(0, ENCODED - 1, image(into, 0, 1))
+    assert not into.full
+    into.later(1, 1, image(into, 1, 2))
+    assert into.full
+    into.finish()
+    assert not into.full
+
+
+def test_what_is_damaged_is_told_of_its_row_and_keeps_nothing_from_being_written() -> None:
+    into = room()
+    into.later(0, 10, image(into, 0, 7))
+    into.later(1, 10, damaged)
+    into.later(2, 10, image(into, 2, 9))
+    ((at, told),) = into.finish()
+    assert (at, told.reason) == (1, "undecodable image")
+    assert into["pixels"].tolist() == [7, 0, 9]
+    assert into.finish() == [], "told once"
+
+
+def test_any_other_error_is_raised() -> None:
+    into = room()
+
+    def broken() -> Decoded:
+        raise MemoryError("none left")
+
+    into.later(0, 10, broken)
+    with pytest.raises(MemoryError):
+        into.finish()
