@@ -24,7 +24,7 @@ demo: .venv/installed
 	@echo "  $(BIN)/sluice sql $(ROOT) 'FROM drops'"
 
 proof: .venv/installed
-	@$(BIN)/python -m infra.miniweb.sets proof/sets --samples 500 --scenes simple
+	@$(BIN)/python -m infra.miniweb.sets proof/sets --samples 1000 --scenes simple
 	@$(BIN)/python -m infra.miniweb proof/trusted --pages 1000 --seed 4711 --mix clean --scenes simple --port 18081 --key proof/trusted_key/key.parquet -- \
 	  $(BIN)/python -m infra.miniweb proof/web --pages 20000 --scenes simple --key proof/key/key.parquet --evaluation proof/evaluation -- \
 	  $(BIN)/sluice run proof proof/root
