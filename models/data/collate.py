@@ -34,7 +34,7 @@ class Room(dict[str, torch.Tensor]):
 
     def __init__(self, rows: Mapping[str, torch.Tensor] | None = None) -> None:
         super().__init__(rows or {})
-        self._waiting: list[tuple[int, Callable[[], Decoded]]] = []
+        self._waiting: dict[int, Callable[[], Decoded]] = {}
         self._nbytes = 0
 
     @property
@@ -42,15 +42,16 @@ class Room(dict[str, torch.Tensor]):
         return self._nbytes >= ENCODED
 
     def later(self, at: int, nbytes: int, decode: Callable[[], Decoded]) -> None:
-        """`decode`, which may raise `Damaged`, is called when others are. `nbytes`: what it holds until then."""
-        self._waiting.append((at, decode))
+        """Row `at` is decoded when others are; `decode` may raise `Damaged`. Of two for a row the newer one counts: the
+        first was of a sample that was found damaged. `nbytes`: what it holds until then."""
+        self._waiting[at] = decode
         self._nbytes += nbytes
 
     def finish(self) -> list[tuple[int, Damaged]]:
         """Decode and write what waits. The rows whose images cannot be decoded, and why; nothing is written there."""
-        waiting, self._waiting, self._nbytes = self._waiting, [], 0
+        waiting, self._waiting, self._nbytes = self._waiting, {}, 0
         damaged, decoded, nbytes = list[tuple[int, Damaged]](), list[Decoded](), 0
-        for at, decode in waiting:
+        for at, decode in waiting.items():
             try:
                 decoded.append(decode())
             except Damaged as error:

@@ -83,6 +83,14 @@ def test_what_is_damaged_is_told_of_its_row_and_keeps_nothing_from_being_written
     assert into.finish() == [], "told once"
 
 
+def test_of_two_images_for_a_row_the_newer_one_counts() -> None:
+    into, done = room(), list[str]()
+    for value in (1, 2):  # as where a sample is found damaged after its image, and another one taken
+        into.later(1, 10, image(into, 1, value, done=done))
+    into.finish()
+    assert done == ["decoded 2", "written 2"]
+
+
 def test_any_other_error_is_raised() -> None:
     into = room()
 
