@@ -14,9 +14,9 @@ from models.trainable import Batch
 
 Row = TypeVar("Row")
 ENCODED = 1 << 20
-"""Bytes of images that wait to be decoded, about; a core's cache has them still."""
+"""Bytes of samples that wait to be decoded, about; a core's cache has them still."""
 DECODED = 4 << 20
-"""Bytes of pixels that wait to be resized, about; it has most of them still."""
+"""Bytes of pixels that wait to be resized, about; a core's cache has most of them still."""
 
 
 class Decoded(NamedTuple):
@@ -29,12 +29,13 @@ class Room(dict[str, torch.Tensor]):
     """Where rows of a batch are written, uint8, and the images that are still to be written there.
 
     To read what a sample says, to decode its image and to resize that are three programs, and a core that does them in
-    turn begins each with cold caches: each done for some samples before the next one takes a fifth less time.
+    turn begins each with cold caches. Each is done for some samples before the next one: to resize apart saves a tenth
+    to a fifth of the time, and to read apart a fifteenth more.
     """
 
     def __init__(self, rows: Mapping[str, torch.Tensor] | None = None) -> None:
         super().__init__(rows or {})
-        self._waiting: dict[int, Callable[[], Decoded]] = {}
+        self._waiting: list[tuple[int, Callable[[], Decoded]]] = []
         self._nbytes = 0
 
     @property
@@ -42,16 +43,16 @@ class Room(dict[str, torch.Tensor]):
         return self._nbytes >= ENCODED
 
     def later(self, at: int, nbytes: int, decode: Callable[[], Decoded]) -> None:
-        """Row `at` is decoded when others are; `decode` may raise `Damaged`. Of two for a row the newer one counts: the
-        first was of a sample that was found damaged. `nbytes`: what it holds until then."""
-        self._waiting[at] = decode
+        """Row `at` is decoded when others are; `decode`, which holds `nbytes`, may raise `Damaged`. Nothing else of the
+        row may do so after this."""
+        self._waiting.append((at, decode))
         self._nbytes += nbytes
 
     def finish(self) -> list[tuple[int, Damaged]]:
         """Decode and write what waits. The rows whose images cannot be decoded, and why; nothing is written there."""
-        waiting, self._waiting, self._nbytes = self._waiting, {}, 0
+        waiting, self._waiting, self._nbytes = self._waiting, [], 0
         damaged, decoded, nbytes = list[tuple[int, Damaged]](), list[Decoded](), 0
-        for at, decode in waiting.items():
+        for at, decode in waiting:
             try:
                 decoded.append(decode())
             except Damaged as error:
@@ -84,10 +85,10 @@ class Collate(ABC, Generic[Row]):
 
     @abstractmethod
     def row(self, sample: Sample, dice: Random, room: Room, at: int) -> Row:
-        """Of one sample, which is to be row `at` of the batch. All chance comes from `dice`, which are its own.
+        """Of one sample, which is to be row `at` of the batch. All chance comes from `dice`, which no other row has.
 
-        Raises `Damaged` for a sample that cannot be used, at once or by what `room` has for later; then another one is
-        asked for the row.
+        Raises `Damaged` for a sample that cannot be used, here or in the `decode` that it gives to `room.later`, behind
+        which nothing is raised here; then another sample becomes the row.
         """
 
     @abstractmethod

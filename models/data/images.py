@@ -90,13 +90,14 @@ class Crop(NamedTuple):
 
 
 def crop_later(sample: Sample, images: Images, dice: Random, room: Room, at: int) -> None:
-    """A random crop for row `at` of `pixel_values`, decoded when others are. Raises `Damaged` where it has no image."""
+    """A random crop for row `at` of `pixel_values`, which is found and decoded when others are."""
+    row = room["pixel_values"][at]
 
     def decode() -> Decoded:
         crop = training_crop(sample, images, dice)
-        return Decoded(crop.pixels_hwc.nbytes, lambda: room["pixel_values"][at].copy_(crop.resized()))
+        return Decoded(crop.pixels_hwc.nbytes, lambda: row.copy_(crop.resized()))
 
-    room.later(at, len(image_of(sample)), decode)
+    room.later(at, sum(map(len, sample.members.values())), decode)
 
 
 def training_crop(sample: Sample, images: Images, dice: Random) -> Crop:

@@ -105,7 +105,7 @@ class Loader(Iterator[Batch], Generic[Row]):
         return batch
 
     def close(self) -> None:
-        """Stop the threads or processes; the samples that they work on at the moment are finished."""
+        """Stop the threads or processes; the few samples that each has at hand are finished."""
         self._makers.close()
         self._last.shutdown(cancel_futures=True)
         self._coming.clear()

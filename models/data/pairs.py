@@ -52,8 +52,9 @@ class Pairs(Collate[Pair]):
 
     def row(self, sample: Sample, dice: Random, room: Room, at: int) -> Pair:
         texts = drawn(captions_of(sample), self._data.captions, dice)
+        pair = Pair(texts, image_id(image_of(sample)))
         crop_later(sample, self._data.images, dice, room, at)
-        return Pair(texts, image_id(image_of(sample)))
+        return pair
 
     def batch(self, rows: Sequence[Pair]) -> Batch:
         tokens, mask = self._encode([text for row in rows for text in row.texts])

@@ -34,7 +34,7 @@ REQUESTS = 32
 TOGETHER = 64
 """Samples that a thread works on before it looks for others, at most."""
 GRACE_S = 5.0
-"""What a process has to finish its sample."""
+"""What a process has to finish the samples at hand."""
 Sets = Mapping[str, Samples]
 Tensors = dict[str, torch.Tensor]
 
@@ -70,7 +70,7 @@ class Threads:
         self.remote = any(sets[name].remote for name in order.names)
         self.together = 1 if self.remote else TOGETHER
         self.ending = threading.Event()
-        # Only where more threads read than may decode; 2 us a sample of the 30 that one costs undecoded.
+        # Only where more threads read than may decode; 4 us a sample of the 30 that one costs undecoded.
         cores = threading.Semaphore(threads) if self.remote else nullcontext()
         self._sets, self._order, self._collate, self._cores = sets, order, collate, cores
         self._pool = ThreadPoolExecutor(threads + requests * self.remote, "loader")
@@ -84,45 +84,40 @@ class Threads:
         self._pool.shutdown(cancel_futures=True)
 
     def make(self, some: Some, tensors: Tensors) -> Made:
-        made, room = Made([None] * len(some.sets), []), Room(tensors)
-        attempts = [0] * len(some.sets)
-        left = deque(range(len(some.sets)))
+        rows, skipped = [None] * len(some.sets), [list[Damaged]() for _ in some.sets]
+        room, left = Room(tensors), deque(range(len(rows)))
+
+        def another(row: int, damaged: Damaged) -> None:
+            skipped[row].append(damaged.with_traceback(None))  # which holds the batch
+            left.appendleft(row)
+
         while left:
             while left and not room.full:
                 row = left.popleft()
                 try:
-                    made.rows[row] = self._row(some, row, attempts[row], room)
+                    rows[row] = self._row(some, row, skipped[row], room)
                 except Damaged as damaged:
-                    self._replace(some, row, damaged, attempts, left, made)
+                    another(row, damaged)
             with self._cores:
-                for at, undecodable in room.finish():
-                    self._replace(some, at - some.start, undecodable, attempts, left, made)
-        return made
+                undecodable = room.finish()
+            for at, told in reversed(undecodable):
+                another(at - some.start, told)
+        return Made(rows, [damaged for row in skipped for damaged in row])
 
-    def _row(self, some: Some, row: int, attempt: int, room: Room) -> Any:
-        """What becomes of the sample at a place, or of another one instead of it. Raises `Damaged`."""
+    def _row(self, some: Some, row: int, skipped: Sequence[Damaged], room: Room) -> Any:
+        """What becomes of the sample at a place, or of another one after those that were skipped. Raises `Damaged`."""
         if self.ending.is_set():
             raise CancelledError
-        at = some.start + row
-        place = some.first + at
-        name, number = self._order.names[some.sets[row]], some.numbers[row]
+        at, attempt = some.start + row, len(skipped)
+        place, name, number = some.first + at, self._order.names[some.sets[row]], some.numbers[row]
+        if attempt == ATTEMPTS:
+            tried = f"none of {ATTEMPTS} samples tried for place {place} can be used; the last: {skipped[-1]}"
+            raise DataError(f"mixture.{name}: {tried}")
         if attempt:
             name, number = self._order.instead(place, attempt)
         sample = self._sets[name].read(number)
         with self._cores:
             return self._collate.row(sample, dice(self._order.seed, place, attempt), room, at)
-
-    def _replace(
-        self, some: Some, row: int, damaged: Damaged, attempts: list[int], left: deque[int], made: Made
-    ) -> None:
-        made.skipped.append(damaged)
-        attempts[row] += 1
-        if attempts[row] == ATTEMPTS:
-            name, place = self._order.names[some.sets[row]], some.first + some.start + row
-            raise DataError(
-                f"mixture.{name}: none of {ATTEMPTS} samples tried for place {place} can be used; the last: {damaged}"
-            )
-        left.appendleft(row)
 
 
 class Processes:

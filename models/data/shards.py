@@ -25,7 +25,7 @@ from models.data.index import DataError, Index, Tar, file_system, index, is_loca
 from models.data.tars import Members, NotATar, members_of
 
 LARGEST = 128 << 20
-"""Bytes of a sample, at most; all threads may hold one at once."""
+"""Bytes of a sample, at most; all threads may hold one at once, and what waits to be decoded."""
 OPEN = 256
 """Local tars that are kept open, at most."""
 TRIES = 5

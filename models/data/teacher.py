@@ -53,8 +53,9 @@ class PairsAndTeacher(Collate[Taught]):
                 "no teacher", sample.key, f"expected {name} in the json: {names.width} numbers (`data.teacher`)"
             )
         text, text_d = dice.choice(rows)
+        taught = Taught(Pair([text], image_id(image_of(sample))), image_d, text_d)
         crop_later(sample, self._data.images, dice, room, at)
-        return Taught(Pair([text], image_id(image_of(sample))), image_d, text_d)
+        return taught
 
     def batch(self, rows: Sequence[Taught]) -> Batch:
         taught = {"teacher_image": [row.image_d for row in rows], "teacher_text": [row.text_d for row in rows]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from models.data.collate import ENCODED, Decoded, Room
 from models.data.loader import Loader
 from models.data.order import Order, dice
-from models.data.rows import ATTEMPTS, Threads
+from models.data.rows import ATTEMPTS, Some, Threads
 from models.data.shards import Damaged, DataError, Sample, Samples
 from tests.models.data.numbers_made import SETS, Numbers, Row, order_of, sets_in
 from tests.models.data.tars_made import pair, shards, tar_of
@@ -159,18 +160,19 @@ class Late(Numbers):
         return found
 
 
-@pytest.mark.parametrize("nbytes", [10, ENCODED // 3])
-@pytest.mark.parametrize("decoders", [0, 1])
+@pytest.mark.parametrize(("nbytes", "decoders", "remote"), [(10, 0, 0), (ENCODED // 3, 0, 0), (10, 1, 0), (10, 0, 1)])
 def test_what_turns_out_when_others_are_decoded_is_replaced_alike(
-    sets: dict[str, Samples], nbytes: int, decoders: int
+    sets: dict[str, Samples], nbytes: int, decoders: int, remote: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    order, spoilt = order_of(sets), [3, 8, 101]
+    order, spoilt = order_of(sets), [*range(0, 37, 2), 101]
     with Loader(sets, order, Numbers(spoilt), batch=42, threads=1) as loader:
         wanted = [next(loader) for _ in range(3)]
-        counted = loader.skipped
+        named, counted = loader.named, loader.skipped
+    for samples in sets.values():
+        monkeypatch.setattr(samples, "remote", bool(remote))
     with Loader(sets, order, Late(spoilt, nbytes), batch=42, threads=1, decoders=decoders) as loader:
         found = [next(loader) for _ in range(3)]
-        assert loader.skipped == counted
+        assert (loader.named, loader.skipped) == (named, counted)
     for batch, other in zip(found, wanted, strict=True):
         assert all(torch.equal(batch[name], other[name]) for name in ("number", "again", "chance"))
 
@@ -185,7 +187,7 @@ def test_what_turns_out_when_others_are_decoded_is_replaced_alike(
 
 
 def test_where_nothing_can_be_decoded_it_is_said_in_a_line(sets: dict[str, Samples]) -> None:
-    told = pytest.raises(DataError, match=rf"none of {ATTEMPTS} samples tried for place \d+ can be used.*spoilt")
+    told = pytest.raises(DataError, match=rf"none of {ATTEMPTS} samples tried for place 0 can be used.*spoilt")
     with Loader(sets, order_of(sets), Late(range(200)), batch=20) as loader, told:
         next(loader)
 
@@ -329,18 +331,54 @@ def test_reading_waits_for_a_store_in_many_threads_while_few_decode(
         together.wait(10)
         return read(number)
 
+    def decode(key: str) -> Decoded:
+        decoding.append(key)
+        most[0] = max(most[0], len(decoding))
+        time.sleep(0.002)
+        decoding.pop()
+        return Decoded(10, list)
+
     class Slow(Numbers):
         def row(self, sample: Sample, dice: Random, room: Room, at: int) -> Row:
-            decoding.append(sample.key)
-            most[0] = max(most[0], len(decoding))
-            time.sleep(0.002)
-            decoding.pop()
+            if at % 2:
+                decode(sample.key)
+            else:
+                room.later(at, 10, lambda: decode(sample.key))
             return super().row(sample, dice, room, at)
 
     monkeypatch.setattr(samples, "read", slow)
     with Loader({"a": samples}, Order({"a": 30}, {"a": 1}, 0), Slow(), batch=20, threads=2) as loader:
         assert len(next(loader)["number"]) == 20
     assert most[0] == 2
+
+
+def test_no_more_samples_wait_to_be_decoded_than_some_megabytes(sets: dict[str, Samples]) -> None:
+    done = list[str]()
+
+    class Told(Numbers):
+        def row(self, sample: Sample, dice: Random, room: Room, at: int) -> Row:
+            done.append("row")
+            room.later(at, ENCODED // 3 + 1, lambda: Decoded(1, lambda: done.append("decoded")))
+            return super().row(sample, dice, room, at)
+
+    with Loader(sets, order_of(sets), Told(), batch=8, threads=1) as loader:
+        next(loader)
+    assert done[:12] == [*["row"] * 3, *["decoded"] * 3] * 2
+
+
+@pytest.mark.parametrize("collate", [Numbers([3, 8, 101]), Late([3, 8, 101])], ids=["early", "late"])
+def test_what_was_damaged_keeps_no_memory_of_its_batch(sets: dict[str, Samples], collate: Numbers) -> None:
+    makers = Threads(sets, order_of(sets), collate, 1)
+    room = {name: makers.memory.empty(37, *shape) for name, shape in collate.room().items()}
+    places = {tensor.data_ptr() for tensor in room.values()}
+    gc.disable()
+    try:
+        assert makers.submit(Some(0, 0, [0] * 37, list(range(37))), room).result().skipped
+        makers.close()  # whose thread holds its last work otherwise
+        del room
+        assert makers.memory.empty(37, 1).data_ptr() in places
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(("rank", "world", "batch"), [(0, 5, 4), (2, 2, 8), (-1, 1, 8)])
