@@ -22,7 +22,16 @@ import models.without_torchvision  # isort: skip  # noqa: F401
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from models.data import images as subject
-from models.data.images import image_of, normalise, preprocessor_config, random_box, save_preprocessor, training_crop
+from models.data.collate import ENCODED, Room
+from models.data.images import (
+    crop_later,
+    image_of,
+    normalise,
+    preprocessor_config,
+    random_box,
+    save_preprocessor,
+    training_crop,
+)
 from models.data.shards import Damaged, Sample
 from models.recipe import Images
 from models.towers.preprocess import Preprocessing
@@ -281,3 +290,14 @@ def test_a_square_image_of_the_right_size_is_trained_on_as_it_is_evaluated(tmp_p
     box = random_box(32, 32, WHOLE.crop, Random(1))
     if box == (0, 0, 32, 32):
         assert np.array_equal(trained.permute(1, 2, 0).numpy(), evaluated)
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_what_is_cropped_later_counts_as_all_that_its_sample_holds(missing: int) -> None:
+    room = Room({"pixel_values": torch.zeros(1, 3, 32, 32, dtype=torch.uint8)})
+    data = encoded(noise(40, 40))
+    beside = bytes(ENCODED - len(data) - missing)
+    crop_later(Sample("key", {"jpg": data, "npy": beside}), WHOLE, Random(0), room, 0)
+    assert room.full == (not missing)
+    assert room.finish() == []
+    assert room["pixel_values"].any()

@@ -186,8 +186,12 @@ def test_what_turns_out_when_others_are_decoded_is_replaced_alike(
     assert thrown == [second_throw(*one) for one in zip(places, chances, strict=True)]
 
 
-def test_where_nothing_can_be_decoded_it_is_said_in_a_line(sets: dict[str, Samples]) -> None:
-    told = pytest.raises(DataError, match=rf"none of {ATTEMPTS} samples tried for place 0 can be used.*spoilt")
+@pytest.mark.parametrize("attempts", [3, 4])
+def test_where_nothing_can_be_decoded_it_is_said_of_the_first_place(
+    sets: dict[str, Samples], attempts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.data.rows.ATTEMPTS", attempts)
+    told = pytest.raises(DataError, match=rf"none of {attempts} samples tried for place 0 can be used.*spoilt")
     with Loader(sets, order_of(sets), Late(range(200)), batch=20) as loader, told:
         next(loader)
 
