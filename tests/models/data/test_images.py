@@ -6,6 +6,7 @@ import io
 import math
 import resource
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -22,7 +23,7 @@ import models.without_torchvision  # isort: skip  # noqa: F401
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from models.data import images as subject
-from models.data.collate import ENCODED, Room
+from models.data.collate import ENCODED, Decoded, Room
 from models.data.images import (
     crop_later,
     image_of,
@@ -301,3 +302,15 @@ def test_what_is_cropped_later_counts_as_all_that_its_sample_holds(missing: int)
     assert room.full == (not missing)
     assert room.finish() == []
     assert room["pixel_values"].any()
+
+
+def test_what_is_decoded_later_counts_as_its_pixels() -> None:
+    found = list[int]()
+
+    class Heard(Room):
+        def later(self, at: int, nbytes: int, decode: Callable[[], Decoded]) -> None:
+            found.append(decode().nbytes)
+
+    room = Heard({"pixel_values": torch.zeros(1, 3, 32, 32, dtype=torch.uint8)})
+    crop_later(sample(encoded(noise(40, 40))), WHOLE, Random(0), room, 0)
+    assert found[0] in (40 * 40 * 3, 40 * 40 * 4)
