@@ -53,6 +53,12 @@ class Trainable(nn.Module, ABC):
         """`encode`, by the call on which wrappers hang their hooks."""
         return self.encode(batch)
 
+    def places(self, batch: Batch) -> Mapping[str, int]:
+        """Of columns (…, length) that it need not see whole, how many of the first places: for every feature and its
+        gradient the same come out, but for rounding. Asked of rows where the loader put them, so it waits for no GPU.
+        """
+        return {}
+
     def scalars(self) -> Scalars:
         return {}
 

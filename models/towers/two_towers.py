@@ -33,6 +33,12 @@ IMAGES = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 """What image towers read: the last two are of images of any shape (SigLIP 2's NaFlex)."""
 PATCHES = ("clip", "siglip")
 """Whose image towers' last tokens `TwoTowers` can give, too, beside those of timm's transformers."""
+TOKENS = ("input_ids", "attention_mask")
+PLACES = 8
+"""Texts are cut to multiples of so many places: few lengths, and masks as kernels want them aligned."""
+CUT = ("clip_text_model", "metaclip_2_text_model", "align_text_model", "chinese_clip_text_model")
+CUT += ("bert", "roberta", "xlm-roberta")
+"""Text towers known to give the same however much padding follows a text. SigLIP's read it."""
 TAUGHT = ("teacher_image", "teacher_text")
 """Rows of another model that lie in the batch, for objectives to read."""
 IDLE = {"align": ("text_model.pooler",)}
@@ -128,8 +134,17 @@ class TwoTowers(Trainable):
         projected_nld: torch.Tensor = self.model.visual_projection(self.model.vision_model.post_layernorm(tokens_nld))
         return projected_nld[:, 1:]  # the first is the class token
 
+    def places(self, batch: Batch) -> Mapping[str, int]:
+        """Not those that are padding in all texts. One of them stays: where a tokenizer sets no end but pads with ends,
+        CLIP reads that one."""
+        if not all(name in batch for name in TOKENS) or self.model.config.text_config.model_type not in CUT:
+            return {}
+        told = batch["attention_mask"].flatten(0, -2).any(0).nonzero()
+        longest = int(told.max()) + 1 if len(told) else 0
+        return dict.fromkeys(TOKENS, (longest // PLACES + 1) * PLACES)
+
     def _texts(self, batch: Batch) -> torch.Tensor:
-        tokens = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+        tokens = {name: batch[name] for name in TOKENS if name in batch}
         texts, length = tokens["input_ids"].shape[:-1], tokens["input_ids"].shape[-1]
         if length > self.context:
             raise ValueError(f"texts of {length} tokens; the text tower has {self.context} places; lower texts.context")

@@ -185,8 +185,10 @@ class Trainer:
 
     def _ready(self, piece: Batch) -> Batch:
         """Rows of a batch on the device, as the model takes them."""
-        device = self.place.device
-        return self._source.ready({name: column.to(device, non_blocking=True) for name, column in piece.items()})
+        device, places = self.place.device, self.system.model.places(piece)
+        moved = {name: column.to(device, non_blocking=True) for name, column in piece.items()}
+        # Cut there: of pinned memory, only whole columns are copied while the GPU works.
+        return self._source.ready({name: column[..., : places.get(name)] for name, column in moved.items()})
 
     def _settle(self) -> None:
         """Read what a step said. One step late, so that a GPU always has the next one to work on."""

@@ -2,9 +2,10 @@
 
 The bare loop is open_clip's `train_one_epoch` without anything that is not needed: forward, loss over the batch,
 backward, AdamW, scale clamped; once with our class, and once with open_clip's own model and loss. All have the same
-size and see the same batch in memory, in turns in one process; medians count. The waiting is that of a training on tars
-of JPEGs of 256 px, after its first step. MFU on a GPU is measured where torch sees one: CLIP ViT-B/16 and L/14, in
-bfloat16.
+size and see the same batch in memory, in turns in one process, another first in every turn; medians count. Texts fill
+half of their places, as captions do or less, which our loop makes use of, and once all of them, where it cannot. The
+waiting is that of a training on tars of JPEGs of 256 px, after its first step. MFU on a GPU is measured where torch
+sees one: CLIP ViT-B/16 and L/14, in bfloat16.
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ CONFIG: dict[str, Any] = {
     | {"vocab_size": 8192, "max_position_embeddings": CONTEXT, "bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0},
 }
 """A twentieth of ViT-B/16: 0.6 s a step on two cores."""
+AGAINST = {
+    "plain": "steps per second of a bare loop's, CLIP on the processor",
+    "peer": "steps per second of open_clip's model and loss",
+}
 PICTURES, SEEN = 512, 2048
 GPU = {
     "ViT-B/16": ({"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 16}, 512, 512),
@@ -83,12 +88,12 @@ class _Again:
         pass
 
 
-def drawn(rows: int, side: int, context: int, words: int) -> Batch:
-    """Noise, and texts of random tokens that fill half of their places."""
+def drawn(rows: int, side: int, context: int, words: int, length: int) -> Batch:
+    """Noise, and texts of `length` random tokens."""
     dice = torch.Generator().manual_seed(0)
     tokens = torch.randint(4, words, (rows, context), generator=dice)
-    mask = (torch.arange(context) < context // 2).expand(rows, context).long()
-    tokens = torch.where(torch.arange(context) == context // 2 - 1, 3, tokens) * mask
+    mask = (torch.arange(context) < length).expand(rows, context).long()
+    tokens = torch.where(torch.arange(context) == length - 1, 3, tokens) * mask
     images = torch.randn(rows, 3, side, side, generator=dice)
     return {"pixel_values": images, "input_ids": tokens, "attention_mask": mask}
 
@@ -111,18 +116,25 @@ def recipe(config: Mapping[str, Any], batch: int, samples: int, **more: Any) -> 
 
 
 def against_bare(folder: Path) -> list[Figure]:
-    batch = drawn(BATCH, SIDE, CONTEXT, 8192)
-    theirs = peer_clip.FOLDER.is_dir()
-    turns = [
-        (ours(batch, folder / str(turn)), bare(*plain(batch)), bare(*peer(batch)) if theirs else None)
-        for turn in range(TURNS)
-    ]
-    own = [turn[0] for turn in turns]
-    names = (
-        "steps per second of a bare loop's, CLIP on the processor",
-        "steps per second of open_clip's model and loss",
-    )
-    return [_figure(name, own, [turn[place] for turn in turns]) for place, name in enumerate(names, 1)]
+    figures = []
+    for filled, length in (("half-full", CONTEXT // 2), ("full", CONTEXT)):
+        batch = drawn(BATCH, SIDE, CONTEXT, 8192, length)
+        turns = [_turn(batch, folder / filled / str(number), number) for number in range(TURNS)]
+        figures += [
+            _figure(name + f", {filled} texts", [turn["ours"] for turn in turns], [turn.get(whose) for turn in turns])
+            for whose, name in AGAINST.items()
+        ]
+    return figures
+
+
+def _turn(batch: Batch, out: Path, first: int) -> dict[str, float]:
+    """Seconds of a step of each, of which another begins every time: what comes first meets another machine."""
+    loops: dict[str, Callable[[], float]] = {"ours": lambda: ours(batch, out), "plain": lambda: bare(*plain(batch))}
+    if peer_clip.FOLDER.is_dir():
+        loops["peer"] = lambda: bare(*peer(batch))
+    names = list(loops)
+    first %= len(names)
+    return {name: loops[name]() for name in [*names[first:], *names[:first]]}
 
 
 def _figure(name: str, own: Sequence[float], others: Sequence[float | None]) -> Figure:
@@ -190,19 +202,31 @@ def bare(model: nn.Module, forward: Forward, scale: nn.Parameter) -> float:
 
 
 def timed(step: Callable[[], None]) -> float:
-    seconds = []
+    ends = [time.perf_counter()]
     for _ in range(STEPS):
-        start = time.perf_counter()
         step()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[2:])
+        ends.append(time.perf_counter())
+    return _of_a_step(ends)
 
 
 def ours(batch: Batch, out: Path) -> float:
-    """Seconds of a step of the real loop, with everything that it shows, counts and guards."""
-    made = recipe(CONFIG, BATCH, BATCH * STEPS, data={"texts": {"context": CONTEXT}})
-    trained = train(made, {}, str(out), source=Same(batch))
-    return statistics.median(BATCH / row["samples_per_second"] for row in trained.curve[2:])
+    """Seconds of a step of the real loop, the first of a long training, with everything that it counts and guards."""
+    made = recipe(CONFIG, BATCH, BATCH * STEPS * 1000, data={"texts": {"context": CONTEXT}})
+    ends = list[float]()
+    train(
+        made,
+        {},
+        str(out),
+        source=Same(batch),
+        watch=lambda samples: ends.append(time.perf_counter()),
+        stop=lambda: len(ends) >= STEPS,
+    )
+    return _of_a_step(ends)
+
+
+def _of_a_step(ends: Sequence[float]) -> float:
+    """Seconds, but for the first steps, which warm up."""
+    return statistics.median(after - before for before, after in itertools.pairwise(ends[2:]))
 
 
 def waiting(folder: Path) -> Figure:
@@ -237,8 +261,7 @@ def on_a_gpu(folder: Path, tower: str) -> Figure:
         "text_config": {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 12}
         | {"num_attention_heads": heads, "max_position_embeddings": 77, "vocab_size": 49408},
     }
-    batch = drawn(rows, 224, 77, 49_000)
-    batch = {**batch, "attention_mask": torch.ones_like(batch["attention_mask"])}
+    batch = drawn(rows, 224, 77, 49_000, 77)
     more = {"precision": "bfloat16", "parallel": {"compile": True}}
     made = recipe(config, rows, 40 * rows, **more)
     curve = train(made, {}, str(folder / tower.replace("/", "-")), source=Same(batch)).curve[10:]

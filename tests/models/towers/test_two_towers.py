@@ -127,6 +127,55 @@ def test_several_captions_have_an_axis_of_their_own(clip: TwoTowers, rows: dict[
     torch.testing.assert_close(clip.encode(pairs)["text"].reshape(8, -1), clip.encode(rows)["text"])
 
 
+# -- padding -----------------------------------------------------------------------------------------------------------
+
+
+def _learnt(towers: TwoTowers, texts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Features, and what the text tower learns of them."""
+    towers.zero_grad()
+    found = towers.encode(texts)["text"]
+    (found * torch.randn(found.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    learnt = {name: one.grad.clone() for name, one in towers.named_parameters() if one.grad is not None}
+    return {"text": found.detach(), **learnt}
+
+
+def _cut(towers: TwoTowers, texts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    places = towers.places(texts)
+    return {name: column[..., : places.get(name)] for name, column in texts.items()}
+
+
+@pytest.mark.parametrize("kind", [*tiny.KINDS, "lit"])
+def test_places_that_are_padding_in_all_texts_change_nothing(kind: str, folder_of: Callable[[str], Path]) -> None:
+    towers = small.model(Recipe.load("lit", tiny=True)) if kind == "lit" else TwoTowers(pretrained=str(folder_of(kind)))
+    towers.eval()  # what dropout leaves depends on the shape
+    words = towers.tokenizer or tiny.tokenizer(kind)
+    padding = {"padding": "max_length", "truncation": True, "max_length": min(towers.context, 64)}
+    texts = dict(words(["a red circle", "two", "the cat sat", "on a mat"], return_tensors="pt", **padding))
+    texts.setdefault("attention_mask", (texts["input_ids"] != words.pad_token_id).long())
+    cut = _cut(towers, texts)
+    assert (cut["input_ids"].shape[1] == texts["input_ids"].shape[1]) is kind.startswith("siglip")
+    assert cut["input_ids"].shape == cut["attention_mask"].shape
+    torch.testing.assert_close(_learnt(towers, cut), _learnt(towers, texts), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("longest", "expected"), [(0, 8), (1, 8), (7, 8), (8, 16), (9, 16), (15, 16), (16, 16)])
+def test_the_longest_text_and_one_place_behind_it_are_kept(clip: TwoTowers, longest: int, expected: int) -> None:
+    mask = torch.zeros(3, 2, 16, dtype=torch.int64)
+    mask[1, 1, :longest] = 1
+    texts = {"input_ids": torch.ones_like(mask), "attention_mask": mask}
+    assert {one.shape for one in _cut(clip, texts).values()} == {(3, 2, expected)}
+
+
+def test_an_end_that_is_padding_is_read_where_texts_have_none(clip: TwoTowers) -> None:
+    end = clip.model.config.text_config.eos_token_id
+    texts = {"input_ids": torch.full((2, 16), end), "attention_mask": torch.zeros(2, 16, dtype=torch.int64)}
+    texts["input_ids"][:, :8], texts["attention_mask"][:, :8] = torch.arange(10, 26).view(2, 8), 1
+    assert _cut(clip, texts)["input_ids"].shape[1] == 16, "the text ends where a multiple of 8 does"
+    texts["input_ids"][:, 7], texts["attention_mask"][:, 7] = end, 0
+    assert _cut(clip, texts)["input_ids"].shape[1] == 8
+    torch.testing.assert_close(clip.encode(_cut(clip, texts)), clip.encode(texts), atol=1e-6, rtol=0)
+
+
 # -- dropped patches ---------------------------------------------------------------------------------------------------
 
 

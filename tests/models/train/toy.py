@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import save_file
@@ -83,6 +83,21 @@ class WithStatistics(Toy):
 
     def encode(self, batch: Batch) -> Features:
         return super().encode({**batch, "x": self.normed(batch["x"])})
+
+
+class Cut(Toy):
+    """It is not shown what is padding in all rows, and tells what it was shown."""
+
+    shown: ClassVar[list[int]] = []
+
+    def places(self, batch: Batch) -> Mapping[str, int]:
+        return dict.fromkeys(("input_ids", "attention_mask"), int(batch["attention_mask"].sum(1).max()))
+
+    def encode(self, batch: Batch) -> Features:
+        assert bool(batch["attention_mask"].any(0).all())
+        self.shown.append(batch["input_ids"].shape[1])
+        features = super().encode(batch)
+        return {name: features[name] for name in ("image", "text")}
 
 
 class Slowed(Toy):
