@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models.towers import timm
+from models.towers import quick_gelu, timm
 from models.towers.build import dual_encoder
 from models.towers.dual_encoder import WHOLE_CONTEXT
 from models.towers.patch_dropout import PatchDropout
@@ -36,8 +36,8 @@ PATCHES = ("clip", "siglip")
 TOKENS = ("input_ids", "attention_mask")
 PLACES = 8
 """Texts are cut to multiples of so many places: few lengths, and masks as kernels want them aligned."""
-CUT = ("clip_text_model", "metaclip_2_text_model", "align_text_model", "chinese_clip_text_model")
-CUT += ("bert", "roberta", "xlm-roberta")
+CUT = frozenset({"clip_text_model", "metaclip_2_text_model", "align_text_model", "chinese_clip_text_model"})
+CUT |= {"bert", "roberta", "xlm-roberta"}
 """Text towers known to give the same however much padding follows a text. SigLIP's read it."""
 TAUGHT = ("teacher_image", "teacher_text")
 """Rows of another model that lie in the batch, for objectives to read."""
@@ -72,6 +72,7 @@ class TwoTowers(Trainable):
         """
         super().__init__()
         self.model = dual_encoder(config, pretrained, tokenizer)
+        quick_gelu.put_into(self.model)
         self.tokenizer = tokenizer
         self.kind: str = self.model.config.model_type
         self._scale_limit, self._gives_patches = scale_limit, patches

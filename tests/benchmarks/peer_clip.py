@@ -21,11 +21,12 @@ EMPTY = ("torchvision", "torchvision.ops", "torchvision.ops.misc")
 
 
 def model(side: int, patch: int, width: int, layers: int, heads: int, context: int, words: int) -> nn.Module:
-    """Random, with two towers of the same width, which is that of the embeddings, too."""
+    """Random, with two towers of the same width, which is that of the embeddings, too, and OpenAI's activation, as in
+    our recipes for CLIP."""
     package, tall = _module("model"), {"layers": layers, "width": width}
     seen = package.CLIPVisionCfg(**tall, head_width=width // heads, patch_size=patch, image_size=side)
     said = package.CLIPTextCfg(**tall, context_length=context, vocab_size=words, heads=heads)
-    made: nn.Module = package.CLIP(width, seen, said, output_dict=True)
+    made: nn.Module = package.CLIP(width, seen, said, quick_gelu=True, output_dict=True)
     return made
 
 

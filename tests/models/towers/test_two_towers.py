@@ -134,7 +134,7 @@ def _learnt(towers: TwoTowers, texts: dict[str, torch.Tensor]) -> dict[str, torc
     """Features, and what the text tower learns of them."""
     towers.zero_grad()
     found = towers.encode(texts)["text"]
-    (found * torch.randn(found.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    torch.autograd.backward((found * torch.randn(found.shape, generator=torch.Generator().manual_seed(1))).sum())
     learnt = {name: one.grad.clone() for name, one in towers.named_parameters() if one.grad is not None}
     return {"text": found.detach(), **learnt}
 
