@@ -54,9 +54,9 @@ class Trainable(nn.Module, ABC):
         return self.encode(batch)
 
     def places(self, batch: Batch) -> Mapping[str, int]:
-        """Of columns (…, length) that it need not see whole, how many of the first places: for every feature and its
-        gradient the same come out, but for rounding. Asked of rows where the loader put them, so it waits for no GPU.
-        """
+        """Of columns (…, length) that it need not see whole, how many of the first places. Features have the same shape
+        and, with their gradients, the same values, but for rounding and where dropout falls. Asked of every piece of a
+        batch, where the loader put it, so that no GPU is waited for."""
         return {}
 
     def scalars(self) -> Scalars:

@@ -1,7 +1,8 @@
 """OpenAI CLIP's activation x · σ(1.702 x) (Hendrycks and Gimpel 2016, section 2), as PyTorch's SiLU computes it.
 
 Written out, as transformers has it, it keeps two tensors for the backward pass where this keeps one: those of the
-MLPs, four times as wide as the tower, are the largest that a step holds.
+MLPs, four times as wide as the tower, are the largest that a step holds. In bfloat16 it is rounded three times, as that
+is, but also where σ is 1.
 """
 
 from __future__ import annotations

@@ -36,8 +36,10 @@ PATCHES = ("clip", "siglip")
 TOKENS = ("input_ids", "attention_mask")
 PLACES = 8
 """Texts are cut to multiples of so many places: few lengths, and masks as kernels want them aligned."""
-CUT = frozenset({"clip_text_model", "metaclip_2_text_model", "align_text_model", "chinese_clip_text_model"})
-CUT |= {"bert", "roberta", "xlm-roberta"}
+CUT = (
+    *("clip_text_model", "metaclip_2_text_model", "align_text_model", "chinese_clip_text_model"),
+    *("bert", "roberta", "xlm-roberta"),
+)
 """Text towers known to give the same however much padding follows a text. SigLIP's read it."""
 TAUGHT = ("teacher_image", "teacher_text")
 """Rows of another model that lie in the batch, for objectives to read."""
@@ -136,8 +138,8 @@ class TwoTowers(Trainable):
         return projected_nld[:, 1:]  # the first is the class token
 
     def places(self, batch: Batch) -> Mapping[str, int]:
-        """Not those that are padding in all texts. One of them stays: where a tokenizer sets no end but pads with ends,
-        CLIP reads that one."""
+        """Those of the longest text and one more, in eights; what is padding in all texts behind that is left out. One
+        more, for where a tokenizer sets no end but pads with ends, CLIP reads that one."""
         if not all(name in batch for name in TOKENS) or self.model.config.text_config.model_type not in CUT:
             return {}
         told = batch["attention_mask"].flatten(0, -2).any(0).nonzero()

@@ -58,8 +58,8 @@ class System:
         return found
 
     def encode(self, piece: Batch, position: int) -> Features:
-        """Dropout and the like depend on the seed and the place of the first row in the training's order alone: a step
-        done again, or a piece encoded again, drops the same."""
+        """Dropout and the like depend on the seed, the place of the first row in the training's order and the shape of
+        the piece alone: a step done again, or a piece encoded again, drops the same."""
         torch.manual_seed((self.seed * 0x9E3779B97F4A7C15 + position) % 2**63)
         with torch.autocast(self.place.device.type, torch.bfloat16, enabled=self.bfloat16):
             features: Features = self.model(piece)

@@ -20,13 +20,14 @@ EMPTY = ("torchvision", "torchvision.ops", "torchvision.ops.misc")
 """What its modules import, and a CLIP with a ViT does not use."""
 
 
-def model(side: int, patch: int, width: int, layers: int, heads: int, context: int, words: int) -> nn.Module:
-    """Random, with two towers of the same width, which is that of the embeddings, too, and OpenAI's activation, as in
-    our recipes for CLIP."""
+def model(
+    side: int, patch: int, width: int, layers: int, heads: int, context: int, words: int, quick_gelu: bool
+) -> nn.Module:
+    """Random, with two towers of the same width, which is that of the embeddings, too."""
     package, tall = _module("model"), {"layers": layers, "width": width}
     seen = package.CLIPVisionCfg(**tall, head_width=width // heads, patch_size=patch, image_size=side)
     said = package.CLIPTextCfg(**tall, context_length=context, vocab_size=words, heads=heads)
-    made: nn.Module = package.CLIP(width, seen, said, quick_gelu=True, output_dict=True)
+    made: nn.Module = package.CLIP(width, seen, said, quick_gelu=quick_gelu, output_dict=True)
     return made
 
 

@@ -34,6 +34,13 @@ def test_values_and_gradients_are_those_of_transformers_for_half_of_the_memory()
     assert found[2] == expected[2] // 2 == values.nbytes
 
 
+def test_in_bfloat16_it_is_as_near_to_the_truth_as_three_roundings_are() -> None:
+    values = torch.linspace(-8, 8, 2001).bfloat16()
+    found, expected = run(QuickGELU(), values), run(QuickGELUActivation(), values.double())
+    for one, true in zip(found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(one.double(), true, atol=2**-7, rtol=3 * 2**-8)
+
+
 def test_a_clip_has_it_in_every_layer_and_a_tower_with_another_activation_keeps_that() -> None:
     for name, of_the_kind in (("clip-vit-b32", 3), ("flair-vit-b16", 0)):
         modules = list(small.model(Recipe.load(name, tiny=True)).modules())

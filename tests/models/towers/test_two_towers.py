@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from transformers import AutoModel
 from models.objectives.contrastive import InfoNCE, Sigmoid
 from models.recipe import Recipe
 from models.towers.patch_dropout import drawn
-from models.towers.two_towers import TwoTowers
+from models.towers.two_towers import TOKENS, TwoTowers
+from models.train.accumulate import System, gradients
+from models.train.parallel import Place, compile_blocks
 from models.trainable import Objective
 from tests.models.towers import small, tiny
 
@@ -156,6 +159,40 @@ def test_places_that_are_padding_in_all_texts_change_nothing(kind: str, folder_o
     assert (cut["input_ids"].shape[1] == texts["input_ids"].shape[1]) is kind.startswith("siglip")
     assert cut["input_ids"].shape == cut["attention_mask"].shape
     torch.testing.assert_close(_learnt(towers, cut), _learnt(towers, texts), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta"])
+def test_texts_of_roberta_are_cut_too(kind: str) -> None:
+    layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {"model_type": kind, **layers, "vocab_size": 40, "max_position_embeddings": 40, "pad_token_id": 1}
+    vision = {"model_type": "vit", **layers, "image_size": 32, "patch_size": 16}
+    joined = {"model_type": "vision-text-dual-encoder", "text_config": text, "vision_config": vision}
+    towers = TwoTowers(joined | {"projection_dim": 8}).eval()
+    texts = {"input_ids": torch.ones(3, 32, dtype=torch.int64), "attention_mask": torch.zeros(3, 32).long()}
+    for row, length in enumerate((3, 9, 12)):
+        texts["input_ids"][row, :length], texts["attention_mask"][row, :length] = torch.arange(2, 2 + length), 1
+    assert _cut(towers, texts)["input_ids"].shape[1] == 16
+    torch.testing.assert_close(_learnt(towers, _cut(towers, texts)), _learnt(towers, texts), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # which the compiler looks at itself
+@pytest.mark.parametrize("micro", [None, 3])
+def test_compiled_layers_take_texts_of_any_length(monkeypatch: pytest.MonkeyPatch, micro: int | None) -> None:
+    """And not a program for each length, of which so many would be made until none is any more."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    learnt = []
+    for compiled in (False, True):
+        towers, rows = small.model(CLIP), small.batch(CLIP)
+        if compiled:
+            compile_blocks(towers)
+        system = System(towers, [InfoNCE()], [1.0], Place.here())
+        for length in range(8, 33, 2):
+            cut = {name: column[:, :length] if name in TOKENS else column for name, column in rows.items()}
+            with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+                gradients(system, cut, 0, micro)
+        learnt.append({name: one.grad for name, one in towers.named_parameters() if one.grad is not None})
+    torch.testing.assert_close(learnt[1], learnt[0], atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("longest", "expected"), [(0, 8), (1, 8), (7, 8), (8, 16), (9, 16), (15, 16), (16, 16)])

@@ -218,17 +218,14 @@ def test_no_more_than_a_micro_batch_is_brought_to_the_device(tmp_path: Path, obj
 
 @pytest.mark.parametrize("micro", [None, 5])
 def test_what_a_model_need_not_see_is_not_shown_to_it(tmp_path: Path, micro: int | None) -> None:
-    """Of every piece anew; and what is learned, and counted, is the same."""
+    """Of every piece anew; and what is learned is the same."""
     Cut.shown.clear()
-    rows: dict[str, Trained] = {}
     for name in ("Toy", "Cut"):
         more: dict[str, Any] = {"model": f"tests.models.train.toy.{name}", "parallel": {"micro_batch": micro}}
-        rows[name] = run(tmp_path / name, samples=120, **more)
+        run(tmp_path / name, samples=120, **more)
     assert len(set(Cut.shown[-10:])) > 1
-    expected, found = (load_file(f"{rows[name].model}/model.safetensors") for name in ("Toy", "Cut"))
+    expected, found = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("Toy", "Cut"))
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
-    told = [[row["tokens_per_second"] / row["samples_per_second"] for row in one.curve] for one in rows.values()]
-    assert told[1] == pytest.approx(told[0])
 
 
 def test_an_objective_that_needs_a_scalar_which_the_model_lacks_is_refused_before_the_training(tmp_path: Path) -> None:
