@@ -120,6 +120,7 @@ def _one_of_many(call: dict[str, Any]) -> None:
             train_here(call)
     except SluiceError as error:
         fs, path = fsspec.core.url_to_fs(call["refused"])
+        fs.makedirs(fs._parent(path), exist_ok=True)  # what is refused at once had no checkpoint yet
         fs.pipe_file(path, str(error).encode())
         raise
 

@@ -157,6 +157,25 @@ def test_what_another_try_would_not_mend_is_refused_in_a_line(store: Store, shar
         trained(store, hopeless, [shards])
 
 
+def test_a_gang_that_starts_again_refuses_what_it_refused_before_it_had_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "batch = 15 does not divide over 2 processes"
+    refused = tmp_path / "root" / "clip" / "checkpoints" / "abc.refused"
+    tries: list[dict[str, Any]] = []
+
+    def refuse(call: dict[str, Any]) -> None:
+        tries.append(call)
+        raise SluiceError(said)
+
+    monkeypatch.setattr(gang, "train_here", refuse)
+    for _ in range(2):
+        with pytest.raises(SluiceError, match=said):
+            gang._one_of_many({"refused": str(refused), "elastic": False})
+    assert refused.read_text() == said
+    assert len(tries) == 1
+
+
 def test_a_store_that_does_not_answer_is_no_refusal(
     store: Store, shards: Generation, recipe: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
