@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,11 @@ def test_the_curve_of_several_seeds_is_their_mean_and_ends_at_the_last_sample(tm
 
 
 def test_seeds_become_their_mean_and_deviation_and_tasks_stay_apart(root: str) -> None:
-    shown = CliRunner().invoke(main, ["metrics", root, "--all"], catch_exceptions=False, terminal_width=200).output
+    runner = CliRunner(env={"COLUMNS": "200"})
+    shown = runner.invoke(main, ["metrics", root, "--all"], catch_exceptions=False).output
     lines = [re.split(r"\s{2,}", line.strip()) for line in shown.splitlines()]
-    assert ["birds", "linear_probe", "acc1", "10.0", "90.0 ± 2.0"] in lines
-    short = CliRunner().invoke(main, ["metrics", root], catch_exceptions=False, terminal_width=200).output
+    assert ["birds", "linear probe", "acc1", "10.0", "90.0 ± 2.0"] in lines
+    short = runner.invoke(main, ["metrics", root], catch_exceptions=False).output
     assert re.search(r"birds +acc1 +10.0 +60.0 ± 10.0 +25.0 ± 2.0\s", short)
     assert "90.0" not in short
 
@@ -69,11 +71,39 @@ def test_many_models_stand_below_each_other_in_a_table_for_each_task(tmp_path: P
     rows += [row("arm3", 0.75, set="talk", task="captioning", metric="cider", chance=None)]
     write_node(store, "comparison", {"all": {"metric": pa.Table.from_pylist(rows)}})
     write_run(store, ["comparison"])
-    shown = CliRunner().invoke(main, ["metrics", store.root], catch_exceptions=False, terminal_width=80).output
+    runner = CliRunner(env={"COLUMNS": "80"})
+    shown = runner.invoke(main, ["metrics", store.root], catch_exceptions=False).output
     assert re.search(
         r"birds, zeroshot_classification\nmodel +acc1\s*\narm0 +0\.0 ± 2\.0\s*\n(arm\d.*\n){6}chance +10\.0", shown
     )
     assert re.search(r"talk, captioning\nmodel +cider\s*\narm3 +75\.0 ± 2\.0\s*\nper cent", shown)
+
+
+@pytest.mark.parametrize(("columns", "abreast"), [(80, False), (200, True)])
+def test_names_and_numbers_stay_whole_however_wide_a_terminal_is(tmp_path: Path, columns: int, abreast: bool) -> None:
+    store = Store(str(tmp_path / "root"))
+    models = ["curated_clip", "random_clip", "raw_clip", "trusted_clip"]
+    metrics = [f"{of}_retrieval_recall@{k}" for of in ("image", "text") for k in (1, 5)]
+    scores = {(model, metric): (10 + n) / 100 for n, (model, metric) in enumerate(product(models, metrics))}
+    rows = [
+        row(model, value, set="retrieval", task="zeroshot_retrieval", metric=metric)
+        for (model, metric), value in scores.items()
+    ]
+    rows.append(row("scorer", 0.5, set="held_out", task="loss", metric="contrastive"))
+    write_node(store, "comparison", {"all": {"metric": pa.Table.from_pylist(rows)}})
+    write_run(store, ["comparison"])
+    for also in ([], ["--all"]):
+        shown = CliRunner(env={"COLUMNS": str(columns)}).invoke(main, ["metrics", store.root, *also]).output
+        assert max(map(len, shown.splitlines())) <= columns
+        assert "…" not in shown
+        for value in scores.values():
+            assert shown.count(f"{100 * value:.1f} ± 2.0") == 1
+        for model in models:
+            assert model in shown
+        for metric in ("recall@1", "recall@5"):
+            assert len(re.findall(rf"{metric}\b", shown)) == 2
+        assert ("scorer" in shown) is bool(also), "a model without a score has no column"
+        assert bool(re.search(" +".join(models), shown)) is abreast
 
 
 def test_the_page_draws_the_curves_and_the_metrics_and_nothing_hostile(root: str) -> None:
