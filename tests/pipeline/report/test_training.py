@@ -11,7 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
+from pipeline import cli
 from pipeline.cli import main
 from pipeline.report import report
 from pipeline.report.training import Curve, lines
@@ -55,24 +57,29 @@ def test_the_curve_of_several_seeds_is_their_mean_and_ends_at_the_last_sample(tm
     assert "1,000 samples, loss 2.000" in page
 
 
-def test_seeds_become_their_mean_and_deviation_and_tasks_stay_apart(root: str) -> None:
-    runner = CliRunner(env={"COLUMNS": "200"})
-    shown = runner.invoke(main, ["metrics", root, "--all"], catch_exceptions=False).output
+def shown_by_metrics(monkeypatch: pytest.MonkeyPatch, columns: int, *arguments: str) -> str:
+    monkeypatch.setattr(cli, "out", Console(width=columns))
+    return CliRunner().invoke(main, ["metrics", *arguments], catch_exceptions=False).output
+
+
+def test_seeds_become_their_mean_and_deviation_and_tasks_stay_apart(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = shown_by_metrics(monkeypatch, 200, root, "--all")
     lines = [re.split(r"\s{2,}", line.strip()) for line in shown.splitlines()]
     assert ["birds", "linear probe", "acc1", "10.0", "90.0 ± 2.0"] in lines
-    short = runner.invoke(main, ["metrics", root], catch_exceptions=False).output
+    short = shown_by_metrics(monkeypatch, 200, root)
     assert re.search(r"birds +acc1 +10.0 +60.0 ± 10.0 +25.0 ± 2.0\s", short)
     assert "90.0" not in short
 
 
-def test_many_models_stand_below_each_other_in_a_table_for_each_task(tmp_path: Path) -> None:
+def test_many_models_stand_below_each_other_in_a_table_for_each_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = Store(str(tmp_path / "root"))
     rows = [row(f"arm{number}", number / 10) for number in range(7)]
     rows += [row("arm3", 0.75, set="talk", task="captioning", metric="cider", chance=None)]
     write_node(store, "comparison", {"all": {"metric": pa.Table.from_pylist(rows)}})
     write_run(store, ["comparison"])
-    runner = CliRunner(env={"COLUMNS": "80"})
-    shown = runner.invoke(main, ["metrics", store.root], catch_exceptions=False).output
+    shown = shown_by_metrics(monkeypatch, 80, store.root)
     assert re.search(
         r"birds, zeroshot_classification\nmodel +acc1\s*\narm0 +0\.0 ± 2\.0\s*\n(arm\d.*\n){6}chance +10\.0", shown
     )
@@ -80,7 +87,9 @@ def test_many_models_stand_below_each_other_in_a_table_for_each_task(tmp_path: P
 
 
 @pytest.mark.parametrize(("columns", "abreast"), [(80, False), (200, True)])
-def test_names_and_numbers_stay_whole_however_wide_a_terminal_is(tmp_path: Path, columns: int, abreast: bool) -> None:
+def test_names_and_numbers_stay_whole_however_wide_a_terminal_is(
+    tmp_path: Path, columns: int, abreast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = Store(str(tmp_path / "root"))
     models = ["curated_clip", "random_clip", "raw_clip", "trusted_clip"]
     metrics = [f"{of}_retrieval_recall@{k}" for of in ("image", "text") for k in (1, 5)]
@@ -93,7 +102,7 @@ def test_names_and_numbers_stay_whole_however_wide_a_terminal_is(tmp_path: Path,
     write_node(store, "comparison", {"all": {"metric": pa.Table.from_pylist(rows)}})
     write_run(store, ["comparison"])
     for also in ([], ["--all"]):
-        shown = CliRunner(env={"COLUMNS": str(columns)}).invoke(main, ["metrics", store.root, *also]).output
+        shown = shown_by_metrics(monkeypatch, columns, store.root, *also)
         assert max(map(len, shown.splitlines())) <= columns
         assert "…" not in shown
         for value in scores.values():
